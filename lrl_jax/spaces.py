@@ -1,0 +1,172 @@
+"""Hashable action and observation spaces.
+
+Environments bring spaces of gymnax or Gymnasium; inside the library they are these two
+frozen dataclasses, which jitted functions can close over and settings can be compared by.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """Real vectors within bounds.
+
+    Attributes:
+        low: lower bound; a number, or one number for each entry (flattened, row major).
+        high: upper bound, alike.
+        shape: shape of one element.
+        dtype: name of a floating dtype.
+    """
+
+    low: Any
+    high: Any
+    shape: tuple[int, ...] = ()
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        shape = (self.shape,) if isinstance(self.shape, int) else tuple(int(d) for d in self.shape)
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "dtype", np.dtype(self.dtype).name)
+        for name in ("low", "high"):
+            bound = np.asarray(getattr(self, name), np.float64)
+            if bound.ndim and bound.shape != shape and bound.size != math.prod(shape):
+                raise ValueError(
+                    f"Box {name} has shape {bound.shape}, but the space has shape {shape}: "
+                    f"give one number or one for each entry."
+                )
+            flat = np.broadcast_to(bound.reshape(-1), (math.prod(shape),))
+            if np.isnan(flat).any():
+                raise ValueError(f"Box {name} contains NaN.")
+            object.__setattr__(self, name, tuple(float(x) for x in flat))
+        if any(lo > hi for lo, hi in zip(self.low, self.high, strict=True)):
+            raise ValueError(f"Box has low {self.low} above high {self.high}.")
+
+    @property
+    def dim(self) -> int:
+        """Number of entries of one element."""
+        return math.prod(self.shape)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether every bound is finite."""
+        return all(math.isfinite(x) for x in self.low + self.high)
+
+    @property
+    def low_array(self) -> np.ndarray:
+        """Lower bounds, array of the space's shape."""
+        return np.asarray(self.low, self.dtype).reshape(self.shape)
+
+    @property
+    def high_array(self) -> np.ndarray:
+        """Upper bounds, array of the space's shape."""
+        return np.asarray(self.high, self.dtype).reshape(self.shape)
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """Draw uniformly from a bounded space; consumes `key`. Returns an array of its shape."""
+        if not self.is_bounded:
+            raise ValueError(f"cannot sample uniformly from the unbounded space {self}: bound it.")
+        return jax.random.uniform(
+            key, self.shape, self.dtype, minval=self.low_array, maxval=self.high_array
+        )
+
+    def clip(self, x: jax.Array) -> jax.Array:
+        """Clip `[..., *shape]` to the bounds."""
+        return jnp.clip(x, self.low_array, self.high_array)
+
+    def __repr__(self) -> str:
+        def short(bound):
+            return f"{bound[0]:g}" if len(set(bound)) == 1 else str(list(bound))
+
+        if not self.dim:
+            return f"Box(shape={self.shape})"
+        return f"Box({short(self.low)}, {short(self.high)}, shape={self.shape})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Discrete:
+    """The integers 0 to n - 1.
+
+    Attributes:
+        n: number of elements.
+        dtype: name of an integer dtype.
+    """
+
+    n: int
+    dtype: str = "int32"
+
+    def __post_init__(self):
+        object.__setattr__(self, "n", int(self.n))
+        object.__setattr__(self, "dtype", np.dtype(self.dtype).name)
+        if self.n < 1:
+            raise ValueError(f"Discrete needs at least one element, got n={self.n}.")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one element: ()."""
+        return ()
+
+    @property
+    def dim(self) -> int:
+        """Width of the one-hot encoding of an element."""
+        return self.n
+
+    @property
+    def is_bounded(self) -> bool:
+        """Always true."""
+        return True
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """Draw uniformly; consumes `key`. Returns a scalar."""
+        return jax.random.randint(key, (), 0, self.n, self.dtype)
+
+    def clip(self, x: jax.Array) -> jax.Array:
+        """Clip to 0 .. n - 1."""
+        return jnp.clip(x, 0, self.n - 1)
+
+    def __repr__(self) -> str:
+        return f"Discrete({self.n})"
+
+
+Space = Box | Discrete
+
+
+@dataclasses.dataclass(frozen=True)
+class SameAsAction:
+    """Stands for "the level's own action space" where a level declares its input space."""
+
+
+def from_any(space: Any) -> Space:
+    """Convert a space of gymnax, Gymnasium or this library; refuse others by name.
+
+    Raises:
+        TypeError: for anything but a Box of floats or a Discrete that starts at 0.
+    """
+    if isinstance(space, Box | Discrete):
+        return space
+    kind = type(space).__name__
+    if kind == "Discrete":
+        if getattr(space, "start", 0):
+            raise TypeError(f"{space} starts at {space.start}: only Discrete from 0 is supported.")
+        return Discrete(int(space.n))
+    if kind == "Box":
+        dtype = np.dtype(space.dtype)
+        if not np.issubdtype(dtype, np.floating):
+            raise TypeError(f"Box of dtype {dtype} is not supported: use a Box of floats.")
+        dtype = jax.dtypes.canonicalize_dtype(dtype)
+        shape = tuple(int(d) for d in space.shape)
+        low, high = (
+            np.broadcast_to(np.asarray(b, np.float64), shape).reshape(-1)
+            for b in (space.low, space.high)
+        )
+        return Box(tuple(low), tuple(high), shape, dtype.name)
+    raise TypeError(
+        f"{kind} spaces are not supported: actions may be Box or Discrete, observations Box."
+    )
