@@ -1,0 +1,253 @@
+"""Replay as one ring per instance, written under a mask.
+
+An instance without a new row writes nothing, keeps its cursor, and keeps its rows in time order.
+Libraries write all rows or none, which a hierarchy cannot use: its levels decide at different
+times in different instances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from lrl_jax.buffers import packing
+
+_FIRST = "_first"  # the row does not continue the one before it in its ring
+
+
+@struct.dataclass
+class Buffer:
+    """Rings of rows.
+
+    Attributes:
+        words: packed rows, uint32 [capacity, n, W]; capacity is `buffer_size // n`.
+        cursor: where the next row goes, int32 [n].
+        size: rows stored, int32 [n].
+        layout: fields of a row (static).
+    """
+
+    words: jax.Array
+    cursor: jax.Array
+    size: jax.Array
+    layout: tuple[packing.Field, ...] = struct.field(pytree_node=False)
+
+    @property
+    def capacity(self) -> int:
+        """Rows one ring can hold."""
+        return self.words.shape[-3]
+
+    @property
+    def n_env_instances(self) -> int:
+        """Number of rings."""
+        return self.words.shape[-2]
+
+
+def create(example: Mapping[str, Any], n_env_instances: int, buffer_size: int) -> Buffer:
+    """Create empty rings.
+
+    Args:
+        example: one row of one instance: names to arrays or ShapeDtypeStructs.
+        n_env_instances: number of rings, n.
+        buffer_size: rows over all rings; each holds `buffer_size // n`.
+
+    Raises:
+        ValueError: if a ring could not hold a single row.
+    """
+    if n_env_instances < 1:
+        raise ValueError(f"n_env_instances must be at least 1, got {n_env_instances}.")
+    capacity = buffer_size // n_env_instances
+    if capacity < 1:
+        raise ValueError(
+            f"buffer_size={buffer_size} over {n_env_instances} instances leaves no row for each: "
+            f"use buffer_size >= {n_env_instances}."
+        )
+    layout = packing.make_layout({**example, _FIRST: jax.ShapeDtypeStruct((), jnp.bool_)})
+    return Buffer(
+        words=jnp.zeros((capacity, n_env_instances, layout[-1].stop), jnp.uint32),
+        cursor=jnp.zeros(n_env_instances, jnp.int32),
+        size=jnp.zeros(n_env_instances, jnp.int32),
+        layout=layout,
+    )
+
+
+def add(
+    buffer: Buffer,
+    rows: Mapping[str, Any],
+    mask: jax.Array | None = None,
+    first: jax.Array | None = None,
+) -> Buffer:
+    """Write one row for each instance in the mask.
+
+    Args:
+        buffer: the rings.
+        rows: fields [n, *shape].
+        mask: bool [n], all if None. Rows outside are sent out of range and dropped.
+        first: bool [n], the row does not continue the one before (a new episode, a reset).
+    """
+    n, capacity = buffer.n_env_instances, buffer.capacity
+    first = jnp.zeros(n, bool) if first is None else first
+    words = packing.pack(buffer.layout, {**rows, _FIRST: first})
+    step = jnp.ones(n, jnp.int32) if mask is None else mask.astype(jnp.int32)
+    where = buffer.cursor if mask is None else jnp.where(mask, buffer.cursor, capacity)
+    return buffer.replace(
+        words=buffer.words.at[where, jnp.arange(n)].set(words, mode="drop", unique_indices=True),
+        cursor=jax.lax.rem(buffer.cursor + step, capacity),
+        size=jnp.minimum(buffer.size + step, capacity),
+    )
+
+
+def n_rows(buffer: Buffer) -> jax.Array:
+    """Rows stored over all rings, int32 []."""
+    return buffer.size.sum()
+
+
+def _locate(buffer: Buffer, key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
+    """Draw rows uniformly; returns (instance [B], age rank [B], 0 the oldest)."""
+    ends = jnp.cumsum(buffer.size)
+    draw = jax.random.randint(key, (batch_size,), 0, jnp.maximum(ends[-1], 1))
+    instance = jnp.searchsorted(ends, draw, side="right").astype(jnp.int32)
+    instance = jnp.minimum(instance, buffer.n_env_instances - 1)
+    return instance, draw - (ends[instance] - buffer.size[instance])
+
+
+def _slot(buffer: Buffer, instance: jax.Array, rank: jax.Array) -> jax.Array:
+    """Where in its ring the row of that age rank lies."""
+    oldest = buffer.cursor[instance] - buffer.size[instance] + buffer.capacity
+    return jax.lax.rem(oldest + rank, buffer.capacity)
+
+
+def sample_ids(buffer: Buffer, key: jax.Array, batch_size: int) -> jax.Array:
+    """Draw row ids, int32 [B], uniformly over stored rows; consumes `key`.
+
+    An empty buffer gives the ids of empty rows: look at `n_rows` first.
+    """
+    instance, rank = _locate(buffer, key, batch_size)
+    return _slot(buffer, instance, rank) * buffer.n_env_instances + instance
+
+
+def gather(buffer: Buffer, ids: jax.Array) -> dict[str, jax.Array]:
+    """Read rows by id, [...] to a dict of [..., *shape]."""
+    words = buffer.words.reshape(-1, buffer.words.shape[-1])
+    rows = packing.unpack(buffer.layout, words.at[ids].get(mode="clip"))
+    del rows[_FIRST]
+    return rows
+
+
+def _column(buffer: Buffer, name: str, slot: jax.Array, instance: jax.Array) -> jax.Array:
+    field = next(f for f in buffer.layout if f.name == name)
+    return buffer.words[slot, instance, field.start] != 0
+
+
+def sample_partial_trajectories(
+    buffer: Buffer, key: jax.Array, batch_size: int, n_steps: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Draw pieces of trajectories, their first rows uniformly over stored rows.
+
+    A piece never crosses the end of an episode, a reset, the write cursor or another instance.
+
+    Args:
+        buffer: the rings.
+        key: consumed.
+        batch_size: number of pieces, B.
+        n_steps: rows a piece has at most.
+
+    Returns:
+        Row ids int32 [n_steps, B] (behind the end of a piece its last row is repeated), lengths
+        int32 [B], and a mask float32 [B, n_steps] that is 1 within the piece.
+
+    Raises:
+        ValueError: if a ring cannot hold `n_steps` rows.
+    """
+    if not 1 <= n_steps <= buffer.capacity:
+        raise ValueError(
+            f"partial trajectories of {n_steps} rows need rings of at least as many, but each of "
+            f"{buffer.n_env_instances} instances holds {buffer.capacity}: raise buffer_size to "
+            f"{n_steps * buffer.n_env_instances} or more."
+        )
+    instance, rank = _locate(buffer, key, batch_size)
+    ranks = rank[:, None] + jnp.arange(n_steps)  # [B, n_steps]
+    instances = jnp.broadcast_to(instance[:, None], ranks.shape)
+    slots = _slot(buffer, instances, ranks)
+    goes_on = ranks < buffer.size[instances]
+    if n_steps > 1:
+        ended = jnp.zeros((batch_size, n_steps - 1), bool)
+        for name in {"terminated", "truncated"} & {f.name for f in buffer.layout}:
+            ended |= _column(buffer, name, slots[:, :-1], instances[:, :-1])
+        ended |= _column(buffer, _FIRST, slots[:, 1:], instances[:, 1:])
+        goes_on = goes_on.at[:, 1:].set(goes_on[:, 1:] & ~ended)
+    mask = jnp.cumprod(goes_on.astype(jnp.int32), axis=1)
+    length = mask.sum(axis=1)
+    last = jnp.minimum(jnp.arange(n_steps), jnp.maximum(length[:, None] - 1, 0))
+    slots = jnp.take_along_axis(slots, last, axis=1)
+    ids = slots * buffer.n_env_instances + instances
+    return ids.T, length, mask.astype(jnp.float32)
+
+
+def _in_time_order(buffer: Buffer) -> tuple[np.ndarray, np.ndarray]:
+    """Instance and slot of every stored row, grouped by instance, oldest first (host)."""
+    size, cursor = np.asarray(buffer.size), np.asarray(buffer.cursor)
+    instance = np.repeat(np.arange(len(size)), size)
+    rank = np.concatenate([np.arange(s) for s in size]) if len(size) else np.zeros(0, int)
+    slot = (cursor[instance] - size[instance] + rank) % buffer.capacity
+    return instance, slot.astype(int)
+
+
+def stored(buffer: Buffer) -> dict[str, np.ndarray]:
+    """All stored rows as NumPy arrays [N, *shape], grouped by instance, in time order.
+
+    Adds `instance`, int [N]. Host only.
+    """
+    instance, slot = _in_time_order(buffer)
+    words = np.asarray(buffer.words)[slot, instance]
+    rows = packing.unpack(buffer.layout, jnp.asarray(words))
+    del rows[_FIRST]
+    return {"instance": instance, **{name: np.asarray(value) for name, value in rows.items()}}
+
+
+def clear(buffer: Buffer) -> Buffer:
+    """Forget all rows; the storage stays."""
+    return buffer.replace(
+        cursor=jnp.zeros_like(buffer.cursor), size=jnp.zeros_like(buffer.size)
+    )
+
+
+def redistribute(buffer: Buffer, n_env_instances: int, buffer_size: int) -> Buffer:
+    """Lay stored rows out anew over another number of rings; the oldest are dropped (host).
+
+    Rows that followed one another stay neighbours where a ring has room; where a piece is cut, the
+    next one is marked so that no trajectory runs across the seam.
+    """
+    first = next(f for f in buffer.layout if f.name == _FIRST)
+    example = {
+        f.name: jax.ShapeDtypeStruct(f.shape, jnp.dtype(f.dtype)) for f in buffer.layout[:-1]
+    }
+    new = create(example, n_env_instances, buffer_size)
+    instance, slot = _in_time_order(buffer)
+    words = np.asarray(buffer.words)[slot, instance]
+    size = np.asarray(buffer.size)
+    age = np.concatenate([np.arange(s)[::-1] for s in size]) if len(size) else np.zeros(0, int)
+    total = new.capacity * n_env_instances
+    keep = np.sort(np.argsort(age, kind="stable")[:total])
+    words, instance = words[keep], instance[keep]
+    per_ring = -(-len(words) // n_env_instances) if len(words) else 0
+    out = np.zeros(new.words.shape, np.uint32)
+    sizes = np.zeros(n_env_instances, np.int32)
+    for ring in range(n_env_instances):
+        piece = words[ring * per_ring : (ring + 1) * per_ring].copy()
+        if not len(piece):
+            break
+        owner = instance[ring * per_ring : (ring + 1) * per_ring]
+        seam = np.append(True, owner[1:] != owner[:-1])
+        piece[seam, first.start] = 1
+        out[: len(piece), ring] = piece
+        sizes[ring] = len(piece)
+    return new.replace(
+        words=jnp.asarray(out),
+        size=jnp.asarray(sizes),
+        cursor=jnp.asarray(sizes % new.capacity, jnp.int32),
+    )
