@@ -1,0 +1,384 @@
+"""A level that plans with a learned model: random at first, then model-predictive control."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from lrl_jax.levels.base import Level, LevelSpec, Row
+from lrl_jax.planners import ICEM, BlackboxPlanner, PlanState, PredictorRollout
+from lrl_jax.planners.blackbox import check_aux_rewards
+from lrl_jax.planners.common import check_choice, check_float, check_int
+from lrl_jax.spaces import Box, Discrete, Space
+
+# Rows of candidates that fill the matrix products of two cores.
+ROWS_PER_CHUNK = 1024
+
+DEFAULT_OPTIMIZER = ICEM(horizon=15)
+
+# Names under which rows hold the observations with the level's input appended.
+_SEEN, _SEEN_NEXT = "obs_and_input", "obs_next_and_input"
+
+
+@struct.dataclass
+class PlannerLearner:
+    """What a planner level shares over instances."""
+
+    ps: Any  # state of the predictor
+    n_total_env_steps: jax.Array  # [] float32
+    warm_up_steps: jax.Array  # [] float32
+    no_planning_steps: jax.Array  # [] float32
+    switch_planner_prob: jax.Array  # [] float32
+    switch_random_prob: jax.Array  # [] float32
+    resample_random_action_prob: jax.Array  # [] float32
+    predictor: Any = struct.field(pytree_node=False)
+    spec: LevelSpec = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class PlannerMemory:
+    """What a planner level keeps of one instance within an episode."""
+
+    plan_state: PlanState  # warm start of the next plan
+    plan: jax.Array  # [H, *A] plan behind the last decision; a random action held, if it was one
+    random_action: jax.Array  # [*A] action held in random mode
+    fresh: jax.Array  # [] bool, no random action has been drawn yet
+    planning_mode: jax.Array  # [] bool, mode of the last decision
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannerLevel(Level):
+    """Decides by planning with a learned predictor, and learns that predictor from its rows.
+
+    In evaluation it always plans. In training it acts at random while the total of environment
+    steps is below `warm_up_steps`, and plans from then on; with `alternate_with_noise` each
+    instance tosses its own coins instead (see `switch_planner_prob`); with `only_noise` it never
+    plans. Every episode starts in random mode, so with small switch probabilities and short
+    episodes little is planned. The predictor's reward is the reward per elapsed environment step.
+
+    Attributes:
+        predictor_factory: (mapped observation shape, action space) -> predictor; hashable.
+        optimizer: `CEM`, `ICEM` (the default, horizon 15) or, for a Discrete action space, `CategoricalCEM`.
+        deterministic: whether plans are rolled out without sampling.
+        mode: prediction of a mixture, its "heaviest" component or its "mean".
+        use_value, use_termination: whether the value of the last state and the probability of
+            termination enter the cost of a plan.
+        aux_rewards: pairs (weight, fn), fn(rollout, plans) -> [N], added to a plan's return.
+        buffer_size: rows of the replay buffer, over all instances.
+        update_interval, n_updates: updates owed: `n_updates` for each `update_interval` rows.
+        batch_size: partial trajectories in a batch of the value and the reward network.
+        model_batch_size: rows in a batch of the model.
+        warm_up_steps: total environment steps with random actions.
+        no_planning_steps: total environment steps until which `alternate_with_noise` stays random.
+        alternate_with_noise: whether instances alternate between planning and random actions.
+        only_noise: whether training acts at random only.
+        switch_planner_prob: probability, a decision, to go from random to planning.
+        switch_random_prob: probability, a decision, to go from planning to random.
+        resample_random_action_prob: probability that random mode draws a new action; else the
+            previous random action is held.
+        resample_on_end: random mode draws a new action at the start of an episode only.
+        stagger: first training episodes are cut at random multiples of a decision's length, so
+            that instances do not decide in lockstep; read by whoever steps the environment.
+        control_interval: rows after which control goes back to the level above; None: never.
+        full_row_env_steps: environment steps of a full row; shorter rows that did not terminate
+            are left out of the model's loss. None: all rows count.
+        chunk_size: instances that plan at a time; None becomes the least number that has 1,024
+            candidates together.
+        level_input_space: what a level above sends, appended to the observation that the
+            predictor sees (one-hot if Discrete). None: no input.
+    """
+
+    predictor_factory: Callable[[tuple[int, ...], Space], Any]
+    optimizer: Any = DEFAULT_OPTIMIZER
+    deterministic: bool = True
+    mode: str = "heaviest"
+    use_value: bool = False
+    use_termination: bool = False
+    aux_rewards: tuple[tuple[float, Callable], ...] = ()
+    buffer_size: int = 100_000
+    update_interval: int = 1
+    n_updates: int = 1
+    batch_size: int = 256
+    model_batch_size: int = 1024
+    warm_up_steps: float = 1000
+    no_planning_steps: float = 0
+    alternate_with_noise: bool = False
+    only_noise: bool = False
+    switch_planner_prob: float = 0.3
+    switch_random_prob: float = 0.3
+    resample_random_action_prob: float = 1.0
+    resample_on_end: bool = False
+    stagger: bool = False
+    control_interval: int | None = None
+    full_row_env_steps: int | None = None
+    chunk_size: int | None = None
+    level_input_space: Space | None = None
+
+    def __post_init__(self):
+        if not callable(self.predictor_factory):
+            raise TypeError(f"predictor_factory is not callable: {self.predictor_factory!r}.")
+        for name, least in (
+            ("buffer_size", 1),
+            ("update_interval", 1),
+            ("n_updates", 0),
+            ("batch_size", 1),
+            ("model_batch_size", 1),
+        ):
+            object.__setattr__(self, name, check_int(name, getattr(self, name), least))
+        for name in ("warm_up_steps", "no_planning_steps"):
+            check_float(name, getattr(self, name), 0.0)
+        for name in ("switch_planner_prob", "switch_random_prob", "resample_random_action_prob"):
+            check_float(name, getattr(self, name), 0.0, 1.0)
+        for name in ("control_interval", "full_row_env_steps", "chunk_size"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, check_int(name, getattr(self, name), 1))
+        check_choice("mode", self.mode, ("heaviest", "mean"))
+        object.__setattr__(self, "aux_rewards", check_aux_rewards(self.aux_rewards))
+        if self.level_input_space is not None and not isinstance(
+            self.level_input_space, Box | Discrete
+        ):
+            raise TypeError(f"level_input_space is no Box or Discrete: {self.level_input_space!r}.")
+        if self.chunk_size is None:
+            rows = getattr(self.optimizer, "num_samples", ROWS_PER_CHUNK)
+            object.__setattr__(self, "chunk_size", math.ceil(ROWS_PER_CHUNK / rows))
+
+    @property
+    def acts_randomly(self) -> bool:
+        """Whether training ever chooses random actions."""
+        return self.warm_up_steps > 0 or self.alternate_with_noise or self.only_noise
+
+    def input_space(self) -> Space | None:
+        """Space of what the level above sends; None if the level needs no input."""
+        return self.level_input_space
+
+    def check(self, spec: LevelSpec) -> None:
+        """Raise a ValueError or TypeError if the level does not fit its place."""
+        self.optimizer.check(spec.action_space)
+        if self.acts_randomly and not spec.action_space.is_bounded:
+            raise ValueError(
+                f"random actions cannot be drawn from the unbounded {spec.action_space}: bound it, "
+                f"or use warm_up_steps=0 with neither alternate_with_noise nor only_noise."
+            )
+
+    def init_learner(self, key: jax.Array, spec: LevelSpec) -> PlannerLearner:
+        """Create the predictor for this place; consumes `key`."""
+        self.check(spec)
+        shape = spec.obs_shape
+        if self.level_input_space is not None:
+            shape = (math.prod(shape) + self.level_input_space.dim,)
+        predictor = self.predictor_factory(shape, spec.action_space)
+        return PlannerLearner(
+            ps=predictor.init(key),
+            n_total_env_steps=jnp.zeros((), jnp.float32),
+            predictor=predictor,
+            spec=spec,
+            **{
+                name: jnp.array(getattr(self, name), jnp.float32)
+                for name in (
+                    "warm_up_steps",
+                    "no_planning_steps",
+                    "switch_planner_prob",
+                    "switch_random_prob",
+                    "resample_random_action_prob",
+                )
+            },
+        )
+
+    def init_memory(self, learner: PlannerLearner) -> PlannerMemory:
+        """Memory at the start of an episode."""
+        space = learner.spec.action_space
+        shape = (self.optimizer.horizon, *space.shape)
+        return PlannerMemory(
+            plan_state=self.optimizer.init(space),
+            plan=jnp.zeros(shape, space.dtype),
+            random_action=jnp.zeros(space.shape, space.dtype),
+            fresh=jnp.ones((), bool),
+            planning_mode=jnp.zeros((), bool),
+        )
+
+    def observe_env_steps(self, learner: PlannerLearner, n_total_env_steps: jax.Array):
+        """Tell learner and predictor the total of environment steps, float32."""
+        return learner.replace(
+            n_total_env_steps=n_total_env_steps,
+            ps=learner.predictor.observe_env_steps(learner.ps, n_total_env_steps),
+        )
+
+    def prepare(
+        self,
+        learner: PlannerLearner,
+        memory: PlannerMemory,
+        obs: jax.Array,
+        level_input: Any,
+        key: jax.Array,
+        *,
+        parent: Any,
+        training: bool,
+    ) -> tuple[jax.Array, PlannerMemory, jax.Array]:
+        """Cheap first half of a decision: toss the coins, and draw the action in random mode.
+
+        `act` is needed only where the last of the results is true, and then takes the memory
+        returned here. Consumes `key`.
+
+        Returns:
+            action (final in random mode), memory, and a bool: whether the instance plans.
+        """
+        del obs, level_input, parent
+        space = learner.spec.action_space
+        if not training or not space.is_bounded:
+            planning = jnp.ones((), bool)
+            return memory.random_action, memory.replace(planning_mode=planning), planning
+        key_mode, key_redraw, key_action = jax.random.split(key, 3)
+        planning = self._next_mode(learner, memory, key_mode)
+        redraw = memory.fresh
+        if not self.resample_on_end:
+            coin = jax.random.uniform(key_redraw)
+            redraw |= coin < learner.resample_random_action_prob
+        drawn = jnp.where(redraw, space.sample(key_action), memory.random_action)
+        action = jnp.where(planning, memory.random_action, drawn)
+        # A random decision makes the kept plan worthless.
+        plan_state = jax.tree.map(
+            lambda kept, new: jnp.where(planning, kept, new),
+            memory.plan_state,
+            self.optimizer.init(space),
+        )
+        memory = memory.replace(
+            plan_state=plan_state,
+            plan=jnp.where(planning, memory.plan, action),
+            random_action=action,
+            fresh=memory.fresh & planning,
+            planning_mode=planning,
+        )
+        return action, memory, planning
+
+    def _next_mode(self, learner, memory, key):
+        """Whether the instance plans now, [] bool; consumes `key`."""
+        if self.only_noise:
+            return jnp.zeros((), bool)
+        steps = learner.n_total_env_steps
+        planning = jnp.ones((), bool)
+        if self.alternate_with_noise:
+            coin = jax.random.uniform(key)
+            to_planning = (coin < learner.switch_planner_prob) & (steps > learner.no_planning_steps)
+            planning = jnp.where(
+                memory.planning_mode, coin >= learner.switch_random_prob, to_planning
+            )
+        return planning & (steps >= learner.warm_up_steps)
+
+    def act(
+        self,
+        learner: PlannerLearner,
+        memory: PlannerMemory,
+        obs: jax.Array,
+        level_input: Any,
+        key: jax.Array,
+        *,
+        parent: Any,
+        training: bool,
+    ) -> tuple[jax.Array, PlannerMemory]:
+        """Plan, starting from the kept plan moved by one step; consumes `key`.
+
+        It plans in any mode: random decisions are made by `prepare`.
+        """
+        del parent, training
+        planner = self._planner(learner)
+        s, c = learner.predictor.encode(learner.ps, self._seen(obs, level_input)[None])
+        plan, plan_state, _ = planner.plan(
+            (learner.ps, s, c),
+            planner.shift(memory.plan_state),
+            key,
+            learner.spec.action_space,
+        )
+        plan = plan.astype(memory.plan.dtype)
+        memory = memory.replace(plan_state=plan_state, plan=plan, planning_mode=jnp.ones((), bool))
+        return plan[0], memory
+
+    def planned_states(
+        self,
+        learner: PlannerLearner,
+        memory: PlannerMemory,
+        obs: jax.Array,
+        level_input: Any = None,
+    ) -> jax.Array:
+        """Latent states [H+1, D] that the kept plan leads to from `obs`, without sampling.
+
+        With an ensemble, the mean over its members.
+        """
+        s, c = learner.predictor.encode(learner.ps, self._seen(obs, level_input)[None])
+        rollout_fn = PredictorRollout(learner.predictor, True, self.mode, False, False)
+        rollout = rollout_fn((learner.ps, s, c), memory.plan[None], jax.random.key(0))
+        return rollout.state[0].mean((0, 1))
+
+    def row_fields(self, memory: PlannerMemory, row: Row) -> dict[str, jax.Array]:
+        """Mode in which the row's action was chosen; observations with the input, if any."""
+        fields = {"planning_mode": memory.planning_mode}
+        if self.level_input_space is not None:
+            fields[_SEEN] = self._seen(row.obs, row.level_input)
+            fields[_SEEN_NEXT] = self._seen(row.obs_next, row.level_input)
+        return fields
+
+    def reward(self, learner: PlannerLearner, parent: Any, rows: Row) -> jax.Array:
+        """Accumulated reward per elapsed environment step, [B]."""
+        del learner, parent
+        return rows["rew"] / jnp.maximum(rows["elapsed_env_steps"], 1)
+
+    def learn(
+        self, learner: PlannerLearner, buffer: Any, key: jax.Array, *, parent: Any
+    ) -> tuple[PlannerLearner, dict[str, jax.Array]]:
+        """Make one update of the predictor, which draws from the key in its own state."""
+        del key
+        ps, (loss, info) = learner.predictor.learn(
+            learner.ps,
+            self._as_seen(buffer),
+            1,
+            self.batch_size,
+            self.model_batch_size,
+            learner.n_total_env_steps,
+            reward_fn=lambda rows: self.reward(learner, parent, rows),
+            model_mask_fn=None if self.full_row_env_steps is None else self._is_full,
+        )
+        metrics = {name: jnp.float32(value) for name, value in {"loss": loss, **info}.items()}
+        return learner.replace(ps=ps), metrics
+
+    def _is_full(self, rows):
+        """Rows [B] that tell the model about a full decision or an end, bool."""
+        return (rows["elapsed_env_steps"] >= self.full_row_env_steps) | rows["terminated"]
+
+    def _planner(self, learner):
+        rollout_fn = PredictorRollout(
+            learner.predictor, self.deterministic, self.mode, self.use_value, self.use_termination
+        )
+        return BlackboxPlanner(
+            self.optimizer,
+            rollout_fn,
+            aux_rewards=self.aux_rewards,
+            use_value=self.use_value,
+            use_termination=self.use_termination,
+        )
+
+    def _seen(self, obs, level_input):
+        """Observation of the predictor, with the level's input appended."""
+        if self.level_input_space is None:
+            return obs
+        if isinstance(self.level_input_space, Discrete):
+            level_input = jax.nn.one_hot(level_input, self.level_input_space.n)
+        return jnp.concatenate([obs.reshape(-1), level_input.reshape(-1).astype(obs.dtype)])
+
+    def _as_seen(self, buffer):
+        """The buffer with the predictor's observations under their usual names.
+
+        Only names change: a copy of the stored rows would cost more than an update.
+        """
+        if self.level_input_space is None:
+            return buffer
+        names = {"obs": "_obs", "obs_next": "_obs_next", _SEEN: "obs", _SEEN_NEXT: "obs_next"}
+        layout = tuple(
+            dataclasses.replace(field, name=names.get(field.name, field.name))
+            for field in buffer.layout
+        )
+        return buffer.replace(layout=layout)

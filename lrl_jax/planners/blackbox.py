@@ -1,0 +1,255 @@
+"""Planning with a model that is only ever rolled out: costs of plans, known and learned models."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from lrl_jax.planners.common import PlanState, check_float
+from lrl_jax.spaces import Space
+
+
+@struct.dataclass
+class Rollout:
+    """Predicted outcome of N plans under M models with P particles each.
+
+    Predictors may return a class of their own with these fields.
+    """
+
+    state: Any  # [N, M, P, H+1, D], or a pytree of [N, M, P, H+1, ...] for a known model
+    rew: jax.Array  # [N, M, P, H]
+    term_prob: jax.Array | None = None  # [N, M, P, H] probability to end at that step
+    value: jax.Array | None = None  # [N, M, P] of the last state
+
+
+AuxReward = Callable[[Any, jax.Array], jax.Array]
+
+
+def plan_cost(
+    rollout: Any,
+    plans: jax.Array,
+    *,
+    use_value: bool = False,
+    use_termination: bool = True,
+    aux_rewards: tuple[tuple[float, AuxReward], ...] = (),
+) -> jax.Array:
+    """Cost of plans from their predicted outcomes.
+
+    Minus the undiscounted sum over the horizon of reward h times the probability of being alive
+    before step h, minus, with `use_value`, the probability of being alive at the end times the
+    value of the last state; averaged over models and particles; minus the auxiliary rewards.
+
+    Args:
+        rollout: `Rollout`, or anything with its fields.
+        plans: [N, H, *A].
+        use_value: whether the value of the last state counts.
+        use_termination: whether termination probabilities count; else all plans stay alive.
+        aux_rewards: pairs (weight, fn), fn(rollout, plans) -> [N].
+
+    Returns:
+        [N] float32.
+
+    Raises:
+        ValueError: if a field that is asked for is missing or has the wrong shape.
+    """
+    rew = rollout.rew
+    if rew.ndim != 4 or rew.shape[0] != plans.shape[0] or rew.shape[3] != plans.shape[1]:
+        raise ValueError(
+            f"rewards of shape {rew.shape} do not fit {plans.shape[0]} plans of {plans.shape[1]} "
+            f"steps: a rollout's rew is [N, models, particles, horizon]."
+        )
+    end = 1.0
+    if use_termination:
+        if rollout.term_prob is None:
+            raise ValueError("use_termination needs a rollout with term_prob; it is None.")
+        alive = jnp.cumprod(1.0 - rollout.term_prob, axis=-1)
+        end = alive[..., -1]
+        before = jnp.concatenate([jnp.ones_like(alive[..., :1]), alive[..., :-1]], -1)
+        # Where nothing is left alive a reward counts for nothing, whatever the model makes of it.
+        rew = jnp.where(before > 0, rew * before, 0.0)
+    ret = rew.sum(-1)
+    if use_value:
+        if rollout.value is None:
+            raise ValueError("use_value needs a rollout with value; it is None.")
+        ret = ret + jnp.where(end > 0, end * rollout.value, 0.0)
+    cost = -ret.mean((1, 2))
+    for weight, fn in aux_rewards:
+        extra = fn(rollout, plans)
+        if extra.shape != cost.shape:
+            raise ValueError(
+                f"auxiliary reward {getattr(fn, '__name__', fn)} has shape {extra.shape}, "
+                f"expected one number a plan, {cost.shape}."
+            )
+        cost = cost - weight * extra
+    return cost
+
+
+def ensemble_disagreement(rollout: Any, plans: jax.Array) -> jax.Array:
+    """Auxiliary reward [N]: variance over models of the mean predicted state.
+
+    Averaged over particles first, summed over state entries and steps; 0 with a single model.
+    """
+    del plans
+    total = jnp.zeros(rollout.rew.shape[0])
+    for state in jax.tree.leaves(rollout.state):
+        state = state.reshape(*state.shape[:4], -1)
+        total += state.mean(2).var(1)[:, 1:].sum((1, 2))
+    return total
+
+
+def check_aux_rewards(aux_rewards: Any) -> tuple[tuple[float, AuxReward], ...]:
+    """Return pairs (weight, function) as a tuple of tuples; TypeError or ValueError otherwise."""
+    pairs = []
+    for pair in aux_rewards:
+        try:
+            weight, fn = pair
+        except (TypeError, ValueError):
+            raise TypeError(f"aux_rewards holds pairs (weight, function), got {pair!r}.") from None
+        if not callable(fn):
+            raise TypeError(f"the auxiliary reward {fn!r} is not callable: give (weight, fn).")
+        pairs.append((check_float("weight of an auxiliary reward", weight), fn))
+    return tuple(pairs)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlackboxPlanner:
+    """An optimiser of plans together with the model it rolls them out in.
+
+    Written for one instance; map it with `jax.vmap`.
+
+    Attributes:
+        optimizer: `CEM`, `ICEM` or `CategoricalCEM`.
+        rollout_fn: (context, plans [N, H, *A], key) -> `Rollout`; a hashable callable.
+            `context` is what the caller of `plan` gives: the state of a known model, or
+            (parameters, latent state, context) of a predictor. The key is the same for all
+            iterations of a plan, so that candidates meet the same chance events.
+        aux_rewards: pairs (weight, fn), fn(rollout, plans) -> [N] added to the return.
+        use_value: whether the value of the last state counts.
+        use_termination: whether predicted terminations count; None: where a rollout has them.
+    """
+
+    optimizer: Any
+    rollout_fn: Callable[[Any, jax.Array, jax.Array], Any]
+    aux_rewards: tuple[tuple[float, AuxReward], ...] = ()
+    use_value: bool = False
+    use_termination: bool | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "aux_rewards", check_aux_rewards(self.aux_rewards))
+        if not callable(self.rollout_fn):
+            raise TypeError(f"rollout_fn is not callable: {self.rollout_fn!r}.")
+        for name in ("init", "plan", "shift"):
+            if not callable(getattr(self.optimizer, name, None)):
+                raise TypeError(
+                    f"optimizer {self.optimizer!r} has no method {name}: give CEM, ICEM or "
+                    f"CategoricalCEM."
+                )
+
+    def init(self, space: Space) -> PlanState:
+        """State before the first plan."""
+        return self.optimizer.init(space)
+
+    def shift(self, plan_state: PlanState) -> PlanState:
+        """Warm start of the next decision: move the kept plan by one step."""
+        return self.optimizer.shift(plan_state)
+
+    def cost(self, context: Any, plans: jax.Array, key: jax.Array) -> jax.Array:
+        """Costs [N] of plans [N, H, *A]; consumes `key`."""
+        rollout = self.rollout_fn(context, plans, key)
+        use_termination = self.use_termination
+        if use_termination is None:
+            use_termination = rollout.term_prob is not None
+        return plan_cost(
+            rollout,
+            plans,
+            use_value=self.use_value,
+            use_termination=use_termination,
+            aux_rewards=self.aux_rewards,
+        )
+
+    def plan(
+        self, context: Any, plan_state: PlanState, key: jax.Array, space: Space
+    ) -> tuple[jax.Array, PlanState, dict[str, jax.Array]]:
+        """Search for a good plan from `context`; consumes `key`.
+
+        Returns:
+            plan [H, *A], the new state, the optimiser's scalars.
+        """
+        key, key_cost = jax.random.split(key)
+        return self.optimizer.plan(
+            lambda plans: self.cost(context, plans, key_cost), plan_state, key, space
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownModelRollout:
+    """`rollout_fn` of a known, deterministic model; the context is the state of one instance.
+
+    Attributes:
+        step_fn: (state, action) -> (next state, reward, probability to end), of one instance;
+            the state is any pytree.
+        value_fn: state -> value, or None.
+    """
+
+    step_fn: Callable[[Any, jax.Array], tuple[Any, jax.Array, jax.Array]]
+    value_fn: Callable[[Any], jax.Array] | None = None
+
+    def __call__(self, context: Any, plans: jax.Array, key: jax.Array) -> Rollout:
+        """Roll out plans [N, H, *A] with M = P = 1; `key` is not used."""
+        del key
+        n = plans.shape[0]
+        start = jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *jnp.shape(x))), context)
+
+        def step(state, action):
+            following, reward, term_prob = jax.vmap(self.step_fn)(state, action)
+            following = jax.tree.map(lambda new, old: new.astype(old.dtype), following, state)
+            return following, (following, jnp.float32(reward), jnp.float32(term_prob))
+
+        end, (states, rew, term_prob) = jax.lax.scan(step, start, jnp.moveaxis(plans, 1, 0))
+        value = None if self.value_fn is None else jax.vmap(self.value_fn)(end)[:, None, None]
+        states = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, states)
+
+        def arrange(x):
+            return jnp.moveaxis(x, 0, 1)[:, None, None]
+
+        return Rollout(jax.tree.map(arrange, states), arrange(rew), arrange(term_prob), value)
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictorRollout:
+    """`rollout_fn` of a learned model; the context is (ps, s [1, D], c [1, C]).
+
+    Attributes:
+        predictor: what `rollout_latent` is called of.
+        deterministic: whether states follow the model's prediction instead of samples of it.
+        mode: prediction of a mixture, its "heaviest" component or its "mean".
+        with_value: whether the value of the last state is computed.
+        with_termination: whether termination probabilities are computed.
+    """
+
+    predictor: Any
+    deterministic: bool = True
+    mode: str = "heaviest"
+    with_value: bool = False
+    with_termination: bool = True
+
+    def __call__(self, context: Any, plans: jax.Array, key: jax.Array) -> Any:
+        """Roll out plans [N, H, *A]; consumes `key` unless deterministic."""
+        ps, s, c = context
+        n = plans.shape[0]
+        return self.predictor.rollout_latent(
+            ps,
+            jnp.broadcast_to(s, (n, s.shape[-1])),
+            jnp.broadcast_to(c, (n, c.shape[-1])),
+            plans,
+            key=None if self.deterministic else key,
+            deterministic=self.deterministic,
+            mode=self.mode,
+            with_value=self.with_value,
+            with_termination=self.with_termination,
+        )

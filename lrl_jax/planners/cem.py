@@ -1,0 +1,341 @@
+"""The cross-entropy method over continuous plans, with the improvements of iCEM as settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.scipy.special import ndtr, ndtri
+
+from lrl_jax.planners import common
+from lrl_jax.planners.common import Best, CostFn, PlanState
+from lrl_jax.planners.noise import colouring_matrix
+from lrl_jax.spaces import Box
+
+SAMPLING = ("clip", "truncated_normal")
+
+
+@struct.dataclass
+class _Search:
+    """Carry of the iterations; F is the flattened action's size, E the number of kept elites."""
+
+    mean: jax.Array  # [H, F]
+    std: jax.Array  # [H, F]
+    kept: jax.Array  # [E, H, F]
+    has_kept: jax.Array  # [] bool
+    best: Best  # plan [H, F]
+
+
+@dataclasses.dataclass(frozen=True)
+class CEM:
+    """Cross-entropy method (Rubinstein 1999): sample plans, refit a Gaussian to the cheapest.
+
+    Written for one instance; map it with `jax.vmap`. Plans have shape [H, *A] with H the horizon
+    and A the shape of an action. With the defaults this is plain CEM; `ICEM` has the same
+    settings with other defaults.
+
+    Attributes:
+        horizon: steps H of a plan.
+        num_samples: candidates N of an iteration (of the first one, with `sample_decay`).
+        elite_ratio: int(N * elite_ratio) candidates are elites; at least 2 are needed.
+        n_iterations: refits.
+        sigma: initial std at every plan. In units of half the width of the bounds where both are
+            finite, else in units of the action. One number, or one for each action entry.
+        alpha: momentum, new = alpha * old + (1 - alpha) * elites', of mean and std (n - 1).
+        return_mode: "mean" of the last fit, "best" candidate evaluated, or a "sample" of the
+            last fit.
+        sampling: "clip" normal draws to the bounds, or draw from the "truncated_normal".
+        noise_beta: power-law exponent of the noise over the steps of a plan; 0 is white.
+        keep_elites: fraction of the elites that stay candidates in the next iteration.
+        shift_elites: fraction of the elites that are candidates at the next decision, moved by a
+            step. The last step is new. Kept plans take the place of draws.
+        sample_decay: iteration i has max(2 * elites, int(N * sample_decay**-i)) candidates. Above
+            1 the iterations are unrolled, so that compile time grows with their number.
+        mean_candidate: whether the mean is a candidate in the last iteration.
+
+    Raises:
+        ValueError: for settings out of range. TypeError: for settings of another type.
+    """
+
+    horizon: int
+    num_samples: int = 256
+    elite_ratio: float = 0.05
+    n_iterations: int = 6
+    sigma: float | tuple[float, ...] = 1.0
+    alpha: float = 0.1
+    return_mode: str = "mean"
+    sampling: str = "clip"
+    noise_beta: float = 0.0
+    keep_elites: float = 0.0
+    shift_elites: float = 0.0
+    sample_decay: float = 1.0
+    mean_candidate: bool = False
+
+    space_type: ClassVar[type] = Box
+
+    def __post_init__(self):
+        def put(name, value):
+            object.__setattr__(self, name, value)
+
+        put("horizon", common.check_int("horizon", self.horizon, 1))
+        put("num_samples", common.check_int("num_samples", self.num_samples, 2))
+        put("n_iterations", common.check_int("n_iterations", self.n_iterations, 1))
+        ratio = common.check_float("elite_ratio", self.elite_ratio, 0.0, 1.0, above=True)
+        put("elite_ratio", ratio)
+        put("alpha", common.check_float("alpha", self.alpha, 0.0, 1.0))
+        put("noise_beta", common.check_float("noise_beta", self.noise_beta))
+        put("keep_elites", common.check_float("keep_elites", self.keep_elites, 0.0, 1.0))
+        put("shift_elites", common.check_float("shift_elites", self.shift_elites, 0.0, 1.0))
+        put("sample_decay", common.check_float("sample_decay", self.sample_decay, 1.0))
+        common.check_choice("return_mode", self.return_mode, common.RETURN_MODES)
+        common.check_choice("sampling", self.sampling, SAMPLING)
+        if np.ndim(self.sigma):
+            sigma = tuple(
+                common.check_float("sigma", s, 0.0, above=True) for s in np.ravel(self.sigma)
+            )
+        else:
+            sigma = common.check_float("sigma", self.sigma, 0.0, above=True)
+        put("sigma", sigma)
+        _ = self.n_elites
+        least = self.n_shifted + int(self.mean_candidate)
+        if max(self.n_kept + int(self.mean_candidate), least) >= min(self.population):
+            raise ValueError(
+                f"{self.n_elites} elites kept among {min(self.population)} candidates leave no "
+                f"new ones: lower elite_ratio={self.elite_ratio}, "
+                f"keep_elites={self.keep_elites} or shift_elites={self.shift_elites}."
+            )
+
+    @property
+    def n_elites(self) -> int:
+        """Number of elites of an iteration."""
+        return common.n_elites(self.num_samples, self.elite_ratio)
+
+    @property
+    def n_kept(self) -> int:
+        """Elites that go into the next iteration."""
+        return math.ceil(self.n_elites * self.keep_elites)
+
+    @property
+    def n_shifted(self) -> int:
+        """Elites that go into the next decision."""
+        return math.ceil(self.n_elites * self.shift_elites)
+
+    @property
+    def population(self) -> tuple[int, ...]:
+        """Number of candidates of each iteration."""
+        return tuple(
+            common.population_sizes(
+                self.num_samples, self.sample_decay, self.n_iterations, 2 * self.n_elites
+            )
+        )
+
+    def check(self, space: Box) -> None:
+        """Raise a TypeError or ValueError if plans over `space` are not for this optimiser."""
+        if not isinstance(space, Box):
+            raise TypeError(
+                f"{type(self).__name__} plans over a Box, got {space!r}: "
+                f"use CategoricalCEM for a Discrete space."
+            )
+        if isinstance(self.sigma, tuple) and len(self.sigma) != space.dim:
+            raise ValueError(
+                f"sigma has {len(self.sigma)} entries, but an action has {space.dim}: "
+                f"give one number or one for each entry."
+            )
+
+    def init(self, space: Box) -> PlanState:
+        """State before the first plan: the mean is the centre of the bounds, or 0 without."""
+        self.check(space)
+        low, high = _bounds(space)
+        with np.errstate(invalid="ignore"):
+            middle = np.where(_is_bounded(low, high), (low + high) / 2, np.clip(0.0, low, high))
+        shape = (self.horizon, *space.shape)
+        return PlanState(
+            mean=jnp.broadcast_to(middle.astype(np.float32).reshape(space.shape), shape),
+            elites=jnp.zeros((self.n_shifted, *shape), jnp.float32),
+            has_elites=jnp.zeros((), bool),
+        )
+
+    def shift(self, plan_state: PlanState) -> PlanState:
+        """Warm start of the next decision: move the kept plan by one step."""
+        return common.shift(plan_state)
+
+    def plan(
+        self, cost_fn: CostFn, plan_state: PlanState, key: jax.Array, space: Box
+    ) -> tuple[jax.Array, PlanState, dict[str, jax.Array]]:
+        """Search for a cheap plan, starting from the kept one.
+
+        Args:
+            cost_fn: maps plans [N, H, *A] to costs [N]. A cost that is not finite never wins.
+            plan_state: from `init`, `shift` or an earlier call.
+            key: consumed.
+            space: what a step of a plan is in.
+
+        Returns:
+            plan [H, *A] within the bounds, the new state, and scalars: `cost` of the best
+            candidate, `elite_cost` (mean of the last elites), `std` (mean of the last fit).
+        """
+        self.check(space)
+        key, key_sample = jax.random.split(key)
+        last_fit, elite_cost = self._iterate(cost_fn, plan_state, key, space)
+        plan = self._choose(last_fit, key_sample, space)
+        shape = (self.horizon, *space.shape)
+        elites = last_fit.kept[: self.n_shifted].reshape(self.n_shifted, *shape)
+        new_state = PlanState(last_fit.mean.reshape(shape), elites, last_fit.has_kept)
+        info = {
+            "cost": last_fit.best.cost,
+            "elite_cost": elite_cost,
+            "std": last_fit.std.mean(),
+        }
+        return plan.reshape(shape), new_state, info
+
+    def _iterate(self, cost_fn, plan_state, key, space):
+        """Run all iterations. Returns the last _Search and the mean cost of its elites."""
+        horizon, entries = self.horizon, space.dim
+        mean = plan_state.mean.reshape(horizon, entries)
+        std = jnp.broadcast_to(_initial_std(self.sigma, space), mean.shape)
+        # One array serves both ways of keeping elites, so its size is that of the larger one.
+        n_rows = max(self.n_kept, self.n_shifted)
+        kept = jnp.zeros((n_rows, horizon, entries), jnp.float32)
+        kept = kept.at[: self.n_shifted].set(
+            plan_state.elites.reshape(self.n_shifted, horizon, entries)
+        )
+        best = Best(mean, jnp.full((), jnp.inf, jnp.float32))
+        search = _Search(mean, std, kept, plan_state.has_elites, best)
+        keys = jax.random.split(key, self.n_iterations)
+        sizes = self.population
+
+        def step(search, key, first, last, size):
+            return self._refit(cost_fn, search, key, space, first=first, last=last, size=size)
+
+        if len(set(sizes)) > 1:
+            elite_cost = jnp.zeros(())
+            for i, size in enumerate(sizes):
+                last = i == self.n_iterations - 1
+                search, elite_cost = step(search, keys[i], i == 0, last, size)
+            return search, elite_cost
+
+        def body(search, x):
+            key, i = x
+            return step(search, key, i == 0, i == self.n_iterations - 1, sizes[0])
+
+        search, elite_cost = jax.lax.scan(body, search, (keys, jnp.arange(self.n_iterations)))
+        return search, elite_cost[-1]
+
+    def _refit(self, cost_fn, search, key, space, *, first, last, size):
+        """One iteration: draw, evaluate, fit. `first` and `last` may be traced."""
+        fresh = self._draw(search.mean, search.std, key, size, space)
+        candidates = self._keep(search, fresh, first, last)
+        plans = candidates.reshape(size, self.horizon, *space.shape)
+        cost = common.finite_costs(cost_fn(plans), size)
+        elites, elite_cost = common.select_elites(candidates, cost, self.n_elites)
+        # Elites without a finite cost count for nothing; the fit stays where fewer than two are
+        # left to take a std from.
+        weight = jnp.isfinite(elite_cost)[:, None, None]
+        number = weight.sum().astype(jnp.float32)
+        centre = jnp.where(weight, elites, 0.0).sum(0) / jnp.maximum(number, 1.0)
+        square = jnp.where(weight, (elites - centre) ** 2, 0.0).sum(0)
+        spread = jnp.sqrt(square / jnp.maximum(number - 1.0, 1.0))
+        mix = jnp.float32(self.alpha)
+        n_rows = search.kept.shape[0]
+        enough = number >= 2
+        search = _Search(
+            mean=jnp.where(enough, mix * search.mean + (1 - mix) * centre, search.mean),
+            std=jnp.where(enough, mix * search.std + (1 - mix) * spread, search.std),
+            kept=jnp.where(enough, elites[:n_rows], search.kept),
+            has_kept=enough | search.has_kept,
+            best=common.update_best(search.best, elites[0], elite_cost[0]),
+        )
+        finite = jnp.isfinite(elite_cost)
+        mean_cost = jnp.where(finite, elite_cost, 0.0).sum() / jnp.maximum(number, 1.0)
+        return search, jnp.where(number > 0, mean_cost, jnp.inf)
+
+    def _keep(self, search, fresh, first, last):
+        """Put kept plans and the mean in the place of the first draws."""
+        candidates = fresh
+        if self.n_shifted:
+            # What was the end of the horizon is new ground after the shift.
+            shifted = search.kept[: self.n_shifted].at[:, -1].set(fresh[: self.n_shifted, -1])
+            candidates = common.insert_rows(candidates, shifted, first & search.has_kept)
+        if self.n_kept:
+            use = jnp.logical_not(first) & search.has_kept
+            candidates = common.insert_rows(candidates, search.kept[: self.n_kept], use)
+        if self.mean_candidate:
+            # The last row: in a search of one iteration shifted elites fill the first ones.
+            start = fresh.shape[0] - 1
+            use = jnp.asarray(last)
+            candidates = common.insert_rows(candidates, search.mean[None], use, start)
+        return candidates
+
+    def _draw(self, mean, std, key, size, space):
+        """Draw plans [size, H, F] around `mean` with `std`, both [H, F], within the bounds."""
+        horizon, entries = mean.shape
+        # The steps lead, so that colouring all draws is one matrix product.
+        noise = jax.random.normal(key, (horizon, size * entries))
+        if self.noise_beta:
+            noise = colouring_matrix(horizon, self.noise_beta) @ noise
+        noise = jnp.moveaxis(noise.reshape(horizon, size, entries), 0, 1)
+        low, high = _bounds(space)
+        if self.sampling == "truncated_normal":
+            noise = _truncate(noise, mean, std, low, high)
+        plans = mean + std * noise
+        return jnp.clip(plans, low.astype(np.float32), high.astype(np.float32))
+
+    def _choose(self, search, key, space):
+        """Return the plan [H, F] that `return_mode` names; consumes `key`."""
+        if self.return_mode == "best":
+            return search.best.plan
+        if self.return_mode == "sample":
+            return self._draw(search.mean, search.std, key, 1, space)[0]
+        return search.mean
+
+
+@dataclasses.dataclass(frozen=True)
+class ICEM(CEM):
+    """Improved CEM (Pinneri et al. 2020): CEM with its additions switched on.
+
+    Coloured noise, elites kept over iterations and, shifted, over decisions, fewer candidates in
+    later iterations, the mean as a candidate in the last one, the best candidate as the answer.
+    Each is a setting of `CEM`. The decay is off by default (see `CEM`); the paper has 1.25.
+    """
+
+    return_mode: str = "best"
+    noise_beta: float = 1.0
+    keep_elites: float = 0.3
+    shift_elites: float = 0.3
+    mean_candidate: bool = True
+
+
+def _bounds(space: Box) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds [F] of a flattened action, float64."""
+    return np.asarray(space.low, np.float64), np.asarray(space.high, np.float64)
+
+
+def _is_bounded(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Which entries have a width to speak of; the largest float stands for infinity in places."""
+    with np.errstate(invalid="ignore"):
+        return high - low < 1e30
+
+
+def _initial_std(sigma: float | tuple[float, ...], space: Box) -> np.ndarray:
+    """Std [F] in units of the action."""
+    low, high = _bounds(space)
+    with np.errstate(invalid="ignore"):
+        unit = np.where(_is_bounded(low, high), (high - low) / 2, 1.0)
+    return (np.asarray(sigma, np.float64) * unit).astype(np.float32)
+
+
+def _truncate(noise, mean, std, low, high):
+    """Turn normal draws [N, H, F] into draws of the normal truncated to the bounds, monotonely.
+
+    Being monotone it keeps the draws' order over steps, so that it serves coloured noise as well.
+    """
+    std = jnp.maximum(std, 1e-6)
+    below = ndtr((low.astype(np.float32) - mean) / std)
+    above = ndtr((high.astype(np.float32) - mean) / std)
+    level = below + (above - below) * ndtr(noise)
+    return ndtri(jnp.clip(level, 1e-6, 1 - 1e-6))

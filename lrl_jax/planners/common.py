@@ -1,0 +1,135 @@
+"""What the optimisers of plans share: their state, elites, and checks of settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+CostFn = Callable[[jax.Array], jax.Array]
+
+RETURN_MODES = ("mean", "best", "sample")
+
+
+@struct.dataclass
+class PlanState:
+    """What an optimiser keeps of an instance from one decision to the next.
+
+    H is the horizon, E the number of kept elites (0 where none are kept).
+    """
+
+    mean: jax.Array  # [H, *A] float32 mean, or [H, n] probabilities of a Discrete space
+    elites: jax.Array  # [E, H, *A] best plans found, in the space's dtype
+    has_elites: jax.Array  # [] bool, false until the first plan
+
+
+@struct.dataclass
+class Best:
+    """The cheapest plan seen so far."""
+
+    plan: jax.Array  # [H, *A]
+    cost: jax.Array  # [] float32, inf while no cost was finite
+
+
+def shift(state: PlanState) -> PlanState:
+    """Move a kept plan forward by one step; its last step is repeated."""
+
+    def later(x, axis):
+        last = jax.lax.slice_in_dim(x, x.shape[axis] - 1, x.shape[axis], axis=axis)
+        rest = jax.lax.slice_in_dim(x, 1, x.shape[axis], axis=axis)
+        return jnp.concatenate([rest, last], axis)
+
+    return state.replace(mean=later(state.mean, 0), elites=later(state.elites, 1))
+
+
+def finite_costs(cost: jax.Array, n: int) -> jax.Array:
+    """Costs [N] in float32 with inf where they are not finite, so that those never win."""
+    if cost.shape != (n,):
+        raise ValueError(
+            f"cost_fn returned shape {cost.shape} for {n} plans: return one cost a plan, ({n},)."
+        )
+    cost = cost.astype(jnp.float32)
+    return jnp.where(jnp.isfinite(cost), cost, jnp.inf)
+
+
+def select_elites(
+    candidates: jax.Array, cost: jax.Array, n_elites: int
+) -> tuple[jax.Array, jax.Array]:
+    """Cheapest `n_elites` of the candidates [N, ...], in order, and their costs."""
+    negative, index = jax.lax.top_k(-cost, n_elites)
+    return candidates[index], -negative
+
+
+def update_best(best: Best, plan: jax.Array, cost: jax.Array) -> Best:
+    """Keep the cheaper one of `best` and a plan."""
+    better = cost < best.cost
+    return Best(jnp.where(better, plan, best.plan), jnp.where(better, cost, best.cost))
+
+
+def insert_rows(
+    candidates: jax.Array, rows: jax.Array, use: jax.Array, start: int = 0
+) -> jax.Array:
+    """Replace candidates from row `start` on by `rows` where `use` (scalar bool) holds."""
+    stop = start + rows.shape[0]
+    rows = jnp.where(use, rows, candidates[start:stop])
+    return candidates.at[start:stop].set(rows)
+
+
+def check_int(name: str, value: Any, minimum: int) -> int:
+    """Return an int setting; refuse other types and values below `minimum`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {value!r}.")
+    value = int(value)
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}.")
+    return value
+
+
+def check_float(
+    name: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    above: bool = False,
+) -> float:
+    """Return a finite float setting in [low, high], or in (low, high] with `above`."""
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {value!r}.") from None
+    if not math.isfinite(value) or not low <= value <= high or (above and value == low):
+        wanted = f"{'(' if above else '['}{low:g}, {high:g}]"
+        raise ValueError(f"{name} must be a finite number in {wanted}, got {value}.")
+    return value
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Refuse a setting that is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}.")
+
+
+def n_elites(num_samples: int, elite_ratio: float, minimum: int = 2) -> int:
+    """Number of elites, int(num_samples * elite_ratio); ValueError if below `minimum`."""
+    # 0.07 * 100 is 7.000000000000001 and 0.29 * 100 is 28.999999999999996: forgive the last bits.
+    number = int(num_samples * elite_ratio + 1e-9)
+    if number < minimum:
+        raise ValueError(
+            f"num_samples={num_samples} and elite_ratio={elite_ratio} leave {number} elites, but "
+            f"at least {minimum} are needed: raise elite_ratio to "
+            f"{minimum / num_samples:.3g} or num_samples to {math.ceil(minimum / elite_ratio)}."
+        )
+    return number
+
+
+def population_sizes(num_samples: int, decay: float, n_iterations: int, floor: int) -> list[int]:
+    """Candidates of each iteration, max(floor, int(num_samples * decay**-i)).
+
+    Source: Pinneri et al. 2020, algorithm 1, line 4, with floor = 2 * number of elites.
+    """
+    return [min(num_samples, max(floor, int(num_samples * decay**-i))) for i in range(n_iterations)]
