@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -63,14 +64,14 @@ class Row:
         return self.terminated | self.truncated
 
 
-@dataclasses.dataclass(frozen=True)
 class Level:
     """Base of all levels: every method has a default but `act`.
 
     A level is a frozen, hashable dataclass of settings. It is written for one instance of the
     environment; the hierarchy maps it over instances, masks, accumulates and stores.
 
-    Class attributes that a level may turn into fields:
+    Class attributes that a level may turn into fields (the base is no dataclass itself, so that
+    they do not come before a level's own fields):
         buffer_size: rows its replay buffer holds over all instances; 0 for none.
         update_interval, n_updates: `n_updates` calls of `learn` are owed for every
             `update_interval` new rows of the level, all instances together.
@@ -85,6 +86,11 @@ class Level:
     n_updates: ClassVar[int] = 0
     control_interval: ClassVar[int | None] = None
     chunk_size: ClassVar[int | None] = None
+
+    #: A costly level may define `prepare`, with the arguments of `act`, which returns (action,
+    #: memory, needs_act): the cheap part of a decision, run for all instances that decide. Only
+    #: where needs_act is true does `act` follow, with the memory that `prepare` returned.
+    prepare: ClassVar[Callable[..., tuple[Any, Any, jax.Array]] | None] = None
 
     def input_space(self) -> Space | SameAsAction | None:
         """Space of what the level above sends; None if the level needs no input."""

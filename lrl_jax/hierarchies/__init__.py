@@ -1,0 +1,6 @@
+"""Hierarchies: levels stacked into one agent."""
+
+from lrl_jax.hierarchies.hierarchy import Hierarchy, RandomHierarchy
+from lrl_jax.hierarchies.state import Counter, HierarchyState, LevelState
+
+__all__ = ["Counter", "Hierarchy", "HierarchyState", "LevelState", "RandomHierarchy"]

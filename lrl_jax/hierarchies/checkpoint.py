@@ -1,0 +1,135 @@
+"""Saving and loading all of a hierarchy's state."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SETTINGS = "settings.json"
+ARRAYS = "arrays"
+
+
+def describe(value: Any) -> Any:
+    """Settings as plain JSON, the same for equal settings in any process."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {
+            f.name: describe(getattr(value, f.name, None))
+            for f in dataclasses.fields(value)
+            if f.name not in ("parent", "name") or f.name == "parent" and value.parent is None
+        }
+        return {"type": type(value).__qualname__, **fields}
+    if isinstance(value, dict):
+        return {str(k): describe(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [describe(v) for v in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return repr(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if hasattr(value, "func") and hasattr(value, "keywords"):
+        return [describe(value.func), describe(value.args), describe(value.keywords)]
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return np.asarray(value).tolist()
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def settings_of(hierarchy: Any) -> dict[str, Any]:
+    """What a checkpoint must share with the hierarchy that loads it."""
+    return {
+        "levels": [describe(level) for level in hierarchy.levels],
+        "specs": [describe(spec) for spec in hierarchy.specs],
+        "env": hierarchy.env_spec.name,
+    }
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [
+            d
+            for k in keys
+            for d in _differences(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))
+        ]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [
+            d
+            for i, (a, b) in enumerate(zip(old, new, strict=True))
+            for d in _differences(a, b, f"{path}[{i}]")
+        ]
+    return [] if old == new else [f"{path}: saved {old!r}, here {new!r}"]
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _arrays(state: Any) -> dict[str, np.ndarray]:
+    """Leaves by position; keys as their data; empty ones left out (nothing to store)."""
+    out = {}
+    for i, leaf in enumerate(jax.tree.leaves(state)):
+        data = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        if data.size:
+            out[f"{i:05d}"] = np.asarray(data)
+    return out
+
+
+def save(hierarchy: Any, state: Any, path: Path) -> None:
+    """Write a checkpoint; an older one at the same place is replaced once the new one is whole."""
+    import orbax.checkpoint as ocp
+
+    path = Path(os.path.abspath(path))
+    part = path.with_name(path.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(part / ARRAYS, _arrays(state))
+    settings = settings_of(hierarchy) | {"n_env_instances": state.n_env_instances}
+    (part / SETTINGS).write_text(json.dumps(settings, indent=1))
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(part, path)
+
+
+def load(hierarchy: Any, path: Path) -> Any:
+    """Read a checkpoint into a state of the hierarchy, for the number of instances it was of."""
+    import orbax.checkpoint as ocp
+
+    path = Path(os.path.abspath(path))
+    if not (path / SETTINGS).is_file():
+        raise FileNotFoundError(f"no checkpoint of a hierarchy at {path} ({SETTINGS} is missing).")
+    saved = json.loads((path / SETTINGS).read_text())
+    n = saved.pop("n_env_instances")
+    differences = _differences(saved, json.loads(json.dumps(settings_of(hierarchy))))
+    if differences:
+        raise ValueError(
+            f"the checkpoint at {path} belongs to a hierarchy with other settings: "
+            + "; ".join(differences[:8])
+            + (f"; and {len(differences) - 8} more" if len(differences) > 8 else "")
+        )
+    target = jax.eval_shape(lambda: hierarchy._make_state(jax.random.key(0), n))
+    leaves, structure = jax.tree.flatten(target)
+    abstract = {}
+    for i, leaf in enumerate(leaves):
+        data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+        if data.size:
+            abstract[f"{i:05d}"] = np.zeros(data.shape, data.dtype)
+    with ocp.StandardCheckpointer() as checkpointer:
+        arrays = checkpointer.restore(path / ARRAYS, abstract)
+    state = jax.tree.unflatten(
+        structure,
+        [_restore_leaf(leaf, arrays.get(f"{i:05d}")) for i, leaf in enumerate(leaves)],
+    )
+    return state if hierarchy.device is None else jax.device_put(state, hierarchy.device)
+
+
+def _restore_leaf(target: Any, data: np.ndarray | None) -> jax.Array:
+    if data is None:
+        return jnp.zeros(target.shape, target.dtype)
+    return jax.random.wrap_key_data(jnp.asarray(data)) if _is_key(target) else jnp.asarray(data)

@@ -1,0 +1,386 @@
+"""Levels stacked into one agent whose whole state is a pytree."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrl_jax import buffers
+from lrl_jax.hierarchies import checkpoint, checks, stepping
+from lrl_jax.hierarchies.env_spec import env_spec
+from lrl_jax.hierarchies.state import Counter, HierarchyState, LevelState
+from lrl_jax.levels.base import as_level
+from lrl_jax.levels.basic import RandomLevel
+
+_COPY_STREAM = 0x636F7079  # sets the random stream of a copy apart from the original's
+
+
+def _flat(map_obs: Callable | None) -> Callable:
+    """Map observations [n, ...] of all instances to [n, dim]; None is the identity."""
+
+    def mapped(obs):
+        out = obs if map_obs is None else jax.vmap(map_obs)(obs)
+        return out.reshape(out.shape[0], -1)
+
+    return mapped
+
+
+class Hierarchy:
+    """A stack of levels, the highest first, that together control an environment.
+
+    The object holds settings only. What changes is a HierarchyState, which its methods take and
+    return; they are pure, check their arguments on the host, and can be jitted, vmapped and
+    scanned over.
+
+    Args:
+        levels: the levels, index 0 the highest; the last acts on the environment.
+        env: a gymnax environment, or a Gymnasium environment (single or vector).
+        env_params: parameters of a gymnax environment, its defaults if None.
+        env_obs_maps: one function a level from ONE instance's observation to what the level sees,
+            None for the identity. Hides information, or moves a trained level to an environment
+            with other observations. What levels see is flattened.
+        mapped_env_obs_shapes: the shape each map returns: None is inferred, a negative number is
+            added to the observation's size, anything else is checked.
+        device: where `init` puts the state; the default device if None.
+        writer: a TensorBoard writer for host loops to use if they are given none of their own.
+
+    Raises:
+        ValueError, TypeError: if levels do not fit each other or the environment, with both
+            spaces in the message.
+    """
+
+    def __init__(
+        self,
+        levels: Sequence[Any],
+        env: Any,
+        env_params: Any = None,
+        env_obs_maps: Sequence[Callable | None] | None = None,
+        mapped_env_obs_shapes: Sequence[Any] | None = None,
+        *,
+        device: Any = None,
+        writer: Any = None,
+        training: bool = True,
+    ):
+        if not isinstance(levels, Sequence) or not levels:
+            raise ValueError(f"levels must be a non-empty list of levels, got {levels!r}.")
+        self.levels = tuple(as_level(level) for level in levels)
+        self.env, self.env_params = env, env_params
+        self.device, self.writer, self.training = device, writer, bool(training)
+        self.env_spec = env_spec(env, env_params)
+        n_levels = len(self.levels)
+        for name, value in (
+            ("env_obs_maps", env_obs_maps),
+            ("mapped_env_obs_shapes", mapped_env_obs_shapes),
+        ):
+            if value is not None and len(value) != n_levels:
+                raise ValueError(
+                    f"{name} has {len(value)} entries, but there are {n_levels} levels: give one "
+                    f"for each level, None where nothing is special."
+                )
+        self.env_obs_maps = tuple(env_obs_maps) if env_obs_maps else (None,) * n_levels
+        self.mapped_env_obs_shapes = tuple(mapped_env_obs_shapes or (None,) * n_levels)
+        self._shapes = checks.mapped_shapes(
+            [f if f is not None else (lambda obs: obs) for f in self.env_obs_maps],
+            self.mapped_env_obs_shapes,
+            self.env_spec,
+        )
+        self.specs = self._specs(1)
+        self._maps = [_flat(f) for f in self.env_obs_maps]
+        static = (self.levels, self._maps, self.training)
+        self._get_action = jax.jit(functools.partial(stepping.get_action, *static))
+        self._process = jax.jit(functools.partial(stepping.process_transition, *static))
+        self._learn = jax.jit(functools.partial(stepping.learn, self.levels))
+        self._init = jax.jit(self._make_state, static_argnums=1)
+        self._other_mode: Hierarchy | None = None
+
+    def _specs(self, n: int):
+        return checks.level_specs(self.levels, self._shapes, self.env_spec, n)
+
+    @property
+    def n_levels(self) -> int:
+        """Number of levels."""
+        return len(self.levels)
+
+    @property
+    def obs_shape(self) -> tuple[int, ...]:
+        """Shape of one instance's observation."""
+        return self.env_spec.obs_space.shape
+
+    @property
+    def action_space(self):
+        """The environment's action space."""
+        return self.env_spec.action_space
+
+    def init(
+        self, key: jax.Array, n_env_instances: int, learners: Sequence[Any] | None = None
+    ) -> HierarchyState:
+        """Create the state of `n_env_instances` instances; consumes `key`.
+
+        Args:
+            key: typed random key.
+            n_env_instances: number of instances, n.
+            learners: one a level, kept in place of a fresh one; None for a fresh one.
+
+        Raises:
+            ValueError: if a kept learner is not of the shape its level needs, or a buffer is too
+                small for the number of instances.
+        """
+        checks.typed_key(key)
+        n = checks.whole_number("n_env_instances", n_env_instances, 1)
+        if learners is not None and len(learners) != self.n_levels:
+            raise ValueError(f"learners has {len(learners)} entries for {self.n_levels} levels.")
+        for i, level in enumerate(self.levels):
+            if 0 < level.buffer_size < n:
+                raise ValueError(
+                    f"buffer_size={level.buffer_size} of level {i} is smaller than the {n} "
+                    f"instances: each needs room for at least one row."
+                )
+        state = self._init(key, n)
+        if learners is not None:
+            levels = [
+                s if kept is None else s.replace(learner=_same_shape(i, kept, s.learner))
+                for i, (s, kept) in enumerate(zip(state.levels, learners, strict=True))
+            ]
+            state = state.replace(levels=tuple(levels))
+            state = self.reset(state)
+        return state if self.device is None else jax.device_put(state, self.device)
+
+    def _make_state(self, key: jax.Array, n: int) -> HierarchyState:
+        specs = self._specs(n)
+        key, *keys = jax.random.split(key, self.n_levels + 1)
+        states = tuple(
+            self._make_level_state(i, keys[i], specs[i], n) for i in range(self.n_levels)
+        )
+        return HierarchyState(
+            levels=states,
+            active_level=jnp.zeros(n, jnp.int32),
+            n_total_env_steps=Counter.zero(),
+            key=key,
+        )
+
+    def _make_level_state(self, i: int, key: jax.Array, spec, n: int) -> LevelState:
+        level = self.levels[i]
+        # Copies, so that no two leaves are one array: all of them may be donated.
+        learner = jax.tree.map(jnp.copy, level.init_learner(key, spec))
+        memory = _repeat(level.init_memory(learner), n)
+        space = spec.action_space
+        state = LevelState(
+            learner=learner,
+            memory=memory,
+            buffer=None,
+            obs=jnp.zeros((n, *spec.obs_shape), self.env_spec.obs_space.dtype),
+            action=jnp.zeros((n, *space.shape), space.dtype),
+            cum_reward=jnp.zeros(n, jnp.float32),
+            elapsed_env_steps=jnp.zeros(n, jnp.int32),
+            n_steps_in_control=jnp.zeros(n, jnp.int32),
+            seam=jnp.ones(n, bool),
+            new_rows=jnp.zeros((), jnp.int32),
+        )
+        if not level.buffer_size:
+            return state
+        example = self._example_row(i, state, spec)
+        return state.replace(buffer=buffers.create(example, n, level.buffer_size))
+
+    def _example_row(self, i: int, state: LevelState, spec) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of what one row of level i holds."""
+        level, scalar = self.levels[i], jax.ShapeDtypeStruct
+        inputs = spec.input_space
+        row = stepping.Row(
+            obs=scalar(state.obs.shape[1:], state.obs.dtype),
+            level_input=scalar((0,), jnp.float32)
+            if inputs is None
+            else scalar(inputs.shape, jnp.dtype(inputs.dtype)),
+            act=scalar(state.action.shape[1:], state.action.dtype),
+            rew=scalar((), jnp.float32),
+            obs_next=scalar(state.obs.shape[1:], state.obs.dtype),
+            terminated=scalar((), jnp.bool_),
+            truncated=scalar((), jnp.bool_),
+            elapsed_env_steps=scalar((), jnp.int32),
+            n_steps_in_control=scalar((), jnp.int32),
+        )
+        memory = jax.tree.map(lambda x: scalar(x.shape[1:], x.dtype), state.memory)
+        return jax.eval_shape(functools.partial(stepping.stored_fields, level), memory, row)
+
+    def get_action(
+        self, state: HierarchyState, obs: jax.Array, mask: jax.Array | None = None
+    ) -> tuple[HierarchyState, jax.Array]:
+        """Descend from each instance's active level to the last and return its action.
+
+        Args:
+            state: of n instances.
+            obs: [n, *obs_shape], floats.
+            mask: bool [n]; instances outside are unchanged bit for bit and get their previous
+                action. All if None.
+
+        Returns:
+            The state and the actions [n, *action shape] as decided: clip them to the bounds of
+            the action space before the environment gets them.
+        """
+        n = state.n_env_instances
+        obs_space = self.env_spec.obs_space
+        obs = checks.batch("obs", obs, (n, *obs_space.shape), np.floating, obs_space.dtype)
+        if mask is not None:
+            mask = checks.batch("mask", mask, (n,), np.bool_, bool)
+        return self._get_action(state, obs, mask)
+
+    def process_transition(
+        self,
+        state: HierarchyState,
+        obs_next: jax.Array,
+        rew: jax.Array,
+        terminated: jax.Array,
+        truncated: jax.Array,
+        mask: jax.Array | None = None,
+    ) -> HierarchyState:
+        """Register one environment step and hand control up where a level is done.
+
+        Args:
+            state: of n instances, after `get_action`.
+            obs_next: [n, *obs_shape], the true final observation where an episode ended.
+            rew: floats [n].
+            terminated: bool [n].
+            truncated: bool [n].
+            mask: bool [n]; instances outside are unchanged bit for bit. All if None.
+        """
+        n = state.n_env_instances
+        obs_space = self.env_spec.obs_space
+        obs_next = checks.batch(
+            "obs_next", obs_next, (n, *obs_space.shape), np.floating, obs_space.dtype
+        )
+        rew = checks.batch("rew", rew, (n,), np.floating, jnp.float32)
+        terminated = checks.batch("terminated", terminated, (n,), np.bool_, bool)
+        truncated = checks.batch("truncated", truncated, (n,), np.bool_, bool)
+        if mask is not None:
+            mask = checks.batch("mask", mask, (n,), np.bool_, bool)
+        return self._process(state, obs_next, rew, terminated, truncated, mask)
+
+    def learn(self, state: HierarchyState) -> tuple[HierarchyState, dict[str, jax.Array]]:
+        """Make the updates owed: `n_updates` per `update_interval` new rows of each level.
+
+        What is left of an interval is carried, so that the ratio is exact over time. Metrics are
+        `level{i}/{name}`, means over the updates of this call, 0 where none was due.
+        """
+        return self._learn(state)
+
+    def reset(self, state: HierarchyState) -> HierarchyState:
+        """Put all instances back to level 0 with fresh memory; learner and counters stay.
+
+        For the beginning of a run, not for the end of an episode.
+        """
+        n = state.n_env_instances
+
+        def fresh(level, s: LevelState) -> LevelState:
+            return s.replace(
+                memory=_repeat(level.init_memory(s.learner), n),
+                cum_reward=jnp.zeros_like(s.cum_reward),
+                elapsed_env_steps=jnp.zeros_like(s.elapsed_env_steps),
+                n_steps_in_control=jnp.zeros_like(s.n_steps_in_control),
+                seam=jnp.ones_like(s.seam),
+            )
+
+        levels = tuple(fresh(*pair) for pair in zip(self.levels, state.levels, strict=True))
+        return state.replace(levels=levels, active_level=jnp.zeros_like(state.active_level))
+
+    def get_copy(self, state: HierarchyState) -> HierarchyState:
+        """A state for test rollouts: same learners, fresh memory, a random stream of its own."""
+        return self.reset(state).replace(key=jax.random.fold_in(state.key, _COPY_STREAM))
+
+    def set_n_env_instances(
+        self, state: HierarchyState, n_env_instances: int, propagate_to_levels: bool = True
+    ) -> HierarchyState:
+        """Change the number of instances (host only).
+
+        Learners and counters are kept, every instance starts at level 0 with fresh memory, and
+        stored rows are laid out anew, the oldest dropped where room gets short.
+        """
+        del propagate_to_levels  # the state of all levels is one pytree here
+        n = checks.whole_number("n_env_instances", n_env_instances, 1)
+        new = self.init(state.key, n, [s.learner for s in state.levels])
+        levels = []
+        for level, old, fresh in zip(self.levels, state.levels, new.levels, strict=True):
+            buffer = old.buffer
+            if buffer is not None:
+                buffer = buffers.redistribute(buffer, n, level.buffer_size)
+            levels.append(fresh.replace(buffer=buffer, new_rows=old.new_rows))
+        return new.replace(
+            levels=tuple(levels), n_total_env_steps=state.n_total_env_steps, key=state.key
+        )
+
+    def train(self) -> Hierarchy:
+        """This hierarchy in train mode: explores, stores rows, counts steps."""
+        return self if self.training else self._toggled()
+
+    def eval(self) -> Hierarchy:
+        """This hierarchy in eval mode: acts without exploring, stores and counts nothing."""
+        return self._toggled() if self.training else self
+
+    def _toggled(self) -> Hierarchy:
+        if self._other_mode is None:
+            other = Hierarchy(
+                self.levels,
+                self.env,
+                self.env_params,
+                self.env_obs_maps,
+                self.mapped_env_obs_shapes,
+                device=self.device,
+                writer=self.writer,
+                training=not self.training,
+            )
+            other._other_mode = self
+            self._other_mode = other
+        return self._other_mode
+
+    def save(self, state: HierarchyState, path: str | Path) -> None:
+        """Write all of the state, replay included, to the folder `path`."""
+        checkpoint.save(self, state, Path(path))
+
+    def load(self, path: str | Path, n_env_instances: int | None = None) -> HierarchyState:
+        """Read a state written by `save`, for another number of instances if asked.
+
+        Raises:
+            ValueError: if it was written by a hierarchy with other settings; names them.
+            FileNotFoundError: if there is no checkpoint at `path`.
+        """
+        state = checkpoint.load(self, Path(path))
+        if n_env_instances is not None and n_env_instances != state.n_env_instances:
+            state = self.set_n_env_instances(state, n_env_instances)
+        return state
+
+
+class RandomHierarchy(Hierarchy):
+    """One level that draws uniformly from the environment's bounded action space.
+
+    Args:
+        env: a gymnax or Gymnasium (vector) environment.
+        device: where `init` puts the state.
+        env_params: parameters of a gymnax environment, its defaults if None.
+    """
+
+    def __init__(self, env: Any, device: Any = None, *, env_params: Any = None):
+        super().__init__([RandomLevel()], env, env_params, device=device)
+
+
+def _repeat(memory: Any, n: int) -> Any:
+    """Memory of one instance for n, each leaf its own array."""
+    return jax.tree.map(
+        lambda x: jnp.repeat(jnp.asarray(x)[None], n, axis=0),
+        memory,
+    )
+
+
+def _same_shape(i: int, kept: Any, fresh: Any) -> Any:
+    """Return the kept learner if its leaves match a fresh one's."""
+    old, new = jax.tree.leaves(kept), jax.tree.leaves(fresh)
+    shapes = [[(x.shape, x.dtype) for x in leaves] for leaves in (old, new)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"the learner kept for level {i} has leaves {shapes[0]}, but the level needs "
+            f"{shapes[1]}: it belongs to a level with other settings."
+        )
+    return jax.tree.unflatten(jax.tree.structure(fresh), old)

@@ -1,0 +1,90 @@
+"""Everything of a hierarchy that changes, as pytrees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from lrl_jax.buffers import Buffer
+
+
+@struct.dataclass
+class Counter:
+    """A non-negative count, exact to 2**64 without x64; `int(counter)` reads it on the host."""
+
+    high: jax.Array  # uint32 []
+    low: jax.Array  # uint32 []
+
+    @classmethod
+    def zero(cls) -> Counter:
+        """Start at zero."""
+        return cls(jnp.zeros((), jnp.uint32), jnp.zeros((), jnp.uint32))
+
+    def add(self, n: jax.Array | int) -> Counter:
+        """Add n, 0 <= n < 2**32."""
+        low = self.low + jnp.asarray(n).astype(jnp.uint32)
+        return Counter(self.high + (low < self.low).astype(jnp.uint32), low)
+
+    def as_float(self) -> jax.Array:
+        """The nearest float32 []."""
+        return self.high.astype(jnp.float32) * 2.0**32 + self.low.astype(jnp.float32)
+
+    def __int__(self) -> int:
+        return (int(self.high) << 32) + int(self.low)
+
+    def __index__(self) -> int:
+        return int(self)
+
+
+@struct.dataclass
+class LevelState:
+    """State of one level over n instances.
+
+    Attributes:
+        learner: what the instances share.
+        memory: what each keeps within an episode, leaves [n, ...].
+        buffer: replay, None where the level's buffer_size is 0.
+        obs: mapped observation of the latest decision, [n, *obs_shape].
+        action: latest decision, [n, *action shape].
+        cum_reward: reward since then, float32 [n].
+        elapsed_env_steps: environment steps since then, int32 [n].
+        n_steps_in_control: rows since control came from above, int32 [n].
+        seam: the next stored row does not continue the last one stored, bool [n].
+        new_rows: rows not yet paid for by updates, int32 [].
+    """
+
+    learner: Any
+    memory: Any
+    buffer: Buffer | None
+    obs: jax.Array
+    action: jax.Array
+    cum_reward: jax.Array
+    elapsed_env_steps: jax.Array
+    n_steps_in_control: jax.Array
+    seam: jax.Array
+    new_rows: jax.Array
+
+
+@struct.dataclass
+class HierarchyState:
+    """State of a hierarchy over n instances.
+
+    Attributes:
+        levels: one LevelState a level, the highest first.
+        active_level: level that decides next, int32 [n].
+        n_total_env_steps: environment steps in train mode, all instances together.
+        key: typed random key [].
+    """
+
+    levels: tuple[LevelState, ...]
+    active_level: jax.Array
+    n_total_env_steps: Counter
+    key: jax.Array
+
+    @property
+    def n_env_instances(self) -> int:
+        """Number of instances, n."""
+        return self.active_level.shape[-1]

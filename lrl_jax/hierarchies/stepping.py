@@ -1,0 +1,226 @@
+"""The bookkeeping of a hierarchy: who decides, and whose transition ends."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lrl_jax import buffers
+from lrl_jax.hierarchies.gating import masked_act, max_over_batch, select
+from lrl_jax.hierarchies.state import HierarchyState, LevelState
+from lrl_jax.levels.base import Level, Row
+
+
+class BatchAct:
+    """A level's decision mapped over instances."""
+
+    def __init__(self, level: Level, learner: Any, parent: Any, training: bool):
+        self._call = functools.partial(level.act, parent=parent, training=training)
+        self._learner = learner
+        self.prepare = None
+        if level.prepare is not None:
+            cheap = functools.partial(level.prepare, parent=parent, training=training)
+            self.prepare = lambda *args: jax.vmap(functools.partial(cheap, learner))(*args)
+
+    def __call__(self, memory, obs, level_input, key):
+        return jax.vmap(functools.partial(self._call, self._learner))(memory, obs, level_input, key)
+
+
+def no_input(n: int) -> jax.Array:
+    """What a level without an input gets, [n, 0]."""
+    return jnp.zeros((n, 0), jnp.float32)
+
+
+def parent_learner(state: HierarchyState, i: int) -> Any:
+    """Learner of the level above, None for level 0."""
+    return state.levels[i - 1].learner if i else None
+
+
+def get_action(levels, maps, training, state, obs, mask) -> tuple[HierarchyState, jax.Array]:
+    """Descend from the active level of each instance to the last; see Hierarchy.get_action."""
+    n, last = state.n_env_instances, len(levels) - 1
+    key, *level_keys = jax.random.split(state.key, len(levels) + 1)
+    active = state.active_level
+    new_levels: list[LevelState] = []
+    for i, (level, level_state) in enumerate(zip(levels, state.levels, strict=True)):
+        # Whoever is unmasked reaches the last level, so its mask is the caller's.
+        decides = mask if i == last else (active == i if mask is None else (active == i) & mask)
+        mapped = maps[i](obs)
+        level_input = new_levels[-1].action if i else no_input(n)
+        act_all = BatchAct(level, level_state.learner, parent_learner(state, i), training)
+        args = (mapped, level_input, jax.random.split(level_keys[i], n))
+        action, memory = masked_act(
+            level, act_all, decides, level_state.action, level_state.memory, args
+        )
+        action = action.astype(level_state.action.dtype)
+        new_levels.append(
+            level_state.replace(
+                action=action, memory=memory, obs=select(decides, mapped, level_state.obs)
+            )
+        )
+        if i < last:
+            active = jnp.where(decides, i + 1, active)
+    active = select(mask, jnp.full_like(active, last), active)
+    state = state.replace(levels=tuple(new_levels), active_level=active, key=key)
+    return state, new_levels[-1].action
+
+
+def make_row(levels, state: HierarchyState, i: int, obs_next, terminated, truncated) -> Row:
+    """The transition that level i would close now; leaves [n, ...]."""
+    level_state = state.levels[i]
+    n = state.n_env_instances
+    return Row(
+        obs=level_state.obs,
+        level_input=state.levels[i - 1].action if i else no_input(n),
+        act=level_state.action,
+        rew=level_state.cum_reward,
+        obs_next=obs_next,
+        terminated=terminated,
+        truncated=truncated,
+        elapsed_env_steps=level_state.elapsed_env_steps,
+        n_steps_in_control=level_state.n_steps_in_control + 1,
+    )
+
+
+def stored_fields(level: Level, memory: Any, row: Row) -> dict[str, jax.Array]:
+    """What the buffer keeps of a row: one instance in, one row out."""
+    own = level.row_fields(memory, row)
+    return {
+        "obs": row.obs,
+        "level_input": row.level_input,
+        "act": row.act,
+        "rew": row.rew,
+        "obs_next": row.obs_next,
+        "terminated": row.terminated,
+        "truncated": row.truncated,
+        "elapsed_env_steps": row.elapsed_env_steps,
+        **own,
+    }
+
+
+def as_rows(fields: dict[str, jax.Array]) -> Row:
+    """Turn gathered fields [B, ...] back into a Row; fields of the level's own go to `extra`."""
+    names = ("obs", "level_input", "act", "rew", "obs_next", "terminated", "truncated")
+    core = {name: fields[name] for name in names}
+    extra = {k: v for k, v in fields.items() if k not in core and k != "elapsed_env_steps"}
+    in_control = extra.get("n_steps_in_control", jnp.zeros_like(fields["elapsed_env_steps"]))
+    return Row(
+        **core,
+        elapsed_env_steps=fields["elapsed_env_steps"],
+        n_steps_in_control=in_control,
+        extra=extra,
+    )
+
+
+def process_transition(
+    levels, maps, training, state, obs_next, rew, terminated, truncated, mask
+) -> HierarchyState:
+    """Ascend from the last level, closing rows; see Hierarchy.process_transition."""
+    done = terminated | truncated
+    ones = jnp.ones_like(state.active_level) if mask is None else mask.astype(jnp.int32)
+    reward = rew if mask is None else jnp.where(mask, rew, 0.0)
+    state = state.replace(
+        levels=tuple(
+            s.replace(
+                cum_reward=s.cum_reward + reward, elapsed_env_steps=s.elapsed_env_steps + ones
+            )
+            for s in state.levels
+        )
+    )
+    if training:
+        state = state.replace(n_total_env_steps=state.n_total_env_steps.add(ones.sum()))
+    active = state.active_level
+    new_levels = list(state.levels)
+    for i in reversed(range(len(levels))):
+        closes = active == i if mask is None else (active == i) & mask
+        row = make_row(levels, state, i, maps[i](obs_next), terminated, truncated)
+        new_levels[i], hand_back = _close_rows(
+            levels[i], state.levels[i], row, closes, done, training
+        )
+        if training:
+            learner = levels[i].observe_env_steps(
+                new_levels[i].learner, state.n_total_env_steps.as_float()
+            )
+            new_levels[i] = new_levels[i].replace(learner=learner)
+        if i:
+            active = jnp.where(closes & hand_back, i - 1, active)
+    return state.replace(levels=tuple(new_levels), active_level=active)
+
+
+def _close_rows(level, level_state, row, closes, done, training):
+    """Close the rows of one level where `closes`; returns its state and who hands back."""
+    memory = level_state.memory
+    after = functools.partial(level.after_transition, level_state.learner)
+    new_memory, hand_back = jax.vmap(after)(memory, row)
+    hand_back = hand_back | done
+    buffer, seam, new_rows = level_state.buffer, level_state.seam, level_state.new_rows
+    if buffer is not None and training:
+        fields = jax.vmap(functools.partial(stored_fields, level))(memory, row)
+        buffer = buffers.add(buffer, fields, closes, first=seam)
+        seam = jnp.where(closes, done, seam)
+        # Saturates: more could not be paid for anyway, and the count must not wrap.
+        new_rows = jnp.minimum(new_rows + closes.sum(dtype=jnp.int32), 2**30)
+    elif buffer is not None:
+        seam = seam | closes
+    fresh = jax.tree.map(
+        lambda x, y: jnp.broadcast_to(x, y.shape), level.init_memory(level_state.learner), memory
+    )
+    memory = select(closes, select(done, fresh, new_memory), memory)
+    in_control = jnp.where(hand_back, 0, level_state.n_steps_in_control + 1)
+    new_state = level_state.replace(
+        memory=memory,
+        buffer=buffer,
+        seam=seam,
+        new_rows=new_rows,
+        cum_reward=jnp.where(closes, 0.0, level_state.cum_reward),
+        elapsed_env_steps=jnp.where(closes, 0, level_state.elapsed_env_steps),
+        n_steps_in_control=jnp.where(closes, in_control, level_state.n_steps_in_control),
+    )
+    return new_state, hand_back
+
+
+def learn(levels, state: HierarchyState) -> tuple[HierarchyState, dict[str, jax.Array]]:
+    """Make the updates owed; see Hierarchy.learn."""
+    metrics: dict[str, jax.Array] = {}
+    for i, level in enumerate(levels):
+        if state.levels[i].buffer is None or not level.n_updates:
+            continue
+        key, learn_key = jax.random.split(state.key)
+        level_state, level_metrics = _learn_level(level, state, i, learn_key)
+        new_levels = (*state.levels[:i], level_state, *state.levels[i + 1 :])
+        state = state.replace(levels=new_levels, key=key)
+        metrics |= {f"level{i}/{name}": value for name, value in level_metrics.items()}
+    return state, metrics
+
+
+def _learn_level(level, state: HierarchyState, i: int, key: jax.Array):
+    level_state, parent = state.levels[i], parent_learner(state, i)
+    owed = level_state.new_rows // level.update_interval
+    n_updates = owed * level.n_updates
+
+    def update(learner, update_key):
+        return level.learn(learner, level_state.buffer, update_key, parent=parent)
+
+    _, shapes = jax.eval_shape(update, level_state.learner, key)
+    sums = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), dict(shapes))
+
+    def body(j, carry):
+        learner, sums = carry
+        new, metrics = update(learner, jax.random.fold_in(key, j))
+        # Under vmap the loop runs as often as any copy needs: the others keep what they have.
+        mine = j < n_updates
+        new = select(mine, new, learner)
+        sums = jax.tree.map(lambda s, m: s + jnp.where(mine, m, 0.0), sums, dict(metrics))
+        return new, sums
+
+    learner, sums = jax.lax.fori_loop(
+        0, max_over_batch(n_updates), body, (level_state.learner, sums)
+    )
+    means = jax.tree.map(lambda s: s / jnp.maximum(n_updates, 1), sums)
+    level_state = level_state.replace(
+        learner=learner, new_rows=level_state.new_rows - owed * level.update_interval
+    )
+    return level_state, {**means, "n_updates": n_updates.astype(jnp.float32)}

@@ -1,0 +1,156 @@
+"""Levels that do not learn: random, constant, a fixed sequence, and holding an input."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from lrl_jax.levels.base import Level, LevelSpec
+from lrl_jax.spaces import Box, SameAsAction
+
+
+@struct.dataclass
+class SpecLearner:
+    """Learner of a level that learns nothing: its place in the hierarchy (static)."""
+
+    spec: LevelSpec = struct.field(pytree_node=False)
+
+
+def _freeze(values: Any) -> Any:
+    """Turn lists and arrays into nested tuples of Python numbers."""
+    return _as_tuples(np.asarray(values).tolist())
+
+
+def _as_tuples(values: Any) -> Any:
+    return tuple(_as_tuples(v) for v in values) if isinstance(values, list) else values
+
+
+def _check_action(name: str, value: np.ndarray, spec: LevelSpec) -> None:
+    """Refuse actions of another shape, kind or range than the action space's."""
+    space = spec.action_space
+    if value.shape != space.shape:
+        raise ValueError(
+            f"{name} at level {spec.index} has actions of shape {value.shape}, but the level below "
+            f"(or the environment) takes {space}: give actions of shape {space.shape}."
+        )
+    if not np.isfinite(value).all():
+        raise ValueError(f"{name} at level {spec.index} has actions that are not finite: {value}.")
+    if not isinstance(space, Box) and (value != int(value) or not 0 <= value < space.n):
+        raise ValueError(
+            f"{name} at level {spec.index} has action {value}, which is not in {space}."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomLevel(Level):
+    """Draws uniformly from a bounded action space at every decision."""
+
+    buffer_size: int = 0
+    chunk_size: int | None = 0
+
+    def check(self, spec: LevelSpec) -> None:
+        if not spec.action_space.is_bounded:
+            raise ValueError(
+                f"RandomLevel at level {spec.index} cannot draw uniformly from the unbounded "
+                f"{spec.action_space}: bound the space."
+            )
+
+    def init_learner(self, key, spec):
+        return SpecLearner(spec)
+
+    def act(self, learner, memory, obs, level_input, key, *, parent, training):
+        return learner.spec.action_space.sample(key), memory
+
+
+@dataclasses.dataclass(frozen=True)
+class ConstantLevel(Level):
+    """Always the same action.
+
+    Attributes:
+        action: array of the action space's shape; stored as nested tuples.
+    """
+
+    action: Any
+    buffer_size: int = 0
+    chunk_size: int | None = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "action", _freeze(self.action))
+
+    def check(self, spec: LevelSpec) -> None:
+        _check_action("ConstantLevel", np.asarray(self.action), spec)
+
+    def init_learner(self, key, spec):
+        return SpecLearner(spec)
+
+    def act(self, learner, memory, obs, level_input, key, *, parent, training):
+        return jnp.asarray(self.action, learner.spec.action_space.dtype), memory
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionSequenceLevel(Level):
+    """Plays a sequence from the start of each episode, then holds its last action.
+
+    Attributes:
+        actions: [T, *action shape]; stored as nested tuples.
+        repeat: decisions that each action is played for.
+    """
+
+    actions: Any
+    repeat: int = 1
+    buffer_size: int = 0
+    chunk_size: int | None = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "actions", _freeze(self.actions))
+        if not isinstance(self.actions, tuple) or not self.actions:
+            raise ValueError(
+                f"ActionSequenceLevel needs at least one action [T, ...], got {self.actions!r}."
+            )
+        if int(self.repeat) != self.repeat or self.repeat < 1:
+            raise ValueError(f"repeat must be a whole number of at least 1, got {self.repeat}.")
+
+    def check(self, spec: LevelSpec) -> None:
+        for action in self.actions:
+            _check_action("ActionSequenceLevel", np.asarray(action), spec)
+
+    def init_learner(self, key, spec):
+        return SpecLearner(spec)
+
+    def init_memory(self, learner):
+        return jnp.zeros((), jnp.int32)  # decisions made in this episode, up to the last action
+
+    def act(self, learner, memory, obs, level_input, key, *, parent, training):
+        actions = jnp.asarray(self.actions, learner.spec.action_space.dtype)
+        last = len(self.actions) * self.repeat - 1
+        return actions[memory // self.repeat], jnp.minimum(memory + 1, last)
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionRepeatLevel(Level):
+    """Holds its input as the action for `control_interval` decisions.
+
+    Its input space is its own action space.
+    """
+
+    control_interval: int | None
+    buffer_size: int = 0
+    chunk_size: int | None = 0
+
+    def __post_init__(self):
+        interval = self.control_interval
+        if interval is None or int(interval) != interval or interval < 1:
+            raise ValueError(
+                f"control_interval must be a whole number of at least 1, got {interval}."
+            )
+
+    def input_space(self):
+        return SameAsAction()
+
+    def act(self, learner, memory, obs, level_input, key, *, parent, training):
+        return level_input, memory
+
