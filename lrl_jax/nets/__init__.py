@@ -1,0 +1,18 @@
+"""Flax modules that levels and predictors share."""
+
+from lrl_jax.nets.apply import apply_function, init_function
+from lrl_jax.nets.functions import RewardFunction, ValueFunction
+from lrl_jax.nets.mixture import MixtureNetwork
+from lrl_jax.nets.mlp import ACTIVATIONS, MLP, activation_fn, check_hidden
+
+__all__ = [
+    "ACTIVATIONS",
+    "MLP",
+    "MixtureNetwork",
+    "RewardFunction",
+    "ValueFunction",
+    "activation_fn",
+    "apply_function",
+    "check_hidden",
+    "init_function",
+]

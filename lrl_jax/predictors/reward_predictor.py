@@ -1,0 +1,431 @@
+"""Predictor whose reward function trains the encoder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lrl_jax import buffers
+from lrl_jax.models import masked_covariance, standardizer_loss, update_running_std
+from lrl_jax.nets import apply_function
+from lrl_jax.predictors.base import Predictor
+from lrl_jax.predictors.compiled import compiled
+from lrl_jax.predictors.optim import adam_update, clip_per_tensor, init_adam
+from lrl_jax.predictors.schedules import Schedule, check_setting
+from lrl_jax.predictors.targets import (
+    check_gamma,
+    check_steps,
+    n_step_windows,
+    valid_starts,
+)
+from lrl_jax.predictors.types import ModelBatch, PredictorState, TargetBatch
+
+LEARNING_RATES = {  # part of the parameters: setting
+    "encoder": "encoder_lr",
+    "model": "model_lr",
+    "reward": "reward_lr",
+    "value": "value_lr",
+    "standardizer": "delta_standardizer_lr",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardPredictor(Predictor):
+    """Predictor that learns the encoder through the reward function.
+
+    Attributes (beyond `Predictor`'s):
+        gamma: discount factor of value targets.
+        tau: soft update rate of the target value network.
+        k_steps: transitions K of a sampled trajectory that are trained on.
+        n_steps: largest number of rewards in a value target.
+        learn_encoder: whether the reward's gradient reaches the encoder.
+        consistency_loss_weight, value_loss_weight, rew_loss_weight: of the losses of the model,
+            the value and the reward.
+        delta_standardizer_lr, encoder_lr, reward_lr, model_lr, value_lr: learning rates of Adam;
+            a number, which becomes a leaf of the state, or a schedule of environment steps.
+        encoder_warm_up: the first so many calls of `learn` only count.
+        delta_standardizer: whether W is learned; it stays the identity otherwise.
+        clip_grad_max_norm: largest norm of each tensor's gradient; None for no clipping.
+        smdp_discount: discount by gamma^elapsed_env_steps, not by gamma for each decision.
+    """
+
+    gamma: float = 0.99
+    tau: float = 0.005
+    k_steps: int = 1
+    n_steps: int = 1
+    learn_encoder: bool = True
+    consistency_loss_weight: float = 1.0
+    value_loss_weight: float = 1.0
+    rew_loss_weight: float = 1.0
+    delta_standardizer_lr: Schedule | float = 0.001
+    encoder_lr: Schedule | float = 0.0003
+    reward_lr: Schedule | float = 0.0003
+    model_lr: Schedule | float = 0.0003
+    value_lr: Schedule | float = 0.0003
+    encoder_warm_up: int = 20
+    delta_standardizer: bool = True
+    clip_grad_max_norm: float | None = 20.0
+    smdp_discount: bool = dataclasses.field(default=False, kw_only=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+
+        def put(name, value):
+            object.__setattr__(self, name, value)
+
+        for name in ("gamma", "tau"):
+            put(name, check_setting(name, getattr(self, name), 0.0, 1.0))
+        for name in LEARNING_RATES.values():
+            put(name, check_setting(name, getattr(self, name)))
+        for name in ("consistency_loss_weight", "value_loss_weight", "rew_loss_weight"):
+            put(name, check_setting(name, getattr(self, name)))
+        for name in ("k_steps", "n_steps"):
+            put(name, check_steps(name, getattr(self, name)))
+        if isinstance(self.encoder_warm_up, bool) or int(self.encoder_warm_up) < 0:
+            raise ValueError(
+                f"encoder_warm_up must be at least 0, got {self.encoder_warm_up}."
+            )
+        if self.clip_grad_max_norm is not None:
+            norm = check_setting("clip_grad_max_norm", self.clip_grad_max_norm)
+            if callable(norm) or norm <= 0:
+                raise ValueError(
+                    f"clip_grad_max_norm must be positive or None, got {norm}."
+                )
+            put("clip_grad_max_norm", norm)
+
+    def _hyper(self):
+        names = ("gamma", "tau", *LEARNING_RATES.values())
+        return {name: v for name in names if not callable(v := getattr(self, name))}
+
+    def _init_opt_state(self, params):
+        return init_adam(params)
+
+    def setting(self, ps: PredictorState, name: str) -> jax.Array:
+        """Present value of a setting, float32: its leaf, or its schedule at the env steps."""
+        if name in ps.hyper:
+            return ps.hyper[name]
+        return jnp.asarray(getattr(self, name)(ps.n_total_env_steps), jnp.float32)
+
+    # ---------------------------------------------------------------- sampling
+
+    @compiled("batch_size", "k_steps", "n_steps", "reward_fn")
+    def compute_targets(
+        self,
+        ps: PredictorState,
+        buffer: Any,
+        batch_size: int,
+        k_steps: int,
+        n_steps: int,
+        gamma: float | jax.Array = 0.99,
+        *,
+        key: jax.Array | None = None,
+        reward_fn: Callable | None = None,
+    ) -> TargetBatch:
+        """Sample partial trajectories and compute their n-step value targets.
+
+        An episode that has not ended in the buffer is treated like a truncated one: the target
+        bootstraps from the last stored row's own next observation.
+
+        Args:
+            ps: state.
+            buffer: replay buffer.
+            batch_size: number of partial trajectories, B.
+            k_steps: transitions of each, K; n_steps - 1 further ones are drawn.
+            n_steps: largest number of rewards in a target.
+            gamma: discount factor.
+            key: consumed; the state's own key by default.
+            reward_fn: maps a dict of rows [N, ...] to the rewards [N] that replace the stored.
+        """
+        k_steps, n_steps = (
+            check_steps("k_steps", k_steps),
+            check_steps("n_steps", n_steps),
+        )
+        check_steps("batch_size", batch_size)
+        check_gamma(gamma)
+        key = ps.key if key is None else key
+        n_rows = k_steps + n_steps - 1
+        ids, length, mask = buffers.sample_partial_trajectories(
+            buffer, key, batch_size, n_rows
+        )
+        ids_bt = ids.T  # [B, L]
+        rows = buffers.gather(buffer, ids_bt)
+        reward = _rewards(rows, reward_fn)
+        terminated = rows["terminated"].astype(bool)
+        stored_until = jnp.arange(n_rows) >= length[:, None] - 1
+        done = terminated | rows["truncated"].astype(bool) | stored_until
+        discount = jnp.broadcast_to(jnp.asarray(gamma, jnp.float32), reward.shape)
+        if self.smdp_discount:
+            discount = discount ** rows["elapsed_env_steps"].astype(jnp.float32)
+        # Pass where each window ends, not its value: the network then sees K points, not K + n - 1.
+        column = jnp.broadcast_to(jnp.arange(n_rows), reward.shape)
+        total, product, (end, end_terminated) = n_step_windows(
+            reward, done, discount, (column, terminated), n_steps
+        )
+        valid = valid_starts(done, k_steps) & (mask[:, :k_steps] > 0)
+        obs_next = self._flat_obs(rows["obs_next"])
+        obs = jnp.concatenate(
+            [self._flat_obs(rows["obs"][:, :1]), obs_next[:, :k_steps]], axis=1
+        )
+        state, context = self.encode(ps, obs)
+        value = total
+        if self.val_func is not None:
+            obs_end = jnp.take_along_axis(obs_next, end[..., None], axis=1)
+            bootstrap = self.value(ps, *self.encode(ps, obs_end), target=True)
+            value = total + product * jnp.where(end_terminated, 0.0, bootstrap)
+        planning = rows.get("planning_mode")
+        return TargetBatch(
+            rew=reward[:, :k_steps],
+            value=jnp.where(valid, value, 0.0),
+            validity_mask=valid,
+            terminated=terminated[:, :k_steps],
+            planning_mode=(
+                jnp.ones(valid.shape, bool)
+                if planning is None
+                else planning[:, :k_steps].astype(bool)
+            ),
+            act=self.model.encode_action(rows["act"])[:, :k_steps],
+            contexts=context[:, :k_steps],
+            state=state,
+            obs=obs,
+            indices=ids,
+            traj_len=length,
+        )
+
+    @compiled("batch_size", "model_mask_fn")
+    def sample_model_batch(
+        self,
+        ps: PredictorState,
+        buffer: Any,
+        batch_size: int,
+        *,
+        key: jax.Array | None = None,
+        model_mask_fn: Callable | None = None,
+    ) -> ModelBatch:
+        """Sample single rows to train the model on.
+
+        Args:
+            ps: state.
+            buffer: replay buffer.
+            batch_size: number of rows, B.
+            key: consumed; the state's own key by default.
+            model_mask_fn: maps a dict of rows [B, ...] to bool [B], rows that count.
+        """
+        check_steps("batch_size", batch_size)
+        key = ps.key if key is None else key
+        rows = buffers.gather(buffer, buffers.sample_ids(buffer, key, batch_size))
+        state, context = self.encode(ps, rows["obs"])
+        state_next, context_next = self.encode(ps, rows["obs_next"])
+        valid = jnp.broadcast_to(buffers.n_rows(buffer) > 0, (batch_size,))
+        if model_mask_fn is not None:
+            valid = valid & jnp.asarray(model_mask_fn(rows)).astype(bool)
+        return ModelBatch(
+            state=state,
+            state_next=state_next,
+            act=self.model.encode_action(rows["act"]),
+            terminated=rows["terminated"].astype(bool),
+            context=context,
+            context_next=context_next,
+            validity_mask=valid,
+        )
+
+    # ---------------------------------------------------------------- learning
+
+    @compiled()
+    def loss(
+        self,
+        ps: PredictorState,
+        batch: TargetBatch,
+        model_batch: ModelBatch,
+        *,
+        params: dict[str, Any] | None = None,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Weighted sum of the losses, each a sum over valid rows divided by their number.
+
+        Args:
+            ps: state.
+            batch: for reward and value.
+            model_batch: for the model and the delta standardizer.
+            params: used in place of those of `ps`, to differentiate with respect to them.
+
+        Returns:
+            The loss, and a dict of its terms and of what tells how the start goes.
+        """
+        params = ps.params if params is None else params
+        k_steps = batch.rew.shape[1]
+        valid = batch.validity_mask.astype(bool)
+        # Finite inputs on rows that do not count: a NaN would reach the gradient through `where`.
+        if self.learn_encoder and jax.tree.leaves(params["encoder"]):
+            state, context = apply_function(
+                self.encoder, params["encoder"], batch.obs[:, :k_steps]
+            )
+        else:
+            state, context = batch.state[:, :k_steps], batch.contexts
+        state, context, act = (
+            jnp.where(valid[..., None], x, 0.0) for x in (state, context, batch.act)
+        )
+        info = {}
+        rew_loss = value_loss = jnp.zeros(())
+        if self.rew_func is not None:
+            error = self._reward(params["reward"], state, context, act) - batch.rew
+            rew_loss = _masked_mean(jnp.square(error), valid)
+        if self.val_func is not None:
+            detached = jax.lax.stop_gradient((state, context))
+            error = self._value(params["value"], *detached) - batch.value
+            value_loss = _masked_mean(jnp.square(error), valid & batch.planning_mode)
+        model_loss, info = self.model.loss(
+            params["model"], ps.sigma_d, *_model_rows(model_batch)
+        )
+        delta = jax.lax.stop_gradient(model_batch.state_next - model_batch.state)
+        mask = model_batch.validity_mask.astype(bool)
+        total = (
+            self.consistency_loss_weight * model_loss
+            + self.value_loss_weight * value_loss
+            + self.rew_loss_weight * rew_loss
+        )
+        w = params["standardizer"]
+        if self.delta_standardizer:
+            whitening = standardizer_loss(w, masked_covariance(delta, mask))
+            info["standardizer_loss"] = whitening
+            total = total + whitening
+        info["mean_abs_delta"] = _masked_mean(jnp.abs(delta).mean(-1), mask)
+        diagonal = jax.lax.stop_gradient(jnp.diagonal(w))
+        info |= {
+            f"standardizer_diag_{i}": diagonal[i] for i in range(min(8, len(diagonal)))
+        }
+        info |= {
+            "model_loss": model_loss,
+            "value_loss": value_loss,
+            "reward_loss": rew_loss,
+        }
+        info["loss"] = total
+        return total, info
+
+    def learn(
+        self,
+        ps: PredictorState,
+        buffer: Any,
+        n_steps: int,
+        batch_size: int,
+        model_batch_size: int,
+        n_total_env_steps: int | jax.Array,
+        *,
+        reward_fn: Callable | None = None,
+        model_mask_fn: Callable | None = None,
+    ) -> tuple[PredictorState, tuple[jax.Array, dict[str, jax.Array]]]:
+        """Sample batches, compute losses, update all parts.
+
+        Args:
+            ps: state; its key is advanced.
+            buffer: replay buffer.
+            n_steps: gradient steps.
+            batch_size: partial trajectories, for reward and value.
+            model_batch_size: rows, for the model.
+            n_total_env_steps: total of environment steps so far, for schedules and the start.
+            reward_fn: maps a dict of rows [N, ...] to the rewards [N] that replace the stored.
+            model_mask_fn: maps a dict of rows [B, ...] to bool [B], rows the model learns from.
+
+        Returns:
+            The new state, and (loss, info), means over the gradient steps.
+        """
+        for name, value in (("n_steps", n_steps), ("batch_size", batch_size)):
+            check_steps(name, value)
+        check_steps("model_batch_size", model_batch_size)
+        return self._learn(
+            ps,
+            buffer,
+            n_steps,
+            batch_size,
+            model_batch_size,
+            jnp.asarray(n_total_env_steps, jnp.float32),
+            reward_fn,
+            model_mask_fn,
+        )
+
+    @compiled("n_steps", "batch_size", "model_batch_size", "reward_fn", "model_mask_fn")
+    def _learn(
+        self,
+        ps,
+        buffer,
+        n_steps,
+        batch_size,
+        model_batch_size,
+        n_total_env_steps,
+        reward_fn,
+        model_mask_fn,
+    ):
+        ps = self.observe_env_steps(ps, n_total_env_steps)
+        active = (
+            ps.n_learn_calls >= self.encoder_warm_up if self.encoder_warm_up else True
+        )
+        ps = ps.replace(n_learn_calls=ps.n_learn_calls + 1)
+
+        def step(ps, _):
+            key, key_batch, key_model = jax.random.split(ps.key, 3)
+            batch = self.compute_targets(
+                ps,
+                buffer,
+                batch_size,
+                self.k_steps,
+                self.n_steps,
+                self.setting(ps, "gamma"),
+                key=key_batch,
+                reward_fn=reward_fn,
+            )
+            model_batch = self.sample_model_batch(
+                ps, buffer, model_batch_size, key=key_model, model_mask_fn=model_mask_fn
+            )
+            return self._update(ps.replace(key=key), batch, model_batch, active)
+
+        if n_steps == 1:
+            return step(ps, None)
+        ps, (loss, info) = jax.lax.scan(step, ps, None, length=n_steps)
+        return ps, jax.tree.map(jnp.mean, (loss, info))
+
+    def _update(self, ps, batch, model_batch, active):
+        """One gradient step; where `active` is False, nothing is learned."""
+        delta = model_batch.state_next - model_batch.state
+        mask = model_batch.validity_mask & active
+        running = update_running_std(
+            ps.running_std, delta, mask, self.model.running_std_momentum
+        )
+        ps = ps.replace(running_std=running)
+
+        def loss_fn(params):
+            return self.loss(ps, batch, model_batch, params=params)
+
+        (loss, info), grads = jax.value_and_grad(loss_fn, has_aux=True)(ps.params)
+        grads = clip_per_tensor(grads, self.clip_grad_max_norm)
+        rates = {part: self.setting(ps, name) for part, name in LEARNING_RATES.items()}
+        params, opt_state = adam_update(grads, ps.opt_state, ps.params, rates, active)
+        tau = jnp.where(active, self.setting(ps, "tau"), 0.0)
+        target = jax.tree.map(
+            lambda t, p: t + tau * (p - t), ps.target_value, params["value"]
+        )
+        return ps.replace(params=params, opt_state=opt_state, target_value=target), (
+            loss,
+            info,
+        )
+
+
+def _rewards(rows, reward_fn):
+    """Rewards [B, L] of rows [B, L, ...]; `reward_fn` sees them flattened."""
+    if reward_fn is None:
+        return rows["rew"].astype(jnp.float32)
+    lead = rows["rew"].shape
+    flat = {k: x.reshape(-1, *x.shape[2:]) for k, x in rows.items()}
+    return jnp.asarray(reward_fn(flat), jnp.float32).reshape(lead)
+
+
+def _masked_mean(x, mask):
+    """Sum of `x` over the mask divided by the number of its entries; 0 for an empty one."""
+    return jnp.where(mask, x, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def _model_rows(batch: ModelBatch):
+    rows = (batch.state, batch.context, batch.act, batch.state_next)
+    rows = jax.lax.stop_gradient(rows)
+    return *rows, batch.terminated, batch.validity_mask
