@@ -1,0 +1,23 @@
+"""Environments: Maze2D, making environments by id, goals in observations, pictures.
+
+Importing this package registers the built-in mazes with gymnax.
+"""
+
+from lrl_jax.envs.layouts import BUILTIN, parse_layout
+from lrl_jax.envs.maze2d import Maze2D, Maze2DParams, Maze2DState
+from lrl_jax.envs.registration import goal_indices, make, register_mazes
+from lrl_jax.envs.rendering import render_maze
+
+register_mazes()
+
+__all__ = [
+    "BUILTIN",
+    "Maze2D",
+    "Maze2DParams",
+    "Maze2DState",
+    "goal_indices",
+    "make",
+    "parse_layout",
+    "register_mazes",
+    "render_maze",
+]

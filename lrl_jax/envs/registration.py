@@ -1,0 +1,171 @@
+"""Making environments by id, and where the goal is in their observations."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from typing import Any
+
+import gymnasium
+import gymnax
+
+from lrl_jax.envs.layouts import BUILTIN
+from lrl_jax.envs.maze2d import Maze2D
+
+_MAZE_SETTINGS = ("starts", "goals", "dense_reward", "max_steps")
+
+
+def make(env_id: str, **settings: Any) -> tuple[Any, Any]:
+    """Make an environment by its id.
+
+    Args:
+        env_id: one of the library's own ids ("Maze2D-Medium-v0"), any id registered with gymnax, or
+            "brax/<name>" (needs the extra "brax").
+        **settings: arguments of the environment's constructor, or fields of its parameters
+            (max_steps_in_episode=...).
+
+    Returns:
+        The environment and its parameters, as `gymnax.make` does.
+
+    Raises:
+        ValueError: for an unknown id, with the ones that are close to it.
+        TypeError: for a setting that the environment does not have.
+        ImportError: for a brax id where brax is not installed.
+    """
+    if not isinstance(env_id, str):
+        raise TypeError(
+            f"an environment's id is a string, got {type(env_id).__name__}: pass an environment "
+            f"that you made yourself directly to Hierarchy or Collector."
+        )
+    if env_id.startswith("brax/"):
+        from lrl_jax.envs.brax_adapter import BraxEnvironment
+
+        factory = functools.partial(BraxEnvironment, env_id.removeprefix("brax/"))
+    elif env_id in BUILTIN:
+        factory = functools.partial(make_maze, env_id)
+    elif env_id in gymnax.registered_envs:
+        factory = functools.partial(_gymnax_env, env_id)
+    else:
+        raise ValueError(_unknown_id(env_id))
+    try:
+        env = factory(**settings)
+        return env, env.default_params
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+    return _make_with_params(env_id, factory, settings)
+
+
+def make_maze(env_id: str, **settings: Any) -> Maze2D:
+    """Make one of the built-in mazes; `settings` are those of `Maze2D` but for the layout."""
+    unknown = sorted(set(settings) - set(_MAZE_SETTINGS))
+    if unknown:
+        raise TypeError(
+            f"{env_id} got an unexpected keyword argument {unknown[0]!r}: it takes "
+            f"{', '.join(_MAZE_SETTINGS)}. For a layout of your own use Maze2D(layout, ...)."
+        )
+    return Maze2D(**{**BUILTIN[env_id], **settings})
+
+
+def register_mazes() -> None:
+    """Register the built-in mazes with gymnax, those that are not yet."""
+    for env_id in BUILTIN:
+        if env_id not in gymnax.registered_envs:
+            gymnax.register(env_id, functools.partial(make_maze, env_id))
+
+
+def goal_indices(env: Any) -> dict[str, tuple[int, int]]:
+    """Where the parts of a goal-based environment's flat observation are.
+
+    Args:
+        env: a `Maze2D`, any environment with an attribute `goal_indices`, or a Gymnasium (vector)
+            environment whose observations are a Dict with achieved_goal and desired_goal; these
+            are flattened in the order of the sorted keys, or were by FlattenObservation.
+
+    Returns:
+        [start, stop) of each part, such as `{"achieved_goal": (0, 2), ...}`.
+
+    Raises:
+        ValueError: for an environment that is not goal based.
+    """
+    indices = getattr(env, "goal_indices", None)
+    if isinstance(indices, dict):
+        return dict(indices)
+    space = _gymnasium_space(env)
+    order: Any = sorted
+    if isinstance(space, gymnasium.spaces.Box):
+        # gymnasium.wrappers.FlattenObservation hides a Dict and keeps the Dict's own order. A
+        # wrapper that also changes the size moves the parts.
+        inner = _gymnasium_space(getattr(env, "unwrapped", None))
+        if inner is not None and _flat_size(inner) == _flat_size(space):
+            space, order = inner, list
+    if isinstance(space, gymnasium.spaces.Dict):
+        if {"achieved_goal", "desired_goal"} <= set(space.spaces):
+            ranges, start = {}, 0
+            for key in order(space.spaces):
+                stop = start + _flat_size(space.spaces[key])
+                ranges[key] = (start, stop)
+                start = stop
+            return ranges
+    name = getattr(env, "name", None) or type(env).__name__
+    raise ValueError(
+        f"{name} is not goal based: it has neither a dict goal_indices nor a Dict observation "
+        f"space with achieved_goal and desired_goal. For an environment of your own set "
+        f"env.goal_indices = {{'achieved_goal': (0, 2), 'desired_goal': (2, 4), ...}}."
+    )
+
+
+def _gymnasium_space(env: Any) -> Any:
+    """Observation space of one Gymnasium environment; None for anything else."""
+    space = getattr(env, "single_observation_space", None)
+    space = getattr(env, "observation_space", None) if space is None else space
+    return space if isinstance(space, gymnasium.Space) else None
+
+
+def _flat_size(space: gymnasium.Space) -> int:
+    return gymnasium.spaces.flatdim(space)
+
+
+def _gymnax_env(env_id: str, **settings: Any) -> Any:
+    return gymnax.make(env_id, **settings)[0]
+
+
+def _make_with_params(env_id: str, factory: Any, settings: dict[str, Any]) -> tuple[Any, Any]:
+    """Make an environment some of whose settings are fields of its parameters."""
+    params = factory().default_params
+    fields = [f.name for f in dataclasses.fields(params)] if _is_record(params) else []
+    rest = {k: v for k, v in settings.items() if k not in fields}
+    try:
+        env = factory(**rest)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        constructor = (
+            f"its constructor takes {', '.join(_MAZE_SETTINGS)}"
+            if env_id in BUILTIN
+            else "see its constructor for others"
+        )
+        raise TypeError(
+            f"{env_id} does not have all of the settings {sorted(rest)}: {error}. "
+            f"Its parameters have {', '.join(fields) or 'no fields'}; {constructor}."
+        ) from error
+    chosen = {k: v for k, v in settings.items() if k in fields}
+    return env, dataclasses.replace(env.default_params, **chosen)
+
+
+def _is_record(params: Any) -> bool:
+    return dataclasses.is_dataclass(params) and not isinstance(params, type)
+
+
+def _unknown_id(env_id: str) -> str:
+    ids = list(dict.fromkeys([*BUILTIN, *gymnax.registered_envs]))
+    lower = {known.lower(): known for known in ids}
+    close = difflib.get_close_matches(env_id.lower(), lower, n=4, cutoff=0.5)
+    hint = f"did you mean {' or '.join(lower[c] for c in close)}? " if close else ""
+    others = [known for known in ids if known not in BUILTIN]
+    return (
+        f"unknown environment {env_id!r}: {hint}There are {', '.join(BUILTIN)}; of gymnax "
+        f"{', '.join(others)}; and brax/<name>. Pass a Gymnasium environment directly to "
+        f"Collector instead."
+    )
