@@ -42,9 +42,7 @@ class MixturePrediction:
 def _check_number(name: str, value: float, low: float, high: float = math.inf) -> float:
     number = float(value)
     if not math.isfinite(number) or not low <= number <= high:
-        raise ValueError(
-            f"{name} must be finite and in [{low:g}, {high:g}], got {value}."
-        )
+        raise ValueError(f"{name} must be finite and in [{low:g}, {high:g}], got {value}.")
     return number
 
 
@@ -109,9 +107,7 @@ class ProbabilisticEnsemble:
         ):
             value, low = getattr(self, name), 0 if name == "context_dim" else 1
             if isinstance(value, bool) or int(value) != value or value < low:
-                raise ValueError(
-                    f"{name} must be an integer of at least {low}, got {value!r}."
-                )
+                raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}.")
             put(name, int(value))
         put("action_space", spaces.from_any(self.action_space))
         put("hidden", check_hidden(self.hidden))
@@ -127,9 +123,7 @@ class ProbabilisticEnsemble:
                 f"log_std_min={self.log_std_min} must be below log_std_max={self.log_std_max}."
             )
         if self.deterministic_mode not in MODES:
-            raise ValueError(
-                f"deterministic_mode is one of {MODES}, not {self.deterministic_mode}"
-            )
+            raise ValueError(f"deterministic_mode is one of {MODES}, not {self.deterministic_mode}")
 
     @property
     def action_dim(self) -> int:
@@ -161,9 +155,7 @@ class ProbabilisticEnsemble:
             return jax.nn.one_hot(action, self.action_space.n, dtype=jnp.float32)
         n_axes = len(self.action_space.shape)
         if n_axes != 1:
-            action = action.reshape(
-                *action.shape[: action.ndim - n_axes], self.action_dim
-            )
+            action = action.reshape(*action.shape[: action.ndim - n_axes], self.action_dim)
         return action.astype(jnp.float32)
 
     def normalize_action(self, action: jax.Array) -> jax.Array:
@@ -180,9 +172,7 @@ class ProbabilisticEnsemble:
     def init(self, key: jax.Array) -> Any:
         """Parameters; each leaf has a leading axis M only for several members."""
         size = self.latent_state_dim + self.action_dim
-        x = jnp.zeros(
-            (1, size + (self.context_dim if self.use_context else 0)), jnp.float32
-        )
+        x = jnp.zeros((1, size + (self.context_dim if self.use_context else 0)), jnp.float32)
         if self.n_models == 1:
             return self.network.init(key, x)["params"]
         keys = jax.random.split(key, self.n_models)
@@ -191,9 +181,7 @@ class ProbabilisticEnsemble:
     def init_directions(self, key: jax.Array) -> jax.Array:
         """The matrix A [D, action_dim] of the symmetry-breaking start; consumes `key`."""
         discrete = isinstance(self.action_space, spaces.Discrete)
-        return symmetry.init_directions(
-            key, self.latent_state_dim, self.action_dim, discrete
-        )
+        return symmetry.init_directions(key, self.latent_state_dim, self.action_dim, discrete)
 
     def heads(
         self, params: Any, state: jax.Array, context: jax.Array, action: jax.Array
@@ -213,9 +201,7 @@ class ProbabilisticEnsemble:
         if self.use_context:
             parts.insert(1, context)
         lead = np.broadcast_shapes(*(p.shape[:-1] for p in parts))
-        x = jnp.concatenate(
-            [jnp.broadcast_to(p, (*lead, p.shape[-1])) for p in parts], -1
-        )
+        x = jnp.concatenate([jnp.broadcast_to(p, (*lead, p.shape[-1])) for p in parts], -1)
 
         def apply(p, x):
             return self.network.apply({"params": p}, x)
@@ -261,9 +247,7 @@ class ProbabilisticEnsemble:
         std = jnp.exp(out["log_std"])
         logit = out["term_logit"]
         term_prob = (
-            jnp.zeros(out["log_weight"].shape[:-1])
-            if logit is None
-            else jax.nn.sigmoid(logit)
+            jnp.zeros(out["log_weight"].shape[:-1]) if logit is None else jax.nn.sigmoid(logit)
         )
         if self.sb_start_duration:
             share = self.network_share(stats)
@@ -271,14 +255,9 @@ class ProbabilisticEnsemble:
             linear = self.linear_mean(linear_map, action)[..., None, :]
             # share = 0 must give exactly the linear model, even if the network overflows.
             mean = jnp.where(share > 0, share * mean, 0.0) + (1.0 - share) * linear
-            std = (
-                jnp.where(share > 0, share * std, 0.0)
-                + (1.0 - share) * self.sb_start_std
-            )
+            std = jnp.where(share > 0, share * std, 0.0) + (1.0 - share) * self.sb_start_std
             term_prob = share * term_prob
-        return MixturePrediction(
-            out["log_weight"], mean, std * stats.sigma_d, term_prob
-        )
+        return MixturePrediction(out["log_weight"], mean, std * stats.sigma_d, term_prob)
 
     def loss(
         self,
@@ -324,8 +303,7 @@ class ProbabilisticEnsemble:
             )
         # [shares, B / shares, ...]; rows left over by the division are not used.
         rows = {
-            k: x[: size * n_shares].reshape(n_shares, size, *x.shape[1:])
-            for k, x in rows.items()
+            k: x[: size * n_shares].reshape(n_shares, size, *x.shape[1:]) for k, x in rows.items()
         }
         weight = jnp.broadcast_to(rows["m"].astype(jnp.float32), (self.n_models, size))
         n_valid = jnp.maximum(weight.sum(), 1.0)

@@ -10,9 +10,7 @@ import jax.numpy as jnp
 LOG_2PI = math.log(2.0 * math.pi)
 
 
-def log_prob(
-    x: jax.Array, log_weight: jax.Array, mean: jax.Array, log_std: jax.Array
-) -> jax.Array:
+def log_prob(x: jax.Array, log_weight: jax.Array, mean: jax.Array, log_std: jax.Array) -> jax.Array:
     """Log density of a mixture of diagonal Gaussians.
 
     Args:
@@ -24,9 +22,7 @@ def log_prob(
         [...], the log density at x.
     """
     z = (x[..., None, :] - mean) * jnp.exp(-log_std)
-    per_mode = (
-        -0.5 * jnp.sum(z * z, -1) - jnp.sum(log_std, -1) - 0.5 * x.shape[-1] * LOG_2PI
-    )
+    per_mode = -0.5 * jnp.sum(z * z, -1) - jnp.sum(log_std, -1) - 0.5 * x.shape[-1] * LOG_2PI
     return jax.nn.logsumexp(log_weight + per_mode, axis=-1)
 
 
@@ -63,9 +59,7 @@ def pick(choice: jax.Array, values: jax.Array) -> jax.Array:
     return jnp.sum(choice[..., None] * values, -2)
 
 
-def moments(
-    log_weight: jax.Array, mean: jax.Array, std: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def moments(log_weight: jax.Array, mean: jax.Array, std: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and variance [..., D] of a mixture (law of total variance)."""
     weight = jnp.exp(log_weight)[..., None]
     centre = jnp.sum(weight * mean, -2)

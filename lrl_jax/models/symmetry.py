@@ -14,9 +14,7 @@ def random_rotation(key: jax.Array, dim: int) -> jax.Array:
     return q * jnp.where(jnp.diagonal(r) < 0, -1.0, 1.0)
 
 
-def spread_directions(
-    key: jax.Array, dim: int, n: int, axes: bool = False
-) -> jax.Array:
+def spread_directions(key: jax.Array, dim: int, n: int, axes: bool = False) -> jax.Array:
     """Unit columns [dim, n] that repel each other on the sphere; consumes `key`.
 
     Args:
@@ -50,9 +48,7 @@ def spread_directions(
     return jax.lax.fori_loop(0, SPREAD_STEPS, step, start).T
 
 
-def init_directions(
-    key: jax.Array, dim: int, action_dim: int, discrete: bool
-) -> jax.Array:
+def init_directions(key: jax.Array, dim: int, action_dim: int, discrete: bool) -> jax.Array:
     """The matrix A [dim, action_dim] of the linear model; consumes `key`.
 
     The first columns of a random rotation; unit columns spread on the sphere where the action is

@@ -24,9 +24,7 @@ class RewardFunction(nn.Module):
     use_context: bool = True
 
     @nn.compact
-    def __call__(
-        self, state: jax.Array, context: jax.Array, action: jax.Array
-    ) -> jax.Array:
+    def __call__(self, state: jax.Array, context: jax.Array, action: jax.Array) -> jax.Array:
         """Map state [..., D], context [..., C], action [..., A] to the reward [...]."""
         parts = [state, context, action] if self.use_context else [state, action]
         return MLP(self.hidden, 1, self.activation)(jnp.concatenate(parts, -1))[..., 0]

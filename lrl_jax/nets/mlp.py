@@ -28,9 +28,7 @@ def activation_fn(activation: str | Callable) -> Callable[[jax.Array], jax.Array
     if callable(activation):
         return activation
     if activation not in ACTIVATIONS:
-        raise ValueError(
-            f"unknown activation {activation!r}: use one of {sorted(ACTIVATIONS)}."
-        )
+        raise ValueError(f"unknown activation {activation!r}: use one of {sorted(ACTIVATIONS)}.")
     return ACTIVATIONS[activation]
 
 

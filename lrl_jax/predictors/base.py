@@ -37,15 +37,11 @@ def _check_function(name: str, function: Any, optional: bool) -> None:
     if function is None and optional:
         return
     if not callable(function):
-        raise TypeError(
-            f"{name} must be a flax module or a function, got {function!r}."
-        )
+        raise TypeError(f"{name} must be a flax module or a function, got {function!r}.")
     try:
         hash(function)
     except TypeError as error:
-        raise TypeError(
-            f"{name} is not hashable ({error}): store tuples, not lists."
-        ) from None
+        raise TypeError(f"{name} is not hashable ({error}): store tuples, not lists.") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +72,9 @@ class Predictor:
     latent_state_dim: int
     context_dim: int
     device: Any = dataclasses.field(default=None, compare=False, kw_only=True)
-    writer: Any = dataclasses.field(
-        default=None, compare=False, repr=False, kw_only=True
-    )
+    writer: Any = dataclasses.field(default=None, compare=False, repr=False, kw_only=True)
     log_interval: int = dataclasses.field(default=10, compare=False, kw_only=True)
-    mapped_env_obs_shape: tuple[int, ...] | None = dataclasses.field(
-        default=None, kw_only=True
-    )
+    mapped_env_obs_shape: tuple[int, ...] | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self):
         _check_function("val_func", self.val_func, True)
@@ -119,9 +111,7 @@ class Predictor:
                 it does not give the latent state and context it should.
         """
         keys = jax.random.split(key, 6)
-        state, context = (
-            jnp.zeros((1, d)) for d in (self.latent_state_dim, self.context_dim)
-        )
+        state, context = (jnp.zeros((1, d)) for d in (self.latent_state_dim, self.context_dim))
         action = jnp.zeros((1, self.model.action_dim))
         value = {}
         if self.val_func is not None:
@@ -174,9 +164,7 @@ class Predictor:
     def _init_opt_state(self, params):
         return None
 
-    def observe_env_steps(
-        self, ps: PredictorState, n_total_env_steps: Any
-    ) -> PredictorState:
+    def observe_env_steps(self, ps: PredictorState, n_total_env_steps: Any) -> PredictorState:
         """Tell the state the total number of environment steps, for schedules and the start."""
         return ps.replace(n_total_env_steps=jnp.asarray(n_total_env_steps, jnp.float32))
 
@@ -191,9 +179,7 @@ class Predictor:
         if n_axes > obs.ndim or obs.shape[obs.ndim - n_axes :] != shape:
             if obs.ndim and obs.shape[-1] == math.prod(shape):
                 return obs  # flat already
-            raise ValueError(
-                f"observations must end in shape {shape}, got {obs.shape}."
-            )
+            raise ValueError(f"observations must end in shape {shape}, got {obs.shape}.")
         if n_axes == 1:
             return obs
         return obs.reshape(*obs.shape[: obs.ndim - n_axes], math.prod(shape))
@@ -211,9 +197,7 @@ class Predictor:
             return jnp.zeros(state.shape[:-1])
         return apply_function(self.rew_func, params, state, context, action)
 
-    def value(
-        self, ps: PredictorState, state, context, target: bool = False
-    ) -> jax.Array:
+    def value(self, ps: PredictorState, state, context, target: bool = False) -> jax.Array:
         """Value [...] of latent states and contexts, of the target network if asked; 0 without."""
         params = ps.target_value if target else ps.params["value"]
         return self._value(params, state, context)
@@ -249,9 +233,7 @@ class Predictor:
         )
 
     @compiled()
-    def predict_reward(
-        self, ps: PredictorState, obs: jax.Array, act: jax.Array
-    ) -> jax.Array:
+    def predict_reward(self, ps: PredictorState, obs: jax.Array, act: jax.Array) -> jax.Array:
         """Predict the reward [B] of observations [B, *obs shape] and actions."""
         state, context = self.encode(ps, obs)
         return self.reward(ps, state, context, self.model.encode_action(act))
@@ -379,9 +361,7 @@ class Predictor:
         fixed_std: float | jax.Array,
     ) -> jax.Array:
         """Log density [...] of next states under a mixture from `standardized_mixture`."""
-        return mixture.fixed_std_log_prob(
-            (next_state - state) @ ps.W, log_weight, mean, fixed_std
-        )
+        return mixture.fixed_std_log_prob((next_state - state) @ ps.W, log_weight, mean, fixed_std)
 
     @compiled()
     def get_standardized_log_prob(
@@ -409,9 +389,7 @@ class Predictor:
             Log density [B], termination probability [B], and a dict with `standardized_delta`
             [B, D].
         """
-        log_weight, mean, term_prob = self.standardized_mixture(
-            ps, state, context, action
-        )
+        log_weight, mean, term_prob = self.standardized_mixture(ps, state, context, action)
         log_prob = self.standardized_log_prob(
             ps, log_weight, mean, state, next_state, check_std(fixed_std)
         )
@@ -448,9 +426,7 @@ class Predictor:
         """Loss and individual terms; see the subclasses."""
         raise NotImplementedError(f"{type(self).__name__} does not define loss.")
 
-    def learn(
-        self, ps, buffer, n_steps, batch_size, model_batch_size, n_total_env_steps
-    ):
+    def learn(self, ps, buffer, n_steps, batch_size, model_batch_size, n_total_env_steps):
         """Make updates; see the subclasses."""
         raise NotImplementedError(f"{type(self).__name__} does not define learn.")
 

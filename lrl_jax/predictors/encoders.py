@@ -21,9 +21,7 @@ def _ranges(name: str, value: Any) -> tuple[tuple[int, int], ...]:
         value = (value,)
     pairs = tuple(tuple(int(i) for i in pair) for pair in value)
     if any(len(p) != 2 or not 0 <= p[0] < p[1] for p in pairs):
-        raise ValueError(
-            f"{name} must be (start, stop) with 0 <= start < stop, got {value}."
-        )
+        raise ValueError(f"{name} must be (start, stop) with 0 <= start < stop, got {value}.")
     return pairs
 
 
@@ -88,17 +86,13 @@ class IndexEncoder:
             object.__setattr__(self, name, ranges)
             object.__setattr__(self, dim, size)
         if not self.state:
-            raise ValueError(
-                "the state needs at least one range of the observation, got none."
-            )
+            raise ValueError("the state needs at least one range of the observation, got none.")
         if self.mapped_env_obs_shape is not None:
             shape = tuple(int(d) for d in self.mapped_env_obs_shape)
             object.__setattr__(self, "mapped_env_obs_shape", shape)
             last = max(stop for _, stop in self.state + self.context)
             if last > math.prod(shape):
-                raise ValueError(
-                    f"range up to {last} leaves the observation of shape {shape}."
-                )
+                raise ValueError(f"range up to {last} leaves the observation of shape {shape}.")
 
     def __call__(self, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Map obs [..., O] to (state [..., D], context [..., C])."""
@@ -139,9 +133,7 @@ class LinearEncoder(nn.Module):
                 f"constant_dims {self.constant_dims} leave the {size} entries of the observation."
             )
         if len(set(self.constant_dims)) == size:
-            raise ValueError(
-                "all dimensions are constant: nothing is left for the state."
-            )
+            raise ValueError("all dimensions are constant: nothing is left for the state.")
         super().__post_init__()
 
     @nn.compact
@@ -150,13 +142,11 @@ class LinearEncoder(nn.Module):
         constant = np.zeros(math.prod(self.mapped_env_obs_shape), np.float32)
         constant[list(self.constant_dims)] = 1.0
         init = nn.initializers.orthogonal()
-        state = nn.Dense(
-            self.latent_state_dim, use_bias=False, kernel_init=init, name="state"
-        )(obs * (1.0 - constant))
+        state = nn.Dense(self.latent_state_dim, use_bias=False, kernel_init=init, name="state")(
+            obs * (1.0 - constant)
+        )
         if not self.context_dim:
             return state, obs[..., :0]
         seen = obs * constant if self.constant_dims else obs
-        context = nn.Dense(
-            self.context_dim, use_bias=False, kernel_init=init, name="context"
-        )(seen)
+        context = nn.Dense(self.context_dim, use_bias=False, kernel_init=init, name="context")(seen)
         return state, context

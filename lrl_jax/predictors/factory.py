@@ -50,9 +50,7 @@ def _as_partial(name: str, part: Any) -> Any:
     if isinstance(part, functools.partial):
         return Partial(part.func, part.args, part.keywords)
     if not callable(part):
-        raise TypeError(
-            f"{name} must be a class, a functools.partial or a function, got {part!r}."
-        )
+        raise TypeError(f"{name} must be a class, a functools.partial or a function, got {part!r}.")
     return part
 
 
@@ -127,18 +125,21 @@ class PredictorFactory:
             ValueError: if the latent state's dimension cannot be told.
         """
         shape = mapped_env_obs_shape
-        shape = (
-            (int(shape),) if isinstance(shape, int) else tuple(int(d) for d in shape)
-        )
+        shape = (int(shape),) if isinstance(shape, int) else tuple(int(d) for d in shape)
         action_space = spaces.from_any(action_space)
         dims = {}
         for name in ("latent_state_dim", "context_dim"):
-            known = (getattr(self, name), _held(self.partial_predictor).get(name))
-            known += (_held(self.partial_encoder).get(name),)
-            dims |= {name: d for d in known[::-1] if d is not None}
-        encoder = _call(self.partial_encoder, {"mapped_env_obs_shape": shape, **dims})
+            known = (
+                getattr(self, name),
+                _held(self.partial_predictor).get(name),
+                _held(self.partial_encoder).get(name),
+            )
+            dims[name] = next((d for d in known if d is not None), None)
+        given = {name: d for name, d in dims.items() if d is not None}
+        encoder = _call(self.partial_encoder, {"mapped_env_obs_shape": shape, **given})
         for name in ("latent_state_dim", "context_dim"):
-            dims.setdefault(name, getattr(encoder, name, None))
+            if dims[name] is None:
+                dims[name] = getattr(encoder, name, None)
             if dims[name] is None:
                 raise ValueError(
                     f"{name} is not known: give it to the PredictorFactory, to partial_predictor "
@@ -149,9 +150,7 @@ class PredictorFactory:
         if self.partial_val_func is not None:
             val_func = _call(self.partial_val_func, dims)
         if self.partial_rew_func is not None:
-            rew_func = _call(
-                self.partial_rew_func, {**dims, "action_dim": action_space.dim}
-            )
+            rew_func = _call(self.partial_rew_func, {**dims, "action_dim": action_space.dim})
         offered = {
             "model": model,
             "val_func": val_func,
@@ -160,15 +159,11 @@ class PredictorFactory:
             **dims,
             "mapped_env_obs_shape": shape,
         }
-        offered |= {
-            k: v for k, v in (("device", device), ("writer", writer)) if v is not None
-        }
+        offered |= {k: v for k, v in (("device", device), ("writer", writer)) if v is not None}
         return _call(self.partial_predictor, offered)
 
 
-def get_default_predictor_factory(
-    env: Any, sb_start_duration: float
-) -> PredictorFactory:
+def get_default_predictor_factory(env: Any, sb_start_duration: float) -> PredictorFactory:
     """Factory of reward predictors for goal-based environments.
 
     The latent state is the achieved goal, the context the desired goal.
@@ -188,8 +183,6 @@ def get_default_predictor_factory(
         ),
         partial_val_func=Partial(ValueFunction),
         partial_rew_func=Partial(RewardFunction),
-        partial_encoder=Partial(
-            IndexEncoder, keywords={"state": state, "context": context}
-        ),
+        partial_encoder=Partial(IndexEncoder, keywords={"state": state, "context": context}),
         partial_predictor=Partial(RewardPredictor, keywords={"learn_encoder": False}),
     )

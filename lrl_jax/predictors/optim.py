@@ -65,9 +65,7 @@ def adam_update(
     def keep(new, old):
         return new if active is True else jnp.where(active, new, old)
 
-    mean = jax.tree.map(
-        lambda m, g: keep(BETA_1 * m + (1 - BETA_1) * g, m), state.mean, grads
-    )
+    mean = jax.tree.map(lambda m, g: keep(BETA_1 * m + (1 - BETA_1) * g, m), state.mean, grads)
     square = jax.tree.map(
         lambda v, g: keep(BETA_2 * v + (1 - BETA_2) * g * g, v), state.square, grads
     )

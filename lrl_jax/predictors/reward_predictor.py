@@ -86,15 +86,11 @@ class RewardPredictor(Predictor):
         for name in ("k_steps", "n_steps"):
             put(name, check_steps(name, getattr(self, name)))
         if isinstance(self.encoder_warm_up, bool) or int(self.encoder_warm_up) < 0:
-            raise ValueError(
-                f"encoder_warm_up must be at least 0, got {self.encoder_warm_up}."
-            )
+            raise ValueError(f"encoder_warm_up must be at least 0, got {self.encoder_warm_up}.")
         if self.clip_grad_max_norm is not None:
             norm = check_setting("clip_grad_max_norm", self.clip_grad_max_norm)
             if callable(norm) or norm <= 0:
-                raise ValueError(
-                    f"clip_grad_max_norm must be positive or None, got {norm}."
-                )
+                raise ValueError(f"clip_grad_max_norm must be positive or None, got {norm}.")
             put("clip_grad_max_norm", norm)
 
     def _hyper(self):
@@ -148,9 +144,7 @@ class RewardPredictor(Predictor):
         check_gamma(gamma)
         key = ps.key if key is None else key
         n_rows = k_steps + n_steps - 1
-        ids, length, mask = buffers.sample_partial_trajectories(
-            buffer, key, batch_size, n_rows
-        )
+        ids, length, mask = buffers.sample_partial_trajectories(buffer, key, batch_size, n_rows)
         ids_bt = ids.T  # [B, L]
         rows = buffers.gather(buffer, ids_bt)
         reward = _rewards(rows, reward_fn)
@@ -167,9 +161,7 @@ class RewardPredictor(Predictor):
         )
         valid = valid_starts(done, k_steps) & (mask[:, :k_steps] > 0)
         obs_next = self._flat_obs(rows["obs_next"])
-        obs = jnp.concatenate(
-            [self._flat_obs(rows["obs"][:, :1]), obs_next[:, :k_steps]], axis=1
-        )
+        obs = jnp.concatenate([self._flat_obs(rows["obs"][:, :1]), obs_next[:, :k_steps]], axis=1)
         state, context = self.encode(ps, obs)
         value = total
         if self.val_func is not None:
@@ -259,9 +251,7 @@ class RewardPredictor(Predictor):
         valid = batch.validity_mask.astype(bool)
         # Finite inputs on rows that do not count: a NaN would reach the gradient through `where`.
         if self.learn_encoder and jax.tree.leaves(params["encoder"]):
-            state, context = apply_function(
-                self.encoder, params["encoder"], batch.obs[:, :k_steps]
-            )
+            state, context = apply_function(self.encoder, params["encoder"], batch.obs[:, :k_steps])
         else:
             state, context = batch.state[:, :k_steps], batch.contexts
         state, context, act = (
@@ -276,9 +266,7 @@ class RewardPredictor(Predictor):
             detached = jax.lax.stop_gradient((state, context))
             error = self._value(params["value"], *detached) - batch.value
             value_loss = _masked_mean(jnp.square(error), valid & batch.planning_mode)
-        model_loss, info = self.model.loss(
-            params["model"], ps.sigma_d, *_model_rows(model_batch)
-        )
+        model_loss, info = self.model.loss(params["model"], ps.sigma_d, *_model_rows(model_batch))
         delta = jax.lax.stop_gradient(model_batch.state_next - model_batch.state)
         mask = model_batch.validity_mask.astype(bool)
         total = (
@@ -293,9 +281,7 @@ class RewardPredictor(Predictor):
             total = total + whitening
         info["mean_abs_delta"] = _masked_mean(jnp.abs(delta).mean(-1), mask)
         diagonal = jax.lax.stop_gradient(jnp.diagonal(w))
-        info |= {
-            f"standardizer_diag_{i}": diagonal[i] for i in range(min(8, len(diagonal)))
-        }
+        info |= {f"standardizer_diag_{i}": diagonal[i] for i in range(min(8, len(diagonal)))}
         info |= {
             "model_loss": model_loss,
             "value_loss": value_loss,
@@ -358,9 +344,7 @@ class RewardPredictor(Predictor):
         model_mask_fn,
     ):
         ps = self.observe_env_steps(ps, n_total_env_steps)
-        active = (
-            ps.n_learn_calls >= self.encoder_warm_up if self.encoder_warm_up else True
-        )
+        active = ps.n_learn_calls >= self.encoder_warm_up if self.encoder_warm_up else True
         ps = ps.replace(n_learn_calls=ps.n_learn_calls + 1)
 
         def step(ps, _):
@@ -389,9 +373,7 @@ class RewardPredictor(Predictor):
         """One gradient step; where `active` is False, nothing is learned."""
         delta = model_batch.state_next - model_batch.state
         mask = model_batch.validity_mask & active
-        running = update_running_std(
-            ps.running_std, delta, mask, self.model.running_std_momentum
-        )
+        running = update_running_std(ps.running_std, delta, mask, self.model.running_std_momentum)
         ps = ps.replace(running_std=running)
 
         def loss_fn(params):
@@ -402,9 +384,7 @@ class RewardPredictor(Predictor):
         rates = {part: self.setting(ps, name) for part, name in LEARNING_RATES.items()}
         params, opt_state = adam_update(grads, ps.opt_state, ps.params, rates, active)
         tau = jnp.where(active, self.setting(ps, "tau"), 0.0)
-        target = jax.tree.map(
-            lambda t, p: t + tau * (p - t), ps.target_value, params["value"]
-        )
+        target = jax.tree.map(lambda t, p: t + tau * (p - t), ps.target_value, params["value"])
         return ps.replace(params=params, opt_state=opt_state, target_value=target), (
             loss,
             info,

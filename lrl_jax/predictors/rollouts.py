@@ -15,28 +15,20 @@ if TYPE_CHECKING:
     from lrl_jax.predictors.base import Predictor
 
 
-def check_rollout(
-    predictor: Predictor, s, c, act, key, deterministic, n_particles
-) -> int:
+def check_rollout(predictor: Predictor, s, c, act, key, deterministic, n_particles) -> int:
     """Check the arguments of a rollout and return the number of particles.
 
     Raises:
         ValueError: for shapes that do not fit, or a stochastic rollout without a key.
     """
     model = predictor.model
-    if (
-        s.ndim != 2
-        or s.shape[-1] != predictor.latent_state_dim
-        or s.shape[0] != act.shape[0]
-    ):
+    if s.ndim != 2 or s.shape[-1] != predictor.latent_state_dim or s.shape[0] != act.shape[0]:
         raise ValueError(
             f"states must be [B, {predictor.latent_state_dim}] with as many rows as actions, got "
             f"{s.shape} and {act.shape}."
         )
     if c.shape != (s.shape[0], predictor.context_dim):
-        raise ValueError(
-            f"contexts must be {(s.shape[0], predictor.context_dim)}, got {c.shape}."
-        )
+        raise ValueError(f"contexts must be {(s.shape[0], predictor.context_dim)}, got {c.shape}.")
     if act.ndim != 3 or act.shape[-1] != model.action_dim:
         raise ValueError(
             f"encoded actions must be [B, H, {model.action_dim}], got {act.shape}: actions are "
@@ -141,9 +133,7 @@ def rollout_latent(
             if with_termination and logit is not None:
                 term = _term_prob(model, stats, logit)
         else:
-            delta, out = _sample_step(
-                model, params, stats, linear_map, k, s, context, a
-            )
+            delta, out = _sample_step(model, params, stats, linear_map, k, s, context, a)
             term = out.term_prob
         if not with_termination:
             term = None
@@ -151,9 +141,7 @@ def rollout_latent(
             term = jnp.zeros(s.shape[:-1])
         return s + delta, (s + delta, reward, term)
 
-    last, (states, reward, term) = jax.lax.scan(
-        step, start, (jnp.swapaxes(action, 0, 1), keys)
-    )
+    last, (states, reward, term) = jax.lax.scan(step, start, (jnp.swapaxes(action, 0, 1), keys))
     states = jnp.concatenate([start[None], states])
     value = None
     if with_value:
@@ -202,13 +190,9 @@ def rollout(
         if deterministic:
             mode = model.deterministic_mode
             out = model.predict(params, stats, s, context, a, linear_map)
-            delta, _ = _deterministic_step(
-                model, params, stats, linear_map, mode, s, context, a
-            )
+            delta, _ = _deterministic_step(model, params, stats, linear_map, mode, s, context, a)
         else:
-            delta, out = _sample_step(
-                model, params, stats, linear_map, k, s, context, a
-            )
+            delta, out = _sample_step(model, params, stats, linear_map, k, s, context, a)
         mean, variance = mixture.moments(out.log_weight, out.mean, out.std)
         shape = (n_m, batch, n_p, dim)
         means, variance = (s + mean).reshape(shape), variance.reshape(shape)

@@ -59,9 +59,7 @@ class PiecewiseLinearSchedule:
                 f"and {len(self.values)}."
             )
         if any(b <= a for a, b in zip(self.steps, self.steps[1:], strict=False)):
-            raise ValueError(
-                f"{name} needs strictly increasing steps, got {self.steps}."
-            )
+            raise ValueError(f"{name} needs strictly increasing steps, got {self.steps}.")
 
     def __call__(self, n_total_env_steps: Any) -> jax.Array:
         """Value, float32, of the shape of `n_total_env_steps`."""
@@ -76,16 +74,12 @@ class PiecewiseLogLinearSchedule(PiecewiseLinearSchedule):
     def __post_init__(self):
         super().__post_init__()
         if min(self.values) <= 0.0:
-            raise ValueError(
-                f"values must be positive to take their log, got {self.values}."
-            )
+            raise ValueError(f"values must be positive to take their log, got {self.values}.")
 
     def __call__(self, n_total_env_steps: Any) -> jax.Array:
         """Value, float32, of the shape of `n_total_env_steps`."""
         steps = jnp.asarray(n_total_env_steps, jnp.float32)
-        return jnp.exp(
-            jnp.interp(steps, np.float32(self.steps), np.log(np.float32(self.values)))
-        )
+        return jnp.exp(jnp.interp(steps, np.float32(self.steps), np.log(np.float32(self.values))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,13 +98,9 @@ class RampSchedule:
 
     def __post_init__(self):
         for name in ("start_value", "end_value", "end", "start"):
-            object.__setattr__(
-                self, name, _finite("RampSchedule", getattr(self, name))[0]
-            )
+            object.__setattr__(self, name, _finite("RampSchedule", getattr(self, name))[0])
         if self.end <= self.start:
-            raise ValueError(
-                f"the ramp must end after it starts, got {self.start} to {self.end}."
-            )
+            raise ValueError(f"the ramp must end after it starts, got {self.start} to {self.end}.")
 
     def __call__(self, n_total_env_steps: Any) -> jax.Array:
         """Value, float32, of the shape of `n_total_env_steps`."""
@@ -141,14 +131,10 @@ def as_schedule(value: float | Schedule) -> Schedule:
         return value
     if is_number(value):
         return ConstantSchedule(float(value))
-    raise TypeError(
-        f"expected a number or a schedule (a function of env steps), got {value!r}."
-    )
+    raise TypeError(f"expected a number or a schedule (a function of env steps), got {value!r}.")
 
 
-def check_setting(
-    name: str, value: Any, low: float = 0.0, high: float = math.inf
-) -> Any:
+def check_setting(name: str, value: Any, low: float = 0.0, high: float = math.inf) -> Any:
     """Check a number or schedule of a setting; numbers are returned as Python floats.
 
     Raises:
@@ -161,7 +147,5 @@ def check_setting(
         raise TypeError(f"{name} must be a number or a schedule, got {value!r}.")
     value = float(value)
     if not math.isfinite(value) or not low <= value <= high:
-        raise ValueError(
-            f"{name} must be finite and in [{low:g}, {high:g}], got {value}."
-        )
+        raise ValueError(f"{name} must be finite and in [{low:g}, {high:g}], got {value}.")
     return value

@@ -31,9 +31,7 @@ def check_steps(name: str, value: Any) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        raise ValueError(
-            f"{name} must be an integer known on the host, got {value!r}."
-        ) from None
+        raise ValueError(f"{name} must be an integer known on the host, got {value!r}.") from None
     if isinstance(value, bool) or number < 1:
         raise ValueError(f"{name} must be at least 1, got {value!r}.")
     return number
@@ -64,9 +62,7 @@ def n_step_windows(
         # Rows t and t + width_a, for all t at which both windows fit.
         n_rows = length - width_a - width_b + 1
         sum_a, prod_a, alive_a, last_a = jax.tree.map(lambda x: x[:, :n_rows], a)
-        sum_b, prod_b, alive_b, last_b = jax.tree.map(
-            lambda x: x[:, width_a : width_a + n_rows], b
-        )
+        sum_b, prod_b, alive_b, last_b = jax.tree.map(lambda x: x[:, width_a : width_a + n_rows], b)
         # Selects, not products with 0: what lies after an end may be anything, NaN included.
         return (
             sum_a + jnp.where(alive_a, prod_a * sum_b, 0.0),
@@ -90,9 +86,7 @@ def n_step_windows(
             break
         power = compose(power, power_width, power, power_width)
         power_width *= 2
-    total, product, _, last = jax.tree.map(
-        lambda x: x[:, : length - n_steps + 1], result
-    )
+    total, product, _, last = jax.tree.map(lambda x: x[:, : length - n_steps + 1], result)
     return total, product, last
 
 
@@ -143,9 +137,7 @@ def n_step_targets(
     }
     shapes = {name: x.shape for name, x in arrays.items()}
     if len(set(shapes.values())) > 1 or len(shapes["reward"]) != 2:
-        raise ValueError(
-            f"all of them must have the same shape [B, K + n - 1], got {shapes}."
-        )
+        raise ValueError(f"all of them must have the same shape [B, K + n - 1], got {shapes}.")
     length = shapes["reward"][1]
     if length < n_steps:
         raise ValueError(
@@ -156,12 +148,8 @@ def n_step_targets(
         raise ValueError(
             f"gamma must be a scalar or of shape {shapes['reward']}, got {discount.shape}."
         )
-    reward, next_value = (
-        arrays[k].astype(jnp.float32) for k in ("reward", "next_value")
-    )
-    terminated, truncated = (
-        arrays[k].astype(bool) for k in ("terminated", "truncated")
-    )
+    reward, next_value = (arrays[k].astype(jnp.float32) for k in ("reward", "next_value"))
+    terminated, truncated = (arrays[k].astype(bool) for k in ("terminated", "truncated"))
     done = terminated | truncated
     bootstrap = jnp.where(terminated, 0.0, next_value)
     total, product, bootstrap = n_step_windows(

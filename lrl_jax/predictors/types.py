@@ -81,9 +81,7 @@ class Rollout:
     state: jax.Array  # [B, M, P, H + 1, D]
     state_mean: jax.Array  # [B, M, H + 1, D], of the predicted mixtures, over particles
     state_epistemic_var: jax.Array  # [B, H + 1, D], variance of that mean over models
-    state_aleatoric_var: (
-        jax.Array
-    )  # [B, H + 1, D], variance within models, mean over models
+    state_aleatoric_var: jax.Array  # [B, H + 1, D], variance within models, mean over models
     term_prob: jax.Array  # [B, M, P, H], of each step
     rew: jax.Array  # [B, M, P, H]
 
