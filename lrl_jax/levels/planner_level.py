@@ -223,7 +223,7 @@ class PlannerLevel(Level):
         """Cheap first half of a decision: toss the coins, and draw the action in random mode.
 
         `act` is needed only where the last of the results is true, and then takes the memory
-        returned here. Consumes `key`.
+        returned here. Consumes `key`, which `act` may be given as well.
 
         Returns:
             action (final in random mode), memory, and a bool: whether the instance plans.
@@ -233,7 +233,8 @@ class PlannerLevel(Level):
         if not training or not space.is_bounded:
             planning = jnp.ones((), bool)
             return memory.random_action, memory.replace(planning_mode=planning), planning
-        key_mode, key_redraw, key_action = jax.random.split(key, 3)
+        # `act` may get the same key, and splits of the same key share their first entries.
+        key_mode, key_redraw, key_action = jax.random.split(jax.random.fold_in(key, 1), 3)
         planning = self._next_mode(learner, memory, key_mode)
         redraw = memory.fresh
         if not self.resample_on_end:
