@@ -17,6 +17,7 @@ from lrl_jax.hierarchies.env_spec import env_spec
 from lrl_jax.hierarchies.state import Counter, HierarchyState, LevelState
 from lrl_jax.levels.base import as_level
 from lrl_jax.levels.basic import RandomLevel
+from lrl_jax.randomness import Stream
 
 _COPY_STREAM = 0x636F7079  # sets the random stream of a copy apart from the original's
 
@@ -98,6 +99,20 @@ class Hierarchy:
         self._learn = jax.jit(functools.partial(stepping.learn, self.levels))
         self._init = jax.jit(self._make_state, static_argnums=1)
         self._other_mode: Hierarchy | None = None
+        self._jitted: dict[Any, Callable] = {}
+
+    def jitted(self, function: Callable, *static: Any, donate: int | None = None) -> Callable:
+        """Jit `function(self, *static, ...)`, once for equal static arguments.
+
+        The cache lives as long as the hierarchy, so that Python loops compile once. `donate` is
+        the index of the argument behind `static` that the function may overwrite.
+        """
+        entry = (function, static, donate)
+        if entry not in self._jitted:
+            donated = () if donate is None else (donate,)
+            bound = functools.partial(function, self, *static)
+            self._jitted[entry] = jax.jit(bound, donate_argnums=donated)
+        return self._jitted[entry]
 
     def _specs(self, n: int):
         return checks.level_specs(self.levels, self._shapes, self.env_spec, n)
@@ -161,7 +176,7 @@ class Hierarchy:
             levels=states,
             active_level=jnp.zeros(n, jnp.int32),
             n_total_env_steps=Counter.zero(),
-            key=key,
+            stream=Stream.create(key),
         )
 
     def _make_level_state(self, i: int, key: jax.Array, spec, n: int) -> LevelState:
@@ -289,7 +304,8 @@ class Hierarchy:
 
     def get_copy(self, state: HierarchyState) -> HierarchyState:
         """A state for test rollouts: same learners, fresh memory, a random stream of its own."""
-        return self.reset(state).replace(key=jax.random.fold_in(state.key, _COPY_STREAM))
+        stream = Stream(jax.random.fold_in(state.stream.key, _COPY_STREAM), state.stream.tick)
+        return self.reset(state).replace(stream=stream)
 
     def set_n_env_instances(
         self, state: HierarchyState, n_env_instances: int, propagate_to_levels: bool = True
@@ -301,7 +317,7 @@ class Hierarchy:
         """
         del propagate_to_levels  # the state of all levels is one pytree here
         n = checks.whole_number("n_env_instances", n_env_instances, 1)
-        new = self.init(state.key, n, [s.learner for s in state.levels])
+        new = self.init(state.stream.key, n, [s.learner for s in state.levels])
         levels = []
         for level, old, fresh in zip(self.levels, state.levels, new.levels, strict=True):
             buffer = old.buffer
@@ -309,7 +325,7 @@ class Hierarchy:
                 buffer = buffers.redistribute(buffer, n, level.buffer_size)
             levels.append(fresh.replace(buffer=buffer, new_rows=old.new_rows))
         return new.replace(
-            levels=tuple(levels), n_total_env_steps=state.n_total_env_steps, key=state.key
+            levels=tuple(levels), n_total_env_steps=state.n_total_env_steps, stream=state.stream
         )
 
     def train(self) -> Hierarchy:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lrl_jax.buffers import Buffer
+from lrl_jax.randomness import Stream
 
 
 @struct.dataclass
@@ -76,13 +77,13 @@ class HierarchyState:
         levels: one LevelState a level, the highest first.
         active_level: level that decides next, int32 [n].
         n_total_env_steps: environment steps in train mode, all instances together.
-        key: typed random key [].
+        stream: random stream of the decisions and updates.
     """
 
     levels: tuple[LevelState, ...]
     active_level: jax.Array
     n_total_env_steps: Counter
-    key: jax.Array
+    stream: Stream
 
     @property
     def n_env_instances(self) -> int:

@@ -13,6 +13,8 @@ from lrl_jax.hierarchies.gating import masked_act, max_over_batch, select
 from lrl_jax.hierarchies.state import HierarchyState, LevelState
 from lrl_jax.levels.base import Level, Row
 
+LEARN = 128  # salts from here on are for updates, those below for decisions
+
 
 class BatchAct:
     """A level's decision mapped over instances."""
@@ -42,7 +44,6 @@ def parent_learner(state: HierarchyState, i: int) -> Any:
 def get_action(levels, maps, training, state, obs, mask) -> tuple[HierarchyState, jax.Array]:
     """Descend from the active level of each instance to the last; see Hierarchy.get_action."""
     n, last = state.n_env_instances, len(levels) - 1
-    key, *level_keys = jax.random.split(state.key, len(levels) + 1)
     active = state.active_level
     new_levels: list[LevelState] = []
     for i, (level, level_state) in enumerate(zip(levels, state.levels, strict=True)):
@@ -51,7 +52,7 @@ def get_action(levels, maps, training, state, obs, mask) -> tuple[HierarchyState
         mapped = maps[i](obs)
         level_input = new_levels[-1].action if i else no_input(n)
         act_all = BatchAct(level, level_state.learner, parent_learner(state, i), training)
-        args = (mapped, level_input, jax.random.split(level_keys[i], n))
+        args = (mapped, level_input, state.stream.instance_keys(n, salt=i))
         action, memory = masked_act(
             level, act_all, decides, level_state.action, level_state.memory, args
         )
@@ -64,7 +65,7 @@ def get_action(levels, maps, training, state, obs, mask) -> tuple[HierarchyState
         if i < last:
             active = jnp.where(decides, i + 1, active)
     active = select(mask, jnp.full_like(active, last), active)
-    state = state.replace(levels=tuple(new_levels), active_level=active, key=key)
+    state = state.replace(levels=tuple(new_levels), active_level=active, stream=state.stream.advance())
     return state, new_levels[-1].action
 
 
@@ -188,12 +189,12 @@ def learn(levels, state: HierarchyState) -> tuple[HierarchyState, dict[str, jax.
     for i, level in enumerate(levels):
         if state.levels[i].buffer is None or not level.n_updates:
             continue
-        key, learn_key = jax.random.split(state.key)
-        level_state, level_metrics = _learn_level(level, state, i, learn_key)
+        level_state, level_metrics = _learn_level(level, state, i, state.stream.tick_key(LEARN + i))
         new_levels = (*state.levels[:i], level_state, *state.levels[i + 1 :])
-        state = state.replace(levels=new_levels, key=key)
+        state = state.replace(levels=new_levels)
         metrics |= {f"level{i}/{name}": value for name, value in level_metrics.items()}
-    return state, metrics
+    # Two calls within one tick must not draw the same batches.
+    return state.replace(stream=state.stream.advance()), metrics
 
 
 def _learn_level(level, state: HierarchyState, i: int, key: jax.Array):

@@ -1,0 +1,327 @@
+"""Rollouts of a hierarchy in vmapped gymnax environments, inside one jitted loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
+from lrl_jax.hierarchies.env_spec import env_spec
+from lrl_jax.randomness import Stream
+
+
+@struct.dataclass
+class RolloutCarry:
+    """What a rollout carries from tick to tick.
+
+    Attributes:
+        env_state: state of the environments, leaves [n, ...].
+        obs: next observation, [n, *obs_shape].
+        hierarchy: HierarchyState of n instances.
+        stream: random stream of the environments.
+        episode_return: reward of the running episodes, float32 [n].
+        episode_length: their steps, int32 [n].
+        episode_success: whether success was seen in them, bool [n].
+    """
+
+    env_state: Any
+    obs: jax.Array
+    hierarchy: HierarchyState
+    stream: Stream
+    episode_return: jax.Array
+    episode_length: jax.Array
+    episode_success: jax.Array
+
+
+@struct.dataclass
+class Transitions:
+    """Recorded environment transitions, leaves [ticks, n, ...]; rows not valid are zero.
+
+    Attributes:
+        obs: observation acted on.
+        act: action as decided.
+        rew: float32.
+        terminated: bool.
+        truncated: bool.
+        obs_next: next observation, the true final one at an episode's end.
+        valid: bool, whether the instance took this step.
+    """
+
+    obs: jax.Array
+    act: jax.Array
+    rew: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    obs_next: jax.Array
+    valid: jax.Array
+
+
+@struct.dataclass
+class Ended:
+    """Per instance, the episode that ended in a tick, [n] each; zero where none did."""
+
+    done: jax.Array  # bool
+    episode_return: jax.Array  # float32
+    length: jax.Array  # int32
+    success: jax.Array  # bool, at any step of the episode
+    success_at_end: jax.Array  # bool, at its last step
+
+
+@struct.dataclass
+class RolloutOutput:
+    """Result of a rollout.
+
+    Attributes:
+        metrics: n_episodes, return_sum, length_sum, success_sum, reward_mean and level{i}/...,
+            scalars; 0 without episodes or updates.
+        transitions: Transitions, or None if not recorded.
+    """
+
+    metrics: dict[str, jax.Array]
+    transitions: Transitions | None
+
+
+def check_env(hierarchy: Hierarchy, env: Any, params: Any) -> None:
+    """Refuse an environment whose spaces are not those the hierarchy was built for."""
+    if not callable(getattr(env, "step", None)) or not callable(getattr(env, "reset", None)):
+        raise TypeError(f"{type(env).__name__} has no step and reset: pass a gymnax environment.")
+    given, built = env_spec(env, params), hierarchy.env_spec
+    for name in ("obs_space", "action_space"):
+        if getattr(given, name) != getattr(built, name):
+            raise ValueError(
+                f"the hierarchy was built for {name} {getattr(built, name)}, but {given.name} has "
+                f"{getattr(given, name)}: build a hierarchy for this environment."
+            )
+
+
+def init_carry(
+    hierarchy: Hierarchy,
+    env: Any,
+    params: Any,
+    key: jax.Array,
+    n_env_instances: int,
+    state: HierarchyState | None = None,
+) -> RolloutCarry:
+    """Reset `n_env_instances` environments and start the hierarchy; consumes `key`.
+
+    Args:
+        hierarchy: acts in them.
+        env: gymnax environment.
+        params: its parameters, its defaults if None.
+        key: typed random key.
+        n_env_instances: number of instances, n.
+        state: HierarchyState of n instances that goes on with a fresh episode; a new one if None.
+
+    Raises:
+        ValueError: if the environment or the state does not fit.
+    """
+    checks.typed_key(key)
+    n = checks.whole_number("n_env_instances", n_env_instances, 1)
+    check_env(hierarchy, env, params)
+    stream_key, reset_key, state_key = jax.random.split(key, 3)
+    if state is None:
+        state = hierarchy.init(state_key, n)
+    elif state.n_env_instances != n:
+        raise ValueError(
+            f"the state has {state.n_env_instances} instances, but {n} were asked for: use "
+            f"hierarchy.set_n_env_instances(state, {n})."
+        )
+    else:
+        state = hierarchy.reset(state)
+    reset_keys = Stream.create(reset_key).instance_keys(n)
+    obs, env_state = jax.vmap(env.reset, in_axes=(0, None))(reset_keys, params)
+    return RolloutCarry(
+        env_state=jax.tree.map(_strong, env_state),
+        obs=jnp.asarray(obs, hierarchy.env_spec.obs_space.dtype),
+        hierarchy=state,
+        stream=Stream.create(stream_key),
+        episode_return=jnp.zeros(n, jnp.float32),
+        episode_length=jnp.zeros(n, jnp.int32),
+        episode_success=jnp.zeros(n, bool),
+    )
+
+
+def _strong(x: jax.Array) -> jax.Array:
+    """Drop the weak type that environments' Python numbers leave, so that carries are stable."""
+    return x if jnp.issubdtype(x.dtype, jax.dtypes.extended) else jnp.asarray(x, x.dtype)
+
+
+def success_of(info: dict[str, Any], n: int) -> jax.Array:
+    """`is_success` or `success` of the step's info, bool [n]; False where it has neither."""
+    for name in ("is_success", "success"):
+        if name in info:
+            return jnp.asarray(info[name]).reshape(n).astype(bool)
+    return jnp.zeros(n, bool)
+
+
+def tick(
+    hierarchy: Hierarchy, env: Any, params: Any, carry: RolloutCarry
+) -> tuple[RolloutCarry, Transitions, Ended]:
+    """One step of all instances: decide, step the environments, do the bookkeeping."""
+    n = carry.episode_length.shape[0]
+    state, action = hierarchy.get_action(carry.hierarchy, carry.obs)
+    obs, env_state, rew, terminated, truncated, info = jax.vmap(env.step, in_axes=(0, 0, 0, None))(
+        carry.stream.instance_keys(n), carry.env_state, hierarchy.action_space.clip(action), params
+    )
+    rew = jnp.asarray(rew, jnp.float32).reshape(n)
+    terminated = jnp.asarray(terminated, bool).reshape(n)
+    truncated = jnp.asarray(truncated, bool).reshape(n)
+    final_obs = jnp.asarray(info["final_observation"], carry.obs.dtype)
+    state = hierarchy.process_transition(state, final_obs, rew, terminated, truncated)
+
+    done = terminated | truncated
+    success = success_of(info, n)
+    episode_return = carry.episode_return + rew
+    episode_length = carry.episode_length + 1
+    episode_success = carry.episode_success | success
+    ended = Ended(
+        done=done,
+        episode_return=jnp.where(done, episode_return, 0.0),
+        length=jnp.where(done, episode_length, 0),
+        success=done & episode_success,
+        success_at_end=done & success,
+    )
+    transitions = Transitions(
+        obs=carry.obs,
+        act=action,
+        rew=rew,
+        terminated=terminated,
+        truncated=truncated,
+        obs_next=final_obs,
+        valid=jnp.ones(n, bool),
+    )
+    carry = RolloutCarry(
+        env_state=jax.tree.map(lambda x, old: x.astype(old.dtype), env_state, carry.env_state),
+        obs=obs.astype(carry.obs.dtype),
+        hierarchy=state,
+        stream=carry.stream.advance(),
+        episode_return=jnp.where(done, 0.0, episode_return),
+        episode_length=jnp.where(done, 0, episode_length),
+        episode_success=episode_success & ~done,
+    )
+    return carry, transitions, ended
+
+
+def _sums(n: int) -> dict[str, jax.Array]:
+    return {
+        "n_episodes": jnp.zeros(n, jnp.int32),
+        "return_sum": jnp.zeros(n, jnp.float32),
+        "length_sum": jnp.zeros(n, jnp.int32),
+        "success_sum": jnp.zeros(n, jnp.int32),
+        "reward_sum": jnp.zeros(n, jnp.float32),
+    }
+
+
+def _add(sums: dict[str, jax.Array], rew: jax.Array, ended: Ended) -> dict[str, jax.Array]:
+    return {
+        "n_episodes": sums["n_episodes"] + ended.done,
+        "return_sum": sums["return_sum"] + ended.episode_return,
+        "length_sum": sums["length_sum"] + ended.length,
+        "success_sum": sums["success_sum"] + ended.success,
+        "reward_sum": sums["reward_sum"] + rew,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """What a rollout is compiled for."""
+
+    n_steps: int
+    learn: bool
+    record: bool
+    learn_interval: int
+    unroll: int
+
+
+def _rollout(
+    hierarchy: Hierarchy, env: Any, settings: _Settings, params: Any, carry: RolloutCarry
+) -> tuple[RolloutCarry, RolloutOutput]:
+    def step(scanned, _):
+        carry, sums = scanned
+        carry, transitions, ended = tick(hierarchy, env, params, carry)
+        sums = _add(sums, transitions.rew, ended)
+        return (carry, sums), transitions if settings.record else None
+
+    def ticks(scanned, n_ticks):
+        return jax.lax.scan(step, scanned, length=n_ticks, unroll=settings.unroll)
+
+    def round_of(n_ticks, scanned, _):
+        scanned, transitions = ticks(scanned, n_ticks)
+        carry, sums = scanned
+        state, metrics = hierarchy.learn(carry.hierarchy)
+        return (carry.replace(hierarchy=state), sums), (transitions, metrics)
+
+    n = carry.episode_length.shape[0]
+    scanned, metrics = (carry, _sums(n)), {}
+    if not settings.learn:
+        scanned, transitions = ticks(scanned, settings.n_steps)
+    else:
+        n_rounds, rest = divmod(settings.n_steps, settings.learn_interval)
+        whole = functools.partial(round_of, settings.learn_interval)
+        scanned, (transitions, metrics) = jax.lax.scan(whole, scanned, length=n_rounds)
+        transitions = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transitions)
+        if rest:
+            scanned, (last, last_metrics) = round_of(rest, scanned, None)
+            join = functools.partial(jax.tree.map, lambda a, b: jnp.concatenate([a, b]))
+            transitions = join(transitions, last)
+            metrics = join(metrics, jax.tree.map(lambda x: x[None], last_metrics))
+        metrics = mean_over_updates(metrics)
+    carry, sums = scanned
+    totals = {name: value.sum() for name, value in sums.items()}
+    totals["reward_mean"] = totals.pop("reward_sum") / (settings.n_steps * n)
+    return carry, RolloutOutput(metrics=totals | metrics, transitions=transitions)
+
+
+def mean_over_updates(metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Combine metrics of several calls of learn, [rounds] each, weighted by their updates."""
+    out = {}
+    for name, value in metrics.items():
+        level, _, short = name.partition("/")
+        weight = metrics[f"{level}/n_updates"]
+        if short == "n_updates":
+            out[name] = value.sum()
+        else:
+            out[name] = (value * weight).sum() / jnp.maximum(weight.sum(), 1.0)
+    return out
+
+
+def rollout(
+    hierarchy: Hierarchy,
+    env: Any,
+    params: Any,
+    carry: RolloutCarry,
+    n_steps: int,
+    learn: bool = False,
+    record: bool = False,
+    *,
+    learn_interval: int = 1,
+    unroll: int = 1,
+) -> tuple[RolloutCarry, RolloutOutput]:
+    """Step all instances `n_steps` times in one `lax.scan`. Pure, jittable, donates nothing.
+
+    Args:
+        hierarchy: acts; in train mode it explores, stores and counts.
+        env: gymnax environment.
+        params: its parameters, its defaults if None.
+        carry: from `init_carry` or an earlier rollout, n instances.
+        n_steps: ticks.
+        learn: make the updates owed every `learn_interval` ticks and at the end.
+        record: return the transitions.
+        learn_interval: ticks of a round.
+        unroll: ticks that one iteration of the loop does.
+
+    Returns:
+        The carry and a RolloutOutput.
+    """
+    n_steps = checks.whole_number("n_steps", n_steps, 1)
+    learn_interval = checks.whole_number("learn_interval", learn_interval, 1)
+    if not isinstance(carry, RolloutCarry):
+        raise TypeError(f"carry must come from init_carry, got {type(carry).__name__}.")
+    settings = _Settings(n_steps, bool(learn), bool(record), learn_interval, unroll)
+    run = hierarchy.jitted(_rollout, env, settings)
+    return run(params, carry)
