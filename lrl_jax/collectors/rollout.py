@@ -159,25 +159,54 @@ def success_of(info: dict[str, Any], n: int) -> jax.Array:
     return jnp.zeros(n, bool)
 
 
-def tick(
+@struct.dataclass
+class Pending:
+    """A step of the environments whose bookkeeping is still to be done, [n, ...] each."""
+
+    obs_next: jax.Array
+    rew: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    success: jax.Array
+
+
+def decide_and_step(
     hierarchy: Hierarchy, env: Any, params: Any, carry: RolloutCarry
-) -> tuple[RolloutCarry, Transitions, Ended]:
-    """One step of all instances: decide, step the environments, do the bookkeeping."""
+) -> tuple[RolloutCarry, Pending, jax.Array]:
+    """First half of a tick: decide and step the environments. Returns also the actions."""
     n = carry.episode_length.shape[0]
     state, action = hierarchy.get_action(carry.hierarchy, carry.obs)
     obs, env_state, rew, terminated, truncated, info = jax.vmap(env.step, in_axes=(0, 0, 0, None))(
         carry.stream.instance_keys(n), carry.env_state, hierarchy.action_space.clip(action), params
     )
-    rew = jnp.asarray(rew, jnp.float32).reshape(n)
-    terminated = jnp.asarray(terminated, bool).reshape(n)
-    truncated = jnp.asarray(truncated, bool).reshape(n)
-    final_obs = jnp.asarray(info["final_observation"], carry.obs.dtype)
-    state = hierarchy.process_transition(state, final_obs, rew, terminated, truncated)
+    pending = Pending(
+        obs_next=jnp.asarray(info["final_observation"], carry.obs.dtype),
+        rew=jnp.asarray(rew, jnp.float32).reshape(n),
+        terminated=jnp.asarray(terminated, bool).reshape(n),
+        truncated=jnp.asarray(truncated, bool).reshape(n),
+        success=success_of(info, n),
+    )
+    carry = carry.replace(
+        env_state=jax.tree.map(lambda x, old: x.astype(old.dtype), env_state, carry.env_state),
+        obs=obs.astype(carry.obs.dtype),
+        hierarchy=state,
+        stream=carry.stream.advance(),
+    )
+    return carry, pending, action
 
-    done = terminated | truncated
-    success = success_of(info, n)
-    episode_return = carry.episode_return + rew
-    episode_length = carry.episode_length + 1
+
+def settle(
+    hierarchy: Hierarchy, carry: RolloutCarry, step: Pending, mask: jax.Array | None = None
+) -> tuple[RolloutCarry, Ended]:
+    """Second half of a tick: the hierarchy's bookkeeping and the episodes' sums."""
+    state = hierarchy.process_transition(
+        carry.hierarchy, step.obs_next, step.rew, step.terminated, step.truncated, mask
+    )
+    valid = jnp.ones_like(step.terminated) if mask is None else mask
+    done = (step.terminated | step.truncated) & valid
+    success = step.success & valid
+    episode_return = carry.episode_return + jnp.where(valid, step.rew, 0.0)
+    episode_length = carry.episode_length + valid
     episode_success = carry.episode_success | success
     ended = Ended(
         done=done,
@@ -186,25 +215,64 @@ def tick(
         success=done & episode_success,
         success_at_end=done & success,
     )
-    transitions = Transitions(
-        obs=carry.obs,
-        act=action,
-        rew=rew,
-        terminated=terminated,
-        truncated=truncated,
-        obs_next=final_obs,
-        valid=jnp.ones(n, bool),
-    )
-    carry = RolloutCarry(
-        env_state=jax.tree.map(lambda x, old: x.astype(old.dtype), env_state, carry.env_state),
-        obs=obs.astype(carry.obs.dtype),
+    carry = carry.replace(
         hierarchy=state,
-        stream=carry.stream.advance(),
         episode_return=jnp.where(done, 0.0, episode_return),
         episode_length=jnp.where(done, 0, episode_length),
         episode_success=episode_success & ~done,
     )
-    return carry, transitions, ended
+    return carry, ended
+
+
+def tick(
+    hierarchy: Hierarchy, env: Any, params: Any, carry: RolloutCarry
+) -> tuple[RolloutCarry, Transitions, Ended]:
+    """One step of all instances: decide, step the environments, do the bookkeeping."""
+    obs = carry.obs
+    carry, pending, action = decide_and_step(hierarchy, env, params, carry)
+    carry, ended = settle(hierarchy, carry, pending)
+    return carry, _recorded(obs, action, pending), ended
+
+
+def _recorded(obs: jax.Array, action: jax.Array, step: Pending) -> Transitions:
+    return Transitions(
+        obs=obs,
+        act=action,
+        rew=step.rew,
+        terminated=step.terminated,
+        truncated=step.truncated,
+        obs_next=step.obs_next,
+        valid=jnp.ones_like(step.terminated),
+    )
+
+
+def _ticks(hierarchy, env, params, carry, sums, n_ticks, record, unroll):
+    """Scan over ticks, each settling the step of the one before.
+
+    What passes through the carry is computed once; used within its own iteration, a step would be
+    computed again in every loop that XLA makes of the bookkeeping (a third of the time).
+    """
+    n = carry.episode_length.shape[0]
+
+    def settled(carry, sums, pending, mask):
+        carry, ended = settle(hierarchy, carry, pending, mask)
+        rew = pending.rew if mask is None else jnp.where(mask, pending.rew, 0.0)
+        return carry, _add(sums, rew, ended)
+
+    def step(scanned, _):
+        carry, sums, pending, is_pending = scanned
+        carry, sums = settled(carry, sums, pending, jnp.broadcast_to(is_pending, (n,)))
+        obs = carry.obs
+        carry, pending, action = decide_and_step(hierarchy, env, params, carry)
+        out = _recorded(obs, action, pending) if record else None
+        return (carry, sums, pending, jnp.ones((), bool)), out
+
+    nothing = Pending(
+        jnp.zeros_like(carry.obs), *(jnp.zeros(n, d) for d in (jnp.float32, bool, bool, bool))
+    )
+    start = (carry, sums, nothing, jnp.zeros((), bool))
+    (carry, sums, pending, _), out = jax.lax.scan(step, start, length=n_ticks, unroll=unroll)
+    return *settled(carry, sums, pending, None), out
 
 
 def _sums(n: int) -> dict[str, jax.Array]:
@@ -241,37 +309,32 @@ class _Settings:
 def _rollout(
     hierarchy: Hierarchy, env: Any, settings: _Settings, params: Any, carry: RolloutCarry
 ) -> tuple[RolloutCarry, RolloutOutput]:
-    def step(scanned, _):
-        carry, sums = scanned
-        carry, transitions, ended = tick(hierarchy, env, params, carry)
-        sums = _add(sums, transitions.rew, ended)
-        return (carry, sums), transitions if settings.record else None
-
-    def ticks(scanned, n_ticks):
-        return jax.lax.scan(step, scanned, length=n_ticks, unroll=settings.unroll)
+    def ticks(carry, sums, n_ticks):
+        return _ticks(
+            hierarchy, env, params, carry, sums, n_ticks, settings.record, settings.unroll
+        )
 
     def round_of(n_ticks, scanned, _):
-        scanned, transitions = ticks(scanned, n_ticks)
-        carry, sums = scanned
+        carry, sums, transitions = ticks(*scanned, n_ticks)
         state, metrics = hierarchy.learn(carry.hierarchy)
         return (carry.replace(hierarchy=state), sums), (transitions, metrics)
 
     n = carry.episode_length.shape[0]
-    scanned, metrics = (carry, _sums(n)), {}
+    sums, metrics = _sums(n), {}
     if not settings.learn:
-        scanned, transitions = ticks(scanned, settings.n_steps)
+        carry, sums, transitions = ticks(carry, sums, settings.n_steps)
     else:
         n_rounds, rest = divmod(settings.n_steps, settings.learn_interval)
         whole = functools.partial(round_of, settings.learn_interval)
-        scanned, (transitions, metrics) = jax.lax.scan(whole, scanned, length=n_rounds)
+        scanned, (transitions, metrics) = jax.lax.scan(whole, (carry, sums), length=n_rounds)
         transitions = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transitions)
         if rest:
             scanned, (last, last_metrics) = round_of(rest, scanned, None)
             join = functools.partial(jax.tree.map, lambda a, b: jnp.concatenate([a, b]))
             transitions = join(transitions, last)
             metrics = join(metrics, jax.tree.map(lambda x: x[None], last_metrics))
+        carry, sums = scanned
         metrics = mean_over_updates(metrics)
-    carry, sums = scanned
     totals = {name: value.sum() for name, value in sums.items()}
     totals["reward_mean"] = totals.pop("reward_sum") / (settings.n_steps * n)
     return carry, RolloutOutput(metrics=totals | metrics, transitions=transitions)
