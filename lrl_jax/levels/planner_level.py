@@ -52,6 +52,14 @@ class PlannerMemory:
     planning_mode: jax.Array  # [] bool, mode of the last decision
 
 
+def reward_per_env_step(rows: Any) -> jax.Array:
+    """Accumulated reward of rows divided by the environment steps they took, [B].
+
+    A function of the module, as predictors compile once for each function they are given.
+    """
+    return rows["rew"] / jnp.maximum(rows["elapsed_env_steps"], 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class PlannerLevel(Level):
     """Decides by planning with a learned predictor, and learns that predictor from its rows.
@@ -326,13 +334,13 @@ class PlannerLevel(Level):
     def reward(self, learner: PlannerLearner, parent: Any, rows: Row) -> jax.Array:
         """Accumulated reward per elapsed environment step, [B]."""
         del learner, parent
-        return rows["rew"] / jnp.maximum(rows["elapsed_env_steps"], 1)
+        return reward_per_env_step(rows)
 
     def learn(
         self, learner: PlannerLearner, buffer: Any, key: jax.Array, *, parent: Any
     ) -> tuple[PlannerLearner, dict[str, jax.Array]]:
         """Make one update of the predictor, which draws from the key in its own state."""
-        del key
+        del key, parent
         ps, (loss, info) = learner.predictor.learn(
             learner.ps,
             self._as_seen(buffer),
@@ -340,7 +348,7 @@ class PlannerLevel(Level):
             self.batch_size,
             self.model_batch_size,
             learner.n_total_env_steps,
-            reward_fn=lambda rows: self.reward(learner, parent, rows),
+            reward_fn=reward_per_env_step,
             model_mask_fn=None if self.full_row_env_steps is None else self._is_full,
         )
         metrics = {name: jnp.float32(value) for name, value in {"loss": loss, **info}.items()}
