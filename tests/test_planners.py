@@ -26,7 +26,7 @@ from lrl_jax.spaces import Box, Discrete
 
 H = 5
 SMALL = {"horizon": H, "num_samples": 64, "elite_ratio": 0.125}
-FAST = {**SMALL, "n_iterations": 3}
+FAST = {"horizon": H, "num_samples": 128, "elite_ratio": 0.1, "n_iterations": 4}
 BOX = Box((-1.0, 0.0), (1.0, 3.0), (2,))
 PLANNERS = {
     "cem": (CEM(**FAST), BOX),
@@ -35,7 +35,6 @@ PLANNERS = {
     "cem_truncated": (CEM(**FAST, sampling="truncated_normal"), BOX),
     "icem": (ICEM(**FAST), BOX),
     "icem_mean": (ICEM(**FAST, return_mode="mean", noise_beta=0.5), BOX),
-    "icem_truncated": (ICEM(**FAST, sampling="truncated_normal"), BOX),
     "icem_shrinking": (ICEM(**FAST, sample_decay=1.25), BOX),
     "icem_unbounded": (ICEM(**FAST), Box(-np.inf, np.inf, (2,))),
     "icem_half_bounded": (ICEM(**FAST, sigma=(0.5, 1.0)), Box((0, -np.inf), np.inf, (2,))),
@@ -46,37 +45,56 @@ PLANNERS = {
 BOXES = [name for name, (_, space) in PLANNERS.items() if isinstance(space, Box)]
 TARGET = np.linspace([0.5, 2.0], [-0.3, 0.4], H).astype(np.float32)
 SEQUENCE = np.array([3, 0, 2, 2, 1])
+OUTSIDE = -1e9  # cost of a plan that leaves the bounds: it would win
 
 
 def quadratic(plans, target=TARGET):
     return ((plans - target) ** 2).sum((1, 2))
 
 
-def mismatches(plans, target=SEQUENCE):
-    return (plans != target).sum(1).astype(jnp.float32)
+def target_of(space):
+    return np.maximum(TARGET, space.low_array) if isinstance(space, Box) else SEQUENCE
 
 
-def cost_for(space):
-    return quadratic if isinstance(space, Box) else mismatches
+def problem(space, target=None, above=np.inf, bad=np.nan):
+    """A cost as data, so that one compilation serves all: `bad` if the first entry is above."""
+    target = target_of(space) if target is None else target
+    return jax.tree.map(jnp.float32, (target, above, bad))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 5))
-def run(optimizer, state, space, key, shared=None, cost=None):
-    """Plan; `shared` is passed on to the cost function, if given."""
-    cost = cost or cost_for(space)
-    return optimizer.plan(
-        cost if shared is None else lambda plans: cost(plans, shared), state, key, space
-    )
+def cost_of(space, data, plans):
+    target, above, bad = data
+    flat = plans.reshape(len(plans), -1)
+    if isinstance(space, Box):
+        cost = quadratic(plans, target)
+        inside = (plans >= space.low_array) & (plans <= space.high_array)
+    else:
+        cost = (plans != target).sum(1).astype(jnp.float32)
+        inside = (plans >= 0) & (plans < space.n)
+    cost = jnp.where(inside.reshape(flat.shape).all(1), cost, OUTSIDE)
+    return jnp.where(flat[:, 0] > above, bad, cost)
 
 
-@pytest.mark.parametrize("name", ["cem_truncated", "icem", "icem_shrinking", "categorical_sample"])
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def run(optimizer, state, space, key, data):
+    """Shift and plan; the shift leaves a fresh state alone."""
+    state = optimizer.shift(state)
+    return optimizer.plan(functools.partial(cost_of, space, data), state, key, space)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2, 4))
+def run_on(optimizer, state, space, key, cost):
+    return optimizer.plan(cost, state, key, space)
+
+
+@pytest.mark.parametrize("name", ["icem", "categorical"])
 def test_jit_equals_eager(name):
     optimizer, space = PLANNERS[name]
     optimizer = dataclasses.replace(optimizer, n_iterations=2)
-    state, key = optimizer.init(space), jax.random.key(1)
-    fast = run(optimizer, state, space, key)
+    args = optimizer, optimizer.init(space), space, jax.random.key(1), problem(space)
+    fast = run(*args)
     with jax.disable_jit():
-        slow = optimizer.plan(cost_for(space), state, key, space)
+        slow = run(*args)
     chex.assert_trees_all_close(fast, slow, rtol=1e-4, atol=1e-4)
 
 
@@ -84,73 +102,68 @@ def test_jit_equals_eager(name):
 def test_carry_is_stable_and_compiles_once(name):
     optimizer, space = PLANNERS[name]
     state = optimizer.init(space)
-    chex.clear_trace_counter()
-
-    @jax.jit
-    @chex.assert_max_traces(n=1)
-    def step(state, key):
-        plan, state, info = optimizer.plan(cost_for(space), state, key, space)
-        return plan, optimizer.shift(state), info
-
+    before = None
     for i in range(3):
-        plan, new, info = step(state, jax.random.key(i))
+        plan, new, info = run(optimizer, state, space, jax.random.key(i), problem(space))
         chex.assert_trees_all_equal_shapes_and_dtypes(state, new)
-        assert [x.weak_type for x in jax.tree.leaves((new, plan, info))] == [False] * len(
-            jax.tree.leaves((new, plan, info))
-        )
+        assert not any(x.weak_type for x in jax.tree.leaves((state, new, plan, info)))
+        before = run._cache_size() if before is None else before
+        assert run._cache_size() == before
         state = new
     assert plan.shape == (H, *space.shape) and plan.dtype == space.dtype
     assert hash(optimizer) == hash(dataclasses.replace(optimizer))
 
 
 @pytest.mark.parametrize("name", PLANNERS)
-def test_candidates_and_plans_respect_the_bounds(name):
+def test_bounds_are_respected_and_targets_beyond_them_lead_there(name):
     optimizer, space = PLANNERS[name]
-    seen = []
-
-    def cost(plans):
-        jax.debug.callback(lambda p: seen.append(np.asarray(p)), plans)
-        return -plans.reshape(len(plans), -1).sum(1).astype(jnp.float32)
-
     state = optimizer.init(space)
+    data = problem(space, np.full_like(target_of(space), 20))
     for i in range(2):
-        plan, state, _ = run(optimizer, state, space, jax.random.key(i), cost=cost)
-        state = jax.jit(optimizer.shift)(state)
-    jax.effects_barrier()
-    assert len(seen) == 6
-    for plans in [*seen, np.asarray(plan)[None]]:
-        if isinstance(space, Box):
-            assert (plans >= space.low_array).all() and (plans <= space.high_array).all()
-        else:
-            assert (plans >= 0).all() and (plans < space.n).all()
-        assert np.isfinite(plans).all()
+        plan, state, info = run(optimizer, state, space, jax.random.key(i), data)
+        assert info["cost"] > OUTSIDE and info["elite_cost"] > OUTSIDE
+    plan = np.asarray(plan)
+    if isinstance(space, Box):
+        assert (plan >= space.low_array).all() and (plan <= space.high_array).all()
+        if space.is_bounded:
+            assert (plan > space.high_array - 0.7).all()
+    else:
+        assert (plan >= 0).all() and (plan < space.n).all()
 
 
 @pytest.mark.parametrize("name", BOXES)
 def test_solves_a_quadratic_cost(name):
+    """Within two decisions; the target is the same at all steps, so a shift changes nothing."""
     optimizer, space = PLANNERS[name]
-    optimizer = dataclasses.replace(optimizer, num_samples=256, elite_ratio=0.05, n_iterations=10)
-    target = np.maximum(TARGET, space.low_array).astype(np.float32)
-    plan, state, info = run(optimizer, optimizer.init(space), space, jax.random.key(0), target)
-    # A sample of the last fit is off by its std, and shrinking counts search less.
-    tolerance = 0.3 if optimizer.sample_decay > 1 else 0.15
+    optimizer = (
+        optimizer
+        if optimizer.sample_decay > 1
+        else dataclasses.replace(optimizer, n_iterations=10, num_samples=256)
+    )
+    target = np.full((H, 2), [0.4, 1.0], np.float32)
+    state = optimizer.init(space)
+    for i in range(2):
+        key = jax.random.key(i)
+        plan, state, info = run(optimizer, state, space, key, problem(space, target))
+    tolerance = 0.3 if optimizer.sample_decay > 1 else 0.1
     assert np.abs(np.asarray(plan) - target).max() < tolerance
     assert np.abs(np.asarray(state.mean) - target).max() < tolerance
-    assert info["cost"] <= info["elite_cost"] < 0.2
+    assert info["cost"] <= info["elite_cost"] < 10 * tolerance**2
 
 
 @pytest.mark.parametrize("name", [name for name in PLANNERS if name not in BOXES])
 def test_finds_the_best_discrete_sequence(name):
     optimizer, space = PLANNERS[name]
-    optimizer = dataclasses.replace(optimizer, n_iterations=6)
-    plan, state, info = run(optimizer, optimizer.init(space), space, jax.random.key(0))
+    plan, state, info = run(
+        optimizer, optimizer.init(space), space, jax.random.key(0), problem(space)
+    )
     np.testing.assert_array_equal(plan, SEQUENCE)
     np.testing.assert_array_equal(state.mean.argmax(-1), SEQUENCE)
     np.testing.assert_allclose(state.mean.sum(-1), 1.0, rtol=1e-5)
     assert info["cost"] == 0
 
 
-@pytest.mark.parametrize("name", PLANNERS)
+@pytest.mark.parametrize("name", ["cem", "icem", "icem_unbounded", "categorical"])
 def test_warm_start_improves(name):
     """Planning on from a kept plan ends at lower costs than planning anew."""
     optimizer, space = PLANNERS[name]
@@ -161,57 +174,52 @@ def test_warm_start_improves(name):
     @jax.jit
     @jax.vmap
     def twice(key):
-        _, state, cold = optimizer.plan(cost_for(space), optimizer.init(space), key, space)
-        _, _, warm = optimizer.plan(cost_for(space), state, jax.random.fold_in(key, 1), space)
+        target = target_of(space)
+        later = jnp.concatenate([target[1:], target[-1:]])
+        _, state, _ = run(optimizer, optimizer.init(space), space, key, problem(space, target))
+        key = jax.random.fold_in(key, 1)
+        _, _, warm = run(optimizer, state, space, key, problem(space, later))
+        _, _, cold = run(optimizer, optimizer.init(space), space, key, problem(space, later))
         return cold["elite_cost"], warm["elite_cost"]
 
     cold, warm = twice(jax.random.split(jax.random.key(0), 32))
     assert warm.mean() < 0.9 * cold.mean()
 
 
-@pytest.mark.parametrize(
-    ("name", "bad"),
-    [(name, np.nan) for name in PLANNERS] + [("icem", -np.inf), ("cem_best", np.inf)],
-)
+@pytest.mark.parametrize("name", PLANNERS)
+@pytest.mark.parametrize("bad", [np.nan, -np.inf, np.inf])
 def test_costs_that_are_not_finite_never_win(name, bad):
+    """Every plan with a high first entry is bad, though the target is there."""
     optimizer, space = PLANNERS[name]
-
-    def cost(plans):
-        # Every plan with a high first entry is bad, though the quadratic favours such plans.
-        first = plans.reshape(len(plans), -1)[:, 0]
-        return jnp.where(
-            first > (0.2 if isinstance(space, Box) else 1), bad, cost_for(space)(plans)
-        )
-
-    plan, state, info = run(optimizer, optimizer.init(space), space, jax.random.key(0), cost=cost)
+    above = 0.2 if isinstance(space, Box) else 1
+    data = problem(space, above=above, bad=bad)
+    args = optimizer, optimizer.init(space), space, jax.random.key(0), data
+    plan, state, info = run(*args)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((plan, state, info)))
     if optimizer.return_mode == "best":
-        assert np.isfinite(cost(plan[None])).all()
-        np.testing.assert_allclose(cost(plan[None])[0], info["cost"], rtol=1e-5)
+        assert plan.reshape(-1)[0] <= above
+        np.testing.assert_allclose(cost_of(space, data, plan[None])[0], info["cost"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", PLANNERS)
 def test_without_any_finite_cost_nothing_moves(name):
     optimizer, space = PLANNERS[name]
     start = optimizer.init(space)
-
-    def cost(plans):
-        return jnp.full(len(plans), jnp.nan)
-
-    plan, state, info = run(optimizer, start, space, jax.random.key(0), cost=cost)
+    data = problem(space, above=-np.inf)
+    plan, state, info = run(optimizer, start, space, jax.random.key(0), data)
     np.testing.assert_allclose(state.mean, start.mean, atol=1e-6)
     assert np.isfinite(plan).all() and not state.has_elites
     assert np.isinf(info["cost"])
 
 
-@pytest.mark.parametrize("name", ["icem", "icem_shrinking", "categorical"])
+@pytest.mark.parametrize("name", ["icem", "categorical"])
 def test_instances_are_independent(name):
     optimizer, space = PLANNERS[name]
     keys = jax.random.split(jax.random.key(5), 3)
-    states = jax.vmap(lambda _: optimizer.init(space))(keys)
-    plans, _, _ = jax.jit(jax.vmap(lambda s, k: run(optimizer, s, space, k)))(states, keys)
+    start = optimizer.init(space)
+    plans, _, _ = jax.vmap(lambda k: run(optimizer, start, space, k, problem(space)))(keys)
     for i in range(3):
-        alone, _, _ = run(optimizer, optimizer.init(space), space, keys[i])
+        alone, _, _ = run(optimizer, start, space, keys[i], problem(space))
         np.testing.assert_allclose(alone, plans[i], rtol=1e-4, atol=1e-5)
 
 
@@ -219,7 +227,7 @@ def test_shift_moves_plan_and_elites_and_keeps_a_fresh_state():
     optimizer, space = ICEM(**FAST), BOX
     start = optimizer.init(space)
     chex.assert_trees_all_equal(optimizer.shift(start), start)
-    _, state, _ = run(optimizer, start, space, jax.random.key(0))
+    _, state, _ = run(optimizer, start, space, jax.random.key(0), problem(space))
     moved = optimizer.shift(state)
     np.testing.assert_array_equal(moved.mean[:-1], state.mean[1:])
     np.testing.assert_array_equal(moved.mean[-1], state.mean[-1])
@@ -234,7 +242,7 @@ def candidates_of(optimizer, state, key, space=BOX):
         jax.debug.callback(lambda p: seen.append(np.asarray(p)), plans, ordered=True)
         return quadratic(plans)
 
-    result = run(optimizer, state, space, key, cost=cost)
+    result = run_on(optimizer, state, space, key, cost)
     jax.effects_barrier()
     return seen, result
 
@@ -309,8 +317,8 @@ def test_sigma_is_in_units_of_half_the_width():
     wide = Box((-4.0, -np.inf, -3.4e38), (4.0, np.inf, 3.4e38), (3,))
     optimizer = CEM(horizon=1, num_samples=20000, n_iterations=1, sigma=0.1, elite_ratio=1.0)
     assert np.asarray(optimizer.init(wide).mean).tolist() == [[0, 0, 0]]
-    _, state, info = run(
-        optimizer, optimizer.init(wide), wide, jax.random.key(0), cost=lambda p: p.sum((1, 2))
+    _, state, info = run_on(
+        optimizer, optimizer.init(wide), wide, jax.random.key(0), lambda p: p.sum((1, 2))
     )
     np.testing.assert_allclose(info["std"], (0.4 + 0.1 + 0.1) / 3, rtol=0.05)
     assert np.isfinite(state.mean).all()
