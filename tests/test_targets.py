@@ -109,7 +109,7 @@ def test_a_discount_for_each_row():
 
 def test_jit_equals_eager_and_gradients_are_finite():
     rows = random_rows(np.random.default_rng(2), 4, 6, 1.0)
-    eager, valid = n_step_targets(*rows, 0.9, 3)
+    eager, _ = n_step_targets(*rows, 0.9, 3)
     np.testing.assert_allclose(targets(*rows, 0.9, 3)[0], eager, rtol=1e-6, atol=1e-6)
     grad = jax.grad(lambda g: n_step_targets(*rows, g, 3)[0].sum())(0.0)
     assert np.isfinite(grad)

@@ -18,30 +18,9 @@ from lrl_jax.models import (
 )
 from lrl_jax.nets import apply_function, init_function
 from lrl_jax.predictors import rollouts
+from lrl_jax.predictors.checks import check_function, check_std, check_steps, resolve_device
 from lrl_jax.predictors.compiled import compiled
-from lrl_jax.predictors.schedules import check_setting
-from lrl_jax.predictors.targets import check_steps
 from lrl_jax.predictors.types import LatentRollout, Prediction, PredictorState, Rollout
-
-
-def resolve_device(device: Any) -> Any:
-    """A device or sharding; a string such as "cpu" or "gpu:1" names one."""
-    if not isinstance(device, str):
-        return device
-    platform, _, index = device.partition(":")
-    platform = {"gpu": "cuda"}.get(platform, platform)
-    return jax.devices(platform)[int(index or 0)]
-
-
-def _check_function(name: str, function: Any, optional: bool) -> None:
-    if function is None and optional:
-        return
-    if not callable(function):
-        raise TypeError(f"{name} must be a flax module or a function, got {function!r}.")
-    try:
-        hash(function)
-    except TypeError as error:
-        raise TypeError(f"{name} is not hashable ({error}): store tuples, not lists.") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +56,9 @@ class Predictor:
     mapped_env_obs_shape: tuple[int, ...] | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self):
-        _check_function("val_func", self.val_func, True)
-        _check_function("rew_func", self.rew_func, True)
-        _check_function("encoder", self.encoder, False)
+        check_function("val_func", self.val_func, True)
+        check_function("rew_func", self.rew_func, True)
+        check_function("encoder", self.encoder, False)
         check_steps("latent_state_dim", self.latent_state_dim)
         check_steps("log_interval", self.log_interval)
         for name in ("latent_state_dim", "context_dim"):
@@ -110,6 +89,11 @@ class Predictor:
             ValueError: if the encoder has parameters and the observation's shape is not known, or
                 it does not give the latent state and context it should.
         """
+        ps = self._init(key)
+        return ps if self.device is None else jax.device_put(ps, resolve_device(self.device))
+
+    @compiled()
+    def _init(self, key):
         keys = jax.random.split(key, 6)
         state, context = (jnp.zeros((1, d)) for d in (self.latent_state_dim, self.context_dim))
         action = jnp.zeros((1, self.model.action_dim))
@@ -126,7 +110,7 @@ class Predictor:
             "value": value,
             "standardizer": init_standardizer(self.latent_state_dim),
         }
-        ps = PredictorState(
+        return PredictorState(
             params=params,
             # A copy: the same arrays twice in a state cannot be donated.
             target_value=jax.tree.map(jnp.copy, value),
@@ -138,9 +122,6 @@ class Predictor:
             n_total_env_steps=jnp.zeros((), jnp.float32),
             key=keys[5],
         )
-        if self.device is not None:
-            ps = jax.device_put(ps, resolve_device(self.device))
-        return ps
 
     def _init_encoder(self, key):
         if self.mapped_env_obs_shape is None:
@@ -363,7 +344,6 @@ class Predictor:
         """Log density [...] of next states under a mixture from `standardized_mixture`."""
         return mixture.fixed_std_log_prob((next_state - state) @ ps.W, log_weight, mean, fixed_std)
 
-    @compiled()
     def get_standardized_log_prob(
         self,
         ps: PredictorState,
@@ -389,10 +369,13 @@ class Predictor:
             Log density [B], termination probability [B], and a dict with `standardized_delta`
             [B, D].
         """
+        std = jnp.asarray(check_std(fixed_std), jnp.float32)
+        return self._standardized_log_prob(ps, state, context, action, next_state, std)
+
+    @compiled()
+    def _standardized_log_prob(self, ps, state, context, action, next_state, std):
         log_weight, mean, term_prob = self.standardized_mixture(ps, state, context, action)
-        log_prob = self.standardized_log_prob(
-            ps, log_weight, mean, state, next_state, check_std(fixed_std)
-        )
+        log_prob = self.standardized_log_prob(ps, log_weight, mean, state, next_state, std)
         return log_prob, term_prob, {"standardized_delta": (next_state - state) @ ps.W}
 
     # ---------------------------------------------------------------- learning
@@ -429,12 +412,3 @@ class Predictor:
     def learn(self, ps, buffer, n_steps, batch_size, model_batch_size, n_total_env_steps):
         """Make updates; see the subclasses."""
         raise NotImplementedError(f"{type(self).__name__} does not define learn.")
-
-
-def check_std(std: Any) -> Any:
-    """Return a positive std; a traced one is not checked."""
-    if isinstance(std, int | float):
-        check_setting("fixed_std", std)
-        if std <= 0:
-            raise ValueError(f"fixed_std must be positive, got {std}.")
-    return std

@@ -13,15 +13,11 @@ from lrl_jax import buffers
 from lrl_jax.models import masked_covariance, standardizer_loss, update_running_std
 from lrl_jax.nets import apply_function
 from lrl_jax.predictors.base import Predictor
+from lrl_jax.predictors.checks import check_gamma, check_steps
 from lrl_jax.predictors.compiled import compiled
 from lrl_jax.predictors.optim import adam_update, clip_per_tensor, init_adam
 from lrl_jax.predictors.schedules import Schedule, check_setting
-from lrl_jax.predictors.targets import (
-    check_gamma,
-    check_steps,
-    n_step_windows,
-    valid_starts,
-)
+from lrl_jax.predictors.targets import n_step_windows, valid_starts
 from lrl_jax.predictors.types import ModelBatch, PredictorState, TargetBatch
 
 LEARNING_RATES = {  # part of the parameters: setting
@@ -257,14 +253,14 @@ class RewardPredictor(Predictor):
         state, context, act = (
             jnp.where(valid[..., None], x, 0.0) for x in (state, context, batch.act)
         )
-        info = {}
+        reward, target = (jnp.where(valid, x, 0.0) for x in (batch.rew, batch.value))
         rew_loss = value_loss = jnp.zeros(())
         if self.rew_func is not None:
-            error = self._reward(params["reward"], state, context, act) - batch.rew
+            error = self._reward(params["reward"], state, context, act) - reward
             rew_loss = _masked_mean(jnp.square(error), valid)
         if self.val_func is not None:
             detached = jax.lax.stop_gradient((state, context))
-            error = self._value(params["value"], *detached) - batch.value
+            error = self._value(params["value"], *detached) - target
             value_loss = _masked_mean(jnp.square(error), valid & batch.planning_mode)
         model_loss, info = self.model.loss(params["model"], ps.sigma_d, *_model_rows(model_batch))
         delta = jax.lax.stop_gradient(model_batch.state_next - model_batch.state)
@@ -396,7 +392,7 @@ def _rewards(rows, reward_fn):
     if reward_fn is None:
         return rows["rew"].astype(jnp.float32)
     lead = rows["rew"].shape
-    flat = {k: x.reshape(-1, *x.shape[2:]) for k, x in rows.items()}
+    flat = {k: x.reshape(lead[0] * lead[1], *x.shape[2:]) for k, x in rows.items()}
     return jnp.asarray(reward_fn(flat), jnp.float32).reshape(lead)
 
 

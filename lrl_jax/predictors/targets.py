@@ -2,39 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-
-def _is_concrete(x: Any) -> bool:
-    return not isinstance(x, jax.core.Tracer)
-
-
-def check_gamma(gamma: Any) -> None:
-    """Raise a ValueError if a gamma known on the host is not in [0, 1]."""
-    if _is_concrete(gamma):
-        values = np.asarray(gamma, np.float64)
-        if not np.all((values >= 0.0) & (values <= 1.0)):
-            raise ValueError(f"gamma must lie in [0, 1], got {gamma}.")
-
-
-def check_steps(name: str, value: Any) -> int:
-    """Return a positive Python integer.
-
-    Raises:
-        ValueError: if it is not one.
-    """
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} must be an integer known on the host, got {value!r}.") from None
-    if isinstance(value, bool) or number < 1:
-        raise ValueError(f"{name} must be at least 1, got {value!r}.")
-    return number
+from lrl_jax.predictors.checks import check_gamma, check_steps
 
 
 def n_step_windows(

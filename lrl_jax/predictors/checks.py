@@ -1,0 +1,68 @@
+"""Checks of arguments on the host, before anything is traced."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import jax
+import numpy as np
+
+from lrl_jax.predictors.schedules import check_setting
+
+
+def _is_concrete(x: Any) -> bool:
+    return not isinstance(x, jax.core.Tracer)
+
+
+def check_gamma(gamma: Any) -> None:
+    """Raise a ValueError if a gamma known on the host is not in [0, 1]."""
+    if _is_concrete(gamma):
+        values = np.asarray(gamma, np.float64)
+        if not np.all((values >= 0.0) & (values <= 1.0)):
+            raise ValueError(f"gamma must lie in [0, 1], got {gamma}.")
+
+
+def check_steps(name: str, value: Any) -> int:
+    """Return a positive Python integer.
+
+    Raises:
+        ValueError: if it is not one.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be an integer known on the host, got {value!r}.") from None
+    if isinstance(value, bool) or number < 1:
+        raise ValueError(f"{name} must be at least 1, got {value!r}.")
+    return number
+
+
+def resolve_device(device: Any) -> Any:
+    """A device or sharding; a string such as "cpu" or "gpu:1" names one."""
+    if not isinstance(device, str):
+        return device
+    platform, _, index = device.partition(":")
+    platform = {"gpu": "cuda"}.get(platform, platform)
+    return jax.devices(platform)[int(index or 0)]
+
+
+def check_function(name: str, function: Any, optional: bool) -> None:
+    """Raise a TypeError unless `function` is callable and hashable (or None, where optional)."""
+    if function is None and optional:
+        return
+    if not callable(function):
+        raise TypeError(f"{name} must be a flax module or a function, got {function!r}.")
+    try:
+        hash(function)
+    except TypeError as error:
+        raise TypeError(f"{name} is not hashable ({error}): store tuples, not lists.") from None
+
+
+def check_std(std: Any) -> Any:
+    """Return a positive std; a traced one is not checked."""
+    if isinstance(std, int | float):
+        check_setting("fixed_std", std)
+        if std <= 0:
+            raise ValueError(f"fixed_std must be positive, got {std}.")
+    return std
