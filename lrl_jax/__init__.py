@@ -1,0 +1,41 @@
+"""Hierarchical reinforcement learning in JAX."""
+
+import jax as _jax
+
+# An instance's random stream must not depend on the number of its neighbours.
+_jax.config.update("jax_threefry_partitionable", True)
+
+from lrl_jax import (  # noqa: E402
+    buffers,
+    collectors,
+    envs,
+    hierarchies,
+    levels,
+    models,
+    planners,
+    predictors,
+    spaces,
+)
+from lrl_jax.collectors import Collector, CollectStats, Transitions, rollout  # noqa: E402
+from lrl_jax.envs import make  # noqa: E402
+from lrl_jax.hierarchies import Hierarchy, HierarchyState, RandomHierarchy  # noqa: E402
+
+__all__ = [
+    "CollectStats",
+    "Collector",
+    "Hierarchy",
+    "HierarchyState",
+    "RandomHierarchy",
+    "Transitions",
+    "buffers",
+    "collectors",
+    "envs",
+    "hierarchies",
+    "levels",
+    "make",
+    "models",
+    "planners",
+    "predictors",
+    "rollout",
+    "spaces",
+]

@@ -7,6 +7,7 @@ from lrl_jax.levels.basic import (
     ConstantLevel,
     RandomLevel,
 )
+from lrl_jax.levels.planner_level import PlannerLevel
 
 __all__ = [
     "ActionRepeatLevel",
@@ -14,6 +15,7 @@ __all__ = [
     "ConstantLevel",
     "Level",
     "LevelSpec",
+    "PlannerLevel",
     "RandomLevel",
     "Row",
 ]

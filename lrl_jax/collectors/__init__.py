@@ -1,0 +1,27 @@
+"""Gathering experience: rollouts, the Collector, statistics."""
+
+from lrl_jax.collectors.collector import Collector
+from lrl_jax.collectors.rollout import (
+    RolloutCarry,
+    RolloutOutput,
+    Transitions,
+    init_carry,
+    rollout,
+    tick,
+)
+from lrl_jax.collectors.stats import CollectStats, CollectStatsBase, SequenceSummaryStats
+from lrl_jax.collectors.video import VideoLogger
+
+__all__ = [
+    "CollectStats",
+    "CollectStatsBase",
+    "Collector",
+    "RolloutCarry",
+    "RolloutOutput",
+    "SequenceSummaryStats",
+    "Transitions",
+    "VideoLogger",
+    "init_carry",
+    "rollout",
+    "tick",
+]
