@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -55,13 +57,16 @@ def one_hot_choice(score: jax.Array) -> jax.Array:
 
 def pick(choice: jax.Array, values: jax.Array) -> jax.Array:
     """Values [..., J, D] of the mode marked in the one-hot `choice` [..., J]: [..., D]."""
-    # A masked sum instead of a gather: it fuses, and a gather of few numbers is slow on CPUs.
-    return jnp.sum(choice[..., None] * values, -2)
+    # A masked sum, as a gather of few numbers is slow on CPUs, and it fuses. Unrolled over the few
+    # modes: with a reduction over the axis, XLA's CPU compiler (jaxlib 0.10.2) gives wrong sums
+    # where `mean + std * noise` and the values themselves are outputs of one program.
+    terms = [choice[..., j, None] * values[..., j, :] for j in range(values.shape[-2])]
+    return functools.reduce(operator.add, terms)
 
 
 def moments(log_weight: jax.Array, mean: jax.Array, std: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and variance [..., D] of a mixture (law of total variance)."""
-    weight = jnp.exp(log_weight)[..., None]
-    centre = jnp.sum(weight * mean, -2)
+    weight = jnp.exp(log_weight)
+    centre = pick(weight, mean)
     spread = jnp.square(mean - centre[..., None, :])
-    return centre, jnp.sum(weight * (jnp.square(std) + spread), -2)
+    return centre, pick(weight, jnp.square(std) + spread)
