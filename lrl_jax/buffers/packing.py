@@ -95,3 +95,19 @@ def unpack(layout: tuple[Field, ...], words: jax.Array) -> dict[str, jax.Array]:
         pair = (2,) if dtype.itemsize == 8 else ()
         rows[field.name] = _from_words(part.reshape(*words.shape[:-1], *field.shape, *pair), dtype)
     return rows
+
+
+def unpack_on_host(layout: tuple[Field, ...], words: np.ndarray) -> dict[str, np.ndarray]:
+    """What `unpack` does, in NumPy: nothing is compiled anew for each number of rows."""
+    rows = {}
+    for field in layout:
+        dtype = np.dtype(jnp.dtype(field.dtype))
+        part = np.ascontiguousarray(words[..., field.start : field.stop])
+        if dtype == np.bool_:
+            value = part != 0
+        elif dtype.itemsize >= 4:
+            value = part.view(dtype)
+        else:
+            value = part.astype(f"uint{8 * dtype.itemsize}").view(dtype)
+        rows[field.name] = value.reshape(*words.shape[:-1], *field.shape)
+    return rows

@@ -96,20 +96,20 @@ def add(
     where = buffer.cursor if mask is None else jnp.where(mask, buffer.cursor, capacity)
     return buffer.replace(
         words=buffer.words.at[where, jnp.arange(n)].set(words, mode="drop", unique_indices=True),
-        cursor=jax.lax.rem(buffer.cursor + step, capacity),
+        cursor=jax.lax.rem(buffer.cursor + step, jnp.int32(capacity)),
         size=jnp.minimum(buffer.size + step, capacity),
     )
 
 
 def n_rows(buffer: Buffer) -> jax.Array:
     """Rows stored over all rings, int32 []."""
-    return buffer.size.sum()
+    return buffer.size.sum(dtype=jnp.int32)
 
 
 def _locate(buffer: Buffer, key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
     """Draw rows uniformly; returns (instance [B], age rank [B], 0 the oldest)."""
-    ends = jnp.cumsum(buffer.size)
-    draw = jax.random.randint(key, (batch_size,), 0, jnp.maximum(ends[-1], 1))
+    ends = jnp.cumsum(buffer.size, dtype=jnp.int32)
+    draw = jax.random.randint(key, (batch_size,), 0, jnp.maximum(ends[-1], 1), jnp.int32)
     instance = jnp.searchsorted(ends, draw, side="right").astype(jnp.int32)
     instance = jnp.minimum(instance, buffer.n_env_instances - 1)
     return instance, draw - (ends[instance] - buffer.size[instance])
@@ -118,7 +118,7 @@ def _locate(buffer: Buffer, key: jax.Array, batch_size: int) -> tuple[jax.Array,
 def _slot(buffer: Buffer, instance: jax.Array, rank: jax.Array) -> jax.Array:
     """Where in its ring the row of that age rank lies."""
     oldest = buffer.cursor[instance] - buffer.size[instance] + buffer.capacity
-    return jax.lax.rem(oldest + rank, buffer.capacity)
+    return jax.lax.rem(oldest + rank, jnp.int32(buffer.capacity))
 
 
 def sample_ids(buffer: Buffer, key: jax.Array, batch_size: int) -> jax.Array:
@@ -170,7 +170,7 @@ def sample_partial_trajectories(
             f"{n_steps * buffer.n_env_instances} or more."
         )
     instance, rank = _locate(buffer, key, batch_size)
-    ranks = rank[:, None] + jnp.arange(n_steps)  # [B, n_steps]
+    ranks = rank[:, None] + jnp.arange(n_steps, dtype=jnp.int32)  # [B, n_steps]
     instances = jnp.broadcast_to(instance[:, None], ranks.shape)
     slots = _slot(buffer, instances, ranks)
     goes_on = ranks < buffer.size[instances]
@@ -181,8 +181,8 @@ def sample_partial_trajectories(
         ended |= _column(buffer, _FIRST, slots[:, 1:], instances[:, 1:])
         goes_on = goes_on.at[:, 1:].set(goes_on[:, 1:] & ~ended)
     mask = jnp.cumprod(goes_on.astype(jnp.int32), axis=1)
-    length = mask.sum(axis=1)
-    last = jnp.minimum(jnp.arange(n_steps), jnp.maximum(length[:, None] - 1, 0))
+    length = mask.sum(axis=1, dtype=jnp.int32)
+    last = jnp.minimum(jnp.arange(n_steps, dtype=jnp.int32), jnp.maximum(length[:, None] - 1, 0))
     slots = jnp.take_along_axis(slots, last, axis=1)
     ids = slots * buffer.n_env_instances + instances
     return ids.T, length, mask.astype(jnp.float32)
@@ -204,16 +204,14 @@ def stored(buffer: Buffer) -> dict[str, np.ndarray]:
     """
     instance, slot = _in_time_order(buffer)
     words = np.asarray(buffer.words)[slot, instance]
-    rows = packing.unpack(buffer.layout, jnp.asarray(words))
+    rows = packing.unpack_on_host(buffer.layout, words)
     del rows[_FIRST]
-    return {"instance": instance, **{name: np.asarray(value) for name, value in rows.items()}}
+    return {"instance": instance, **rows}
 
 
 def clear(buffer: Buffer) -> Buffer:
     """Forget all rows; the storage stays."""
-    return buffer.replace(
-        cursor=jnp.zeros_like(buffer.cursor), size=jnp.zeros_like(buffer.size)
-    )
+    return buffer.replace(cursor=jnp.zeros_like(buffer.cursor), size=jnp.zeros_like(buffer.size))
 
 
 def redistribute(buffer: Buffer, n_env_instances: int, buffer_size: int) -> Buffer:
