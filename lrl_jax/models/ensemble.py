@@ -14,7 +14,13 @@ from flax import struct
 
 from lrl_jax import spaces
 from lrl_jax.models import mixture, standardizer, symmetry
-from lrl_jax.nets import MixtureNetwork, activation_fn, check_hidden
+from lrl_jax.nets import (
+    MixtureNetwork,
+    activation_fn,
+    check_hidden,
+    check_periods,
+    fourier_features,
+)
 
 MODES = ("heaviest", "mean")
 
@@ -73,6 +79,7 @@ class ProbabilisticEnsemble:
         sb_start_factor: factor f of its mean f W^-1 A z. With uniform z, Cov(W d) is the identity
             at sqrt(3).
         sb_start_std: its std in model units.
+        periods: of the Fourier features of the state, in its units; none by default.
     """
 
     latent_state_dim: int
@@ -93,6 +100,7 @@ class ProbabilisticEnsemble:
     sb_start_duration: float = 0.0
     sb_start_factor: float = math.sqrt(3.0)
     sb_start_std: float = 0.3
+    periods: tuple[float, ...] = ()
 
     def __post_init__(self):
         def put(name, value):
@@ -111,6 +119,7 @@ class ProbabilisticEnsemble:
             put(name, int(value))
         put("action_space", spaces.from_any(self.action_space))
         put("hidden", check_hidden(self.hidden))
+        put("periods", check_periods(self.periods))
         activation_fn(self.activation)
         put(
             "running_std_momentum",
@@ -171,7 +180,7 @@ class ProbabilisticEnsemble:
 
     def init(self, key: jax.Array) -> Any:
         """Parameters; each leaf has a leading axis M only for several members."""
-        size = self.latent_state_dim + self.action_dim
+        size = self.latent_state_dim * (1 + 2 * len(self.periods)) + self.action_dim
         x = jnp.zeros((1, size + (self.context_dim if self.use_context else 0)), jnp.float32)
         if self.n_models == 1:
             return self.network.init(key, x)["params"]
@@ -197,7 +206,7 @@ class ProbabilisticEnsemble:
         Returns:
             `MixtureNetwork`'s dict with a leading axis M.
         """
-        parts = [state, self.normalize_action(action)]
+        parts = [fourier_features(state, self.periods), self.normalize_action(action)]
         if self.use_context:
             parts.insert(1, context)
         lead = np.broadcast_shapes(*(p.shape[:-1] for p in parts))

@@ -1,6 +1,7 @@
 """Flax modules that levels and predictors share."""
 
 from lrl_jax.nets.apply import apply_function, init_function
+from lrl_jax.nets.features import check_periods, fourier_features
 from lrl_jax.nets.functions import RewardFunction, ValueFunction
 from lrl_jax.nets.mixture import MixtureNetwork
 from lrl_jax.nets.mlp import ACTIVATIONS, MLP, activation_fn, check_hidden
@@ -14,5 +15,7 @@ __all__ = [
     "activation_fn",
     "apply_function",
     "check_hidden",
+    "check_periods",
+    "fourier_features",
     "init_function",
 ]

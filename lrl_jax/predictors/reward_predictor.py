@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lrl_jax import buffers
 from lrl_jax.models import masked_covariance, standardizer_loss, update_running_std
@@ -104,7 +105,6 @@ class RewardPredictor(Predictor):
 
     # ---------------------------------------------------------------- sampling
 
-    @compiled("batch_size", "k_steps", "n_steps", "reward_fn")
     def compute_targets(
         self,
         ps: PredictorState,
@@ -139,6 +139,25 @@ class RewardPredictor(Predictor):
         check_steps("batch_size", batch_size)
         check_gamma(gamma)
         key = ps.key if key is None else key
+        # Only what is read: handing the many arrays of a whole state to compiled code takes longer
+        # than the targets themselves.
+        ps = ps.replace(opt_state=None, params={"encoder": ps.params["encoder"]})
+        gamma = np.float32(gamma) if isinstance(gamma, int | float) else gamma
+        return self._compute_targets(
+            ps,
+            buffer,
+            batch_size,
+            k_steps,
+            n_steps,
+            jnp.asarray(gamma, jnp.float32),
+            key,
+            reward_fn,
+        )
+
+    @compiled("batch_size", "k_steps", "n_steps", "reward_fn")
+    def _compute_targets(
+        self, ps, buffer, batch_size, k_steps, n_steps, gamma, key, reward_fn
+    ) -> TargetBatch:
         n_rows = k_steps + n_steps - 1
         ids, length, mask = buffers.sample_partial_trajectories(buffer, key, batch_size, n_rows)
         ids_bt = ids.T  # [B, L]
