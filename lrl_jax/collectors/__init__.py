@@ -1,6 +1,7 @@
 """Gathering experience: rollouts, the Collector, statistics."""
 
 from lrl_jax.collectors.collector import Collector
+from lrl_jax.collectors.evaluate import Episodes, evaluate
 from lrl_jax.collectors.rollout import (
     RolloutCarry,
     RolloutOutput,
@@ -16,11 +17,13 @@ __all__ = [
     "CollectStats",
     "CollectStatsBase",
     "Collector",
+    "Episodes",
     "RolloutCarry",
     "RolloutOutput",
     "SequenceSummaryStats",
     "Transitions",
     "VideoLogger",
+    "evaluate",
     "init_carry",
     "rollout",
     "tick",

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrl_jax.hierarchies.env_spec import EnvSpec
+from lrl_jax.hierarchies.state import HierarchyState
 from lrl_jax.levels.base import LevelSpec
 from lrl_jax.spaces import SameAsAction, Space
 
@@ -47,6 +48,21 @@ def batch(name: str, value: Any, shape: tuple[int, ...], kind: type, dtype: Any)
         word = {np.floating: "floats", np.bool_: "bools"}[kind]
         raise TypeError(f"{name} has dtype {array.dtype}, expected {word}: convert it first.")
     return jnp.asarray(array, dtype)
+
+
+def instances_of(state: Any, n_levels: int) -> int:
+    """Number of instances of a state, which must be of a hierarchy with as many levels."""
+    if not isinstance(state, HierarchyState):
+        raise TypeError(
+            f"state must be a HierarchyState such as hierarchy.init returns, got "
+            f"{type(state).__name__}: the state is the first argument."
+        )
+    if len(state.levels) != n_levels:
+        raise ValueError(
+            f"the state has {len(state.levels)} levels, but the hierarchy has {n_levels}: use the "
+            f"state that this hierarchy's init returned."
+        )
+    return state.n_env_instances
 
 
 def typed_key(key: Any) -> jax.Array:
@@ -127,9 +143,12 @@ def level_specs(
             parent=specs[-1] if specs else None,
             n_env_instances=n,
         )
-        for name in ("buffer_size", "n_updates"):
-            whole_number(f"{name} of level {i} ({type(level).__name__})", getattr(level, name), 0)
-        whole_number(f"update_interval of level {i}", level.update_interval, 1)
+        of = f"of level {i} ({type(level).__name__})"
+        for name, least in (("buffer_size", 0), ("n_updates", 0), ("update_interval", 1)):
+            whole_number(f"{name} {of}", getattr(level, name), least)
+        for name, least in (("control_interval", 1), ("chunk_size", 0)):
+            if getattr(level, name) is not None:
+                whole_number(f"{name} {of}", getattr(level, name), least)
         level.check(level_spec)
         specs.append(level_spec)
     return specs

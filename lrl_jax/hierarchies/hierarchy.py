@@ -166,11 +166,26 @@ class Hierarchy:
             state = self.reset(state)
         return state if self.device is None else jax.device_put(state, self.device)
 
-    def _make_state(self, key: jax.Array, n: int) -> HierarchyState:
+    def for_testing(
+        self, state: HierarchyState, key: jax.Array, n_env_instances: int
+    ) -> HierarchyState:
+        """A state without replay of `n_env_instances` instances that share `state`'s learners.
+
+        For the eval mode of this hierarchy; can be traced. Consumes `key`.
+        """
+        new = self._make_state(key, n_env_instances, with_buffers=False)
+        levels = tuple(
+            fresh.replace(learner=_same_shape(i, old.learner, fresh.learner))
+            for i, (old, fresh) in enumerate(zip(state.levels, new.levels, strict=True))
+        )
+        return self.reset(new.replace(levels=levels))
+
+    def _make_state(self, key: jax.Array, n: int, with_buffers: bool = True) -> HierarchyState:
         specs = self._specs(n)
         key, *keys = jax.random.split(key, self.n_levels + 1)
         states = tuple(
-            self._make_level_state(i, keys[i], specs[i], n) for i in range(self.n_levels)
+            self._make_level_state(i, keys[i], specs[i], n, with_buffers)
+            for i in range(self.n_levels)
         )
         return HierarchyState(
             levels=states,
@@ -179,10 +194,12 @@ class Hierarchy:
             stream=Stream.create(key),
         )
 
-    def _make_level_state(self, i: int, key: jax.Array, spec, n: int) -> LevelState:
+    def _make_level_state(
+        self, i: int, key: jax.Array, spec, n: int, with_buffer: bool
+    ) -> LevelState:
         level = self.levels[i]
         # Copies, so that no two leaves are one array: all of them may be donated.
-        learner = jax.tree.map(jnp.copy, level.init_learner(key, spec))
+        learner = jax.tree.map(_own, level.init_learner(key, spec))
         memory = _repeat(level.init_memory(learner), n)
         space = spec.action_space
         state = LevelState(
@@ -197,7 +214,7 @@ class Hierarchy:
             seam=jnp.ones(n, bool),
             new_rows=jnp.zeros((), jnp.int32),
         )
-        if not level.buffer_size:
+        if not level.buffer_size or not with_buffer:
             return state
         example = self._example_row(i, state, spec)
         return state.replace(buffer=buffers.create(example, n, level.buffer_size))
@@ -237,7 +254,7 @@ class Hierarchy:
             The state and the actions [n, *action shape] as decided: clip them to the bounds of
             the action space before the environment gets them.
         """
-        n = state.n_env_instances
+        n = checks.instances_of(state, self.n_levels)
         obs_space = self.env_spec.obs_space
         obs = checks.batch("obs", obs, (n, *obs_space.shape), np.floating, obs_space.dtype)
         if mask is not None:
@@ -263,7 +280,7 @@ class Hierarchy:
             truncated: bool [n].
             mask: bool [n]; instances outside are unchanged bit for bit. All if None.
         """
-        n = state.n_env_instances
+        n = checks.instances_of(state, self.n_levels)
         obs_space = self.env_spec.obs_space
         obs_next = checks.batch(
             "obs_next", obs_next, (n, *obs_space.shape), np.floating, obs_space.dtype
@@ -281,6 +298,7 @@ class Hierarchy:
         What is left of an interval is carried, so that the ratio is exact over time. Metrics are
         `level{i}/{name}`, means over the updates of this call, 0 where none was due.
         """
+        checks.instances_of(state, self.n_levels)
         return self._learn(state)
 
     def reset(self, state: HierarchyState) -> HierarchyState:
@@ -288,7 +306,7 @@ class Hierarchy:
 
         For the beginning of a run, not for the end of an episode.
         """
-        n = state.n_env_instances
+        n = checks.instances_of(state, self.n_levels)
 
         def fresh(level, s: LevelState) -> LevelState:
             return s.replace(
@@ -316,6 +334,7 @@ class Hierarchy:
         stored rows are laid out anew, the oldest dropped where room gets short.
         """
         del propagate_to_levels  # the state of all levels is one pytree here
+        checks.instances_of(state, self.n_levels)
         n = checks.whole_number("n_env_instances", n_env_instances, 1)
         new = self.init(state.stream.key, n, [s.learner for s in state.levels])
         levels = []
@@ -354,6 +373,7 @@ class Hierarchy:
 
     def save(self, state: HierarchyState, path: str | Path) -> None:
         """Write all of the state, replay included, to the folder `path`."""
+        checks.instances_of(state, self.n_levels)
         checkpoint.save(self, state, Path(path))
 
     def load(self, path: str | Path, n_env_instances: int | None = None) -> HierarchyState:
@@ -382,10 +402,16 @@ class RandomHierarchy(Hierarchy):
         super().__init__([RandomLevel()], env, env_params, device=device)
 
 
+def _own(x: Any) -> jax.Array:
+    """A copy without weak type: a Python number would else change the type of what is carried."""
+    x = jnp.asarray(x)
+    return jnp.array(x, None if jnp.issubdtype(x.dtype, jax.dtypes.extended) else x.dtype)
+
+
 def _repeat(memory: Any, n: int) -> Any:
     """Memory of one instance for n, each leaf its own array."""
     return jax.tree.map(
-        lambda x: jnp.repeat(jnp.asarray(x)[None], n, axis=0),
+        lambda x: jnp.repeat(_own(x)[None], n, axis=0),
         memory,
     )
 
@@ -393,6 +419,11 @@ def _repeat(memory: Any, n: int) -> Any:
 def _same_shape(i: int, kept: Any, fresh: Any) -> Any:
     """Return the kept learner if its leaves match a fresh one's."""
     old, new = jax.tree.leaves(kept), jax.tree.leaves(fresh)
+    if not all(isinstance(x, jax.Array | np.ndarray | np.generic) for x in old):
+        raise TypeError(
+            f"the learner kept for level {i} is {kept!r}: pass a learner such as "
+            f"state.levels[{i}].learner, or None for a fresh one."
+        )
     shapes = [[(x.shape, x.dtype) for x in leaves] for leaves in (old, new)]
     if shapes[0] != shapes[1]:
         raise ValueError(

@@ -154,7 +154,8 @@ def as_level(level: Any) -> Any:
         raise TypeError(f"{name} does not define act, the one method a level must have.")
     if not isinstance(level, Level):
         full = object.__new__(_with_defaults(type(level)))
-        full.__dict__.update(level.__dict__)
+        for field in dataclasses.fields(level):
+            object.__setattr__(full, field.name, getattr(level, field.name))
         level = full
     try:
         hash(level)

@@ -1,0 +1,105 @@
+"""Settings of a training run, plain and printable."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+from lrl_jax.training.agents import Agent
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """What is trained, where, and for how long.
+
+    Attributes:
+        agent: the levels.
+        env: id of the environment, see `lrl_jax.make`.
+        n_env_instances: instances that step together.
+        total_steps: environment steps, all instances together.
+        round_ticks: ticks between updates; the updates owed are made after each round.
+        test_interval: environment steps between interim tests.
+        test_episodes: episodes of an interim test.
+        final_test_episodes: episodes of the test at the end.
+        checkpoint_interval: interim tests between checkpoints; 0 for one at the end only.
+        seed: of all random streams.
+    """
+
+    agent: Agent
+    env: str = "Maze2D-Medium-v0"
+    n_env_instances: int = 64
+    total_steps: int = 200_000
+    round_ticks: int = 10
+    test_interval: int = 25_000
+    test_episodes: int = 32
+    final_test_episodes: int = 256
+    checkpoint_interval: int = 0
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in (
+            "n_env_instances",
+            "total_steps",
+            "round_ticks",
+            "test_interval",
+            "test_episodes",
+            "final_test_episodes",
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or int(value) != value or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+        for name in ("seed", "checkpoint_interval"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
+        if self.total_steps < self.n_env_instances * self.round_ticks:
+            raise ValueError(
+                f"total_steps={self.total_steps} is less than one round of {self.round_ticks} "
+                f"ticks of {self.n_env_instances} instances: raise it to "
+                f"{self.n_env_instances * self.round_ticks} or more."
+            )
+
+    @property
+    def round_steps(self) -> int:
+        """Environment steps of a round."""
+        return self.n_env_instances * self.round_ticks
+
+    @property
+    def rounds_per_chunk(self) -> int:
+        """Rounds between interim tests."""
+        return max(1, min(self.test_interval, self.total_steps) // self.round_steps)
+
+    @property
+    def n_chunks(self) -> int:
+        """Interim tests of a run; total_steps is never exceeded."""
+        return max(1, self.total_steps // (self.rounds_per_chunk * self.round_steps))
+
+
+def to_json(config: TrainConfig) -> str:
+    """The config as text; the agent's kind is written beside its settings."""
+    data = dataclasses.asdict(config)
+    data["agent"] = {"kind": type(config.agent).__name__, **data["agent"]}
+    return json.dumps(data, indent=2)
+
+
+def from_json(text: str) -> TrainConfig:
+    """Undo `to_json`; ValueError for settings that this version does not know."""
+    data: dict[str, Any] = json.loads(text)
+    settings = dict(data.pop("agent"))
+    kinds = {kind.__name__: kind for kind in (get_args(Agent) or (Agent,))}
+    kind = settings.pop("kind")
+    if kind not in kinds:
+        raise ValueError(f"unknown agent {kind!r}: this version knows {sorted(kinds)}.")
+    try:
+        return TrainConfig(agent=kinds[kind](**settings), **data)
+    except TypeError as error:
+        raise ValueError(f"the config has settings this version does not know: {error}") from None
+
+
+def load_config(run: Path) -> TrainConfig:
+    """Read the config of a run folder."""
+    path = Path(run) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{run} is no run folder: it has no config.json.")
+    return from_json(path.read_text())
