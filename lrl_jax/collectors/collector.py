@@ -213,6 +213,7 @@ class Collector:
         capacity = 1 if one_by_one else max(1, min(_MAX_CHUNK, n_steps - start, 2**20 // n))
         run = hierarchy.jitted(_chunk, self.env, capacity, bool(learn), record_transitions, donate=1)
         chunks, tests, t, began = [], [], start, time.monotonic()
+        n_logged = 0  # chunks that earlier scalars covered
         with tqdm(total=n_steps, initial=start, disable=not verbose, unit="tick") as progress:
             while t < n_steps:
                 stop = min([n_steps, t + capacity, *_next_due(intervals.values(), t)])
@@ -222,11 +223,13 @@ class Collector:
                 t = stop
                 last = t - 1
                 if post_step_callback is not None:
-                    post_step_callback(last, self._carry.obs)
+                    # A copy: the carry's own array is overwritten by the next tick.
+                    post_step_callback(last, jnp.copy(self._carry.obs))
                 if video_logger is not None:
                     video_logger.record(self.env, jax.tree.map(lambda x: x[0], self._carry.env_state))
                 if _due(intervals["log"], last):
-                    self._log(last * n, _stats(chunks[-1:], n, 0.0))
+                    self._log(last * n, _stats(chunks[n_logged:], n, 0.0))
+                    n_logged = len(chunks)
                 if _due(intervals["test"], last):
                     result = self.test(last, hierarchy.get_copy(self._carry.hierarchy), n_test_steps)
                     tests.append((last, result))
