@@ -1,0 +1,24 @@
+"""Training: configs and presets, pure train functions, runs with their folders."""
+
+from lrl_jax.training.agents import PlannerAgent
+from lrl_jax.training.config import TrainConfig, from_json, load_config, to_json
+from lrl_jax.training.presets import DEFAULT_PRESET, PRESETS
+from lrl_jax.training.run import Summary, load_run, load_trainer, run_training
+from lrl_jax.training.train import Trainer, make_train, take_seed
+
+__all__ = [
+    "DEFAULT_PRESET",
+    "PRESETS",
+    "PlannerAgent",
+    "Summary",
+    "TrainConfig",
+    "Trainer",
+    "from_json",
+    "load_config",
+    "load_run",
+    "load_trainer",
+    "make_train",
+    "run_training",
+    "take_seed",
+    "to_json",
+]

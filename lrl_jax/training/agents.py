@@ -1,0 +1,127 @@
+"""Agents of the presets: plain settings that build the levels of a hierarchy."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from lrl_jax import envs
+from lrl_jax.levels import ActionRepeatLevel, PlannerLevel
+from lrl_jax.models import ProbabilisticEnsemble
+from lrl_jax.nets import RewardFunction
+from lrl_jax.planners import ICEM
+from lrl_jax.predictors import (
+    IndexEncoder,
+    Partial,
+    PiecewiseLogLinearSchedule,
+    PredictorFactory,
+    RewardPredictor,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannerAgent:
+    """A planner with a learned model and reward over actions that are held.
+
+    For goal-based environments: plans in the space of the achieved goal, towards the desired one.
+
+    Attributes:
+        action_repeat: environment steps that each planned action is held for.
+        horizon: decisions that a plan looks ahead.
+        num_samples, n_iterations, elite_ratio, sigma: of iCEM.
+        n_models, n_modes, hidden: of the model; `hidden` also of the reward network.
+        periods: of the Fourier features of the state, in its units.
+        log_std_min: least log std of the model's modes, in units of the changes' std. A floor
+            keeps easy regions from drowning the gradients of those near walls.
+        mode: prediction of a mixture that plans follow.
+        learning_rate, final_learning_rate: constant over the first 40% of the run, then
+            log-linear to the last.
+        batch_size, model_batch_size: of the reward network and of the model.
+        update_interval, n_updates: updates for so many new rows.
+        warm_up_steps: environment steps with random actions.
+        buffer_size: rows of the replay.
+    """
+
+    action_repeat: int = 10
+    horizon: int = 15
+    num_samples: int = 128
+    n_iterations: int = 4
+    elite_ratio: float = 0.1
+    sigma: float = 1.0
+    n_models: int = 1
+    n_modes: int = 4
+    hidden: tuple[int, ...] = (128, 128)
+    periods: tuple[float, ...] = (8.0, 4.0, 2.0, 1.0)
+    log_std_min: float = -2.0
+    mode: Literal["heaviest", "mean"] = "heaviest"
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-4
+    batch_size: int = 256
+    model_batch_size: int = 512
+    update_interval: int = 64
+    n_updates: int = 128
+    warm_up_steps: int = 15_000
+    buffer_size: int = 100_000
+
+    def __post_init__(self):
+        for name in ("hidden", "periods"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def levels(self, env: Any, total_steps: int) -> list[Any]:
+        """The levels for `env`, for a run of `total_steps` environment steps."""
+        rate = PiecewiseLogLinearSchedule(
+            (0.0, 0.4 * total_steps, float(total_steps)),
+            (self.learning_rate, self.learning_rate, self.final_learning_rate),
+        )
+        indices = envs.goal_indices(env)
+        model = {
+            "n_models": self.n_models,
+            "n_modes": self.n_modes,
+            "hidden": self.hidden,
+            "periods": self.periods,
+            "log_std_min": self.log_std_min,
+            "running_std_momentum": 0.01,
+            "learn_termination": False,
+        }
+        reward = {"hidden": self.hidden, "periods": self.periods}
+        encoder = {
+            "state": tuple(indices["achieved_goal"]),
+            "context": tuple(indices["desired_goal"]),
+        }
+        predictor = {
+            "learn_encoder": False,
+            "encoder_warm_up": 0,
+            "model_lr": rate,
+            "reward_lr": rate,
+            "delta_standardizer": False,
+        }
+        factory = PredictorFactory(
+            partial_model=Partial(ProbabilisticEnsemble, keywords=model),
+            partial_val_func=None,
+            partial_rew_func=Partial(RewardFunction, keywords=reward),
+            partial_encoder=Partial(IndexEncoder, keywords=encoder),
+            partial_predictor=Partial(RewardPredictor, keywords=predictor),
+        )
+        planner = PlannerLevel(
+            factory,
+            optimizer=ICEM(
+                horizon=self.horizon,
+                num_samples=self.num_samples,
+                n_iterations=self.n_iterations,
+                elite_ratio=self.elite_ratio,
+                sigma=self.sigma,
+                return_mode="mean",
+            ),
+            mode=self.mode,
+            buffer_size=self.buffer_size,
+            update_interval=self.update_interval,
+            n_updates=self.n_updates,
+            batch_size=self.batch_size,
+            model_batch_size=self.model_batch_size,
+            warm_up_steps=self.warm_up_steps,
+            full_row_env_steps=self.action_repeat,
+        )
+        return [planner, ActionRepeatLevel(self.action_repeat)]
+
+
+Agent = PlannerAgent

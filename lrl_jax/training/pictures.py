@@ -1,0 +1,161 @@
+"""What a trained hierarchy does in a maze: paths, plans, an animation."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lrl_jax.collectors import init_carry, tick
+from lrl_jax.envs import render_maze
+from lrl_jax.hierarchies import Hierarchy, HierarchyState
+
+
+@dataclasses.dataclass(frozen=True)
+class Paths:
+    """Episodes recorded in eval mode, one an instance.
+
+    Attributes:
+        positions: achieved goals, float [ticks + 1, n, 2].
+        goals: desired goals, float [n, 2].
+        plans: latent states that the kept plan led to, float [ticks, n, H + 1, 2], or None where
+            the highest level does not plan.
+        decided: whether the highest level decided in that tick, bool [ticks, n].
+        success: whether the goal was reached by then, bool [ticks, n].
+    """
+
+    positions: np.ndarray
+    goals: np.ndarray
+    plans: np.ndarray | None
+    decided: np.ndarray
+    success: np.ndarray
+
+
+def record_paths(
+    hierarchy: Hierarchy,
+    env: Any,
+    params: Any,
+    state: HierarchyState,
+    key: jax.Array,
+    n_episodes: int,
+    n_ticks: int,
+) -> Paths:
+    """Record `n_ticks` of `n_episodes` episodes from their start; consumes `key`."""
+    hierarchy = hierarchy.eval()
+    run = hierarchy.jitted(_record, env, n_episodes, n_ticks)
+    first, (positions, plans, decided, success) = jax.device_get(run(params, state, key))
+    return Paths(
+        positions=np.concatenate([first[None, :, :2], positions]),
+        goals=first[:, 2:4],
+        plans=plans,
+        decided=decided,
+        success=np.logical_or.accumulate(success),
+    )
+
+
+def _record(hierarchy, env, n, n_ticks, params, state, key):
+    state_key, carry_key = jax.random.split(key)
+    test_state = hierarchy.for_testing(state, state_key, n)
+    carry = init_carry(hierarchy, env, params, carry_key, n, test_state)
+    top = hierarchy.levels[0]
+    planned = getattr(top, "planned_states", None)
+
+    def step(carry, _):
+        before = carry.hierarchy.active_level == 0
+        obs = carry.obs
+        carry, transitions, ended = tick(hierarchy, env, params, carry)
+        plans = None
+        if planned is not None:
+            level = carry.hierarchy.levels[0]
+            # The memory of an episode that has just ended is fresh: its plan is gone, and its
+            # picture is not needed.
+            plans = jax.vmap(lambda m, o: planned(level.learner, m, o))(level.memory, obs)
+        success = carry.episode_success | ended.success
+        return carry, (transitions.obs_next[:, :2], plans, before, success)
+
+    last, recorded = jax.lax.scan(step, carry, length=n_ticks)
+    return carry.obs, recorded
+
+
+def paths_picture(env: Any, paths: Paths, path: Path, max_episodes: int = 6) -> Path:
+    """Draw planned against executed paths, one panel an episode; returns the file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    n = min(max_episodes, paths.goals.shape[0])
+    columns = min(3, n)
+    rows = -(-n // columns)
+    figure = Figure(figsize=(4 * columns, 4.3 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes:
+        ax.axis("off")
+    for i, ax in zip(range(n), axes, strict=False):
+        end = _first(paths.success[:, i])
+        executed = paths.positions[: end + 1, i]
+        plans = []
+        if paths.plans is not None:
+            starts = np.flatnonzero(paths.decided[:end, i])[:: max(1, end // 60)]
+            plans = [paths.plans[t, i] for t in starts]
+        image = render_maze(
+            env, executed[-1], goal=paths.goals[i], paths=[executed], planned=plans, size=400
+        )
+        ax.imshow(image)
+        reached = paths.success[:, i].any()
+        ax.set_title(f"goal reached after {end} steps" if reached else "goal not reached")
+    figure.suptitle("Executed paths and the plans behind them (planned with the learned model)")
+    figure.savefig(path, dpi=100)
+    return path
+
+
+def _first(success: np.ndarray) -> int:
+    """Number of ticks up to the first success, all of them without one."""
+    return int(np.argmax(success)) + 1 if success.any() else len(success)
+
+
+def rollout_gif(env: Any, paths: Paths, path: Path, every: int = 3, fps: int = 20) -> Path:
+    """Animate the recorded episodes one after another, with the present plan; returns the file."""
+    import imageio.v3 as imageio
+
+    frames = []
+    for i in range(paths.goals.shape[0]):
+        plan = None
+        for t in range(min(_first(paths.success[:, i]) + 5, len(paths.success))):
+            if paths.plans is not None and paths.decided[t, i]:
+                plan = paths.plans[t, i]
+            if t % every == 0:
+                frames.append(
+                    render_maze(
+                        env,
+                        paths.positions[t, i],
+                        goal=paths.goals[i],
+                        paths=[paths.positions[: t + 1, i]],
+                        planned=None if plan is None else [plan],
+                        size=240,
+                    )
+                )
+    imageio.imwrite(path, np.stack(frames), duration=1000 / fps, loop=0)
+    return path
+
+
+def curve_picture(rows: list[dict[str, float]], path: Path, title: str) -> Path:
+    """Draw test success and return over environment steps; returns the file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    steps = [row["env_steps"] for row in rows]
+    for ax, name in ((left, "test_success"), (right, "test_return")):
+        ax.plot(steps, [row[name] for row in rows], marker="o")
+        ax.set_xlabel("environment steps")
+        ax.set_ylabel(name.replace("_", " "))
+        ax.grid(alpha=0.3)
+    left.set_ylim(-0.02, 1.02)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+    return path

@@ -1,0 +1,111 @@
+"""Training as pure functions: rounds of ticks and updates, tests between them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lrl_jax import envs
+from lrl_jax.collectors import Episodes, RolloutCarry, evaluate, init_carry, rollout
+from lrl_jax.hierarchies import Hierarchy, HierarchyState
+from lrl_jax.training.config import TrainConfig
+
+_TEST_STREAM = 0x7E57
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trainer:
+    """What a config builds: the hierarchy, its environment, and the steps of a run.
+
+    Attributes:
+        config: the settings.
+        hierarchy: in train mode.
+        env, params: gymnax environment and its parameters.
+    """
+
+    config: TrainConfig
+    hierarchy: Hierarchy
+    env: Any
+    params: Any
+
+    @classmethod
+    def build(cls, config: TrainConfig) -> Trainer:
+        """Make the environment and the hierarchy of a config."""
+        env, params = envs.make(config.env)
+        levels = config.agent.levels(env, config.total_steps)
+        return cls(config, Hierarchy(levels, env, params), env, params)
+
+    @property
+    def episode_ticks(self) -> int:
+        """Ticks after which every episode has ended."""
+        return int(self.params.max_steps_in_episode)
+
+    def init(self, key: jax.Array) -> RolloutCarry:
+        """Start a run; consumes `key`."""
+        return init_carry(self.hierarchy, self.env, self.params, key, self.config.n_env_instances)
+
+    def chunk(self, carry: RolloutCarry) -> tuple[RolloutCarry, dict[str, jax.Array]]:
+        """The rounds up to the next interim test. Returns the carry and the rollout's metrics."""
+        config = self.config
+        carry, out = rollout(
+            self.hierarchy,
+            self.env,
+            self.params,
+            carry,
+            config.rounds_per_chunk * config.round_ticks,
+            learn=True,
+            learn_interval=config.round_ticks,
+        )
+        return carry, out.metrics
+
+    def test(self, state: HierarchyState, key: jax.Array, n_episodes: int) -> Episodes:
+        """One whole episode in each of `n_episodes` instances, in eval mode; consumes `key`."""
+        return evaluate(
+            self.hierarchy, self.env, self.params, state, key, n_episodes, self.episode_ticks
+        )
+
+    def test_metrics(self, state: HierarchyState, chunk: jax.Array | int) -> dict[str, jax.Array]:
+        """The interim test behind a chunk: test_return, test_success, their std over episodes."""
+        key = jax.random.fold_in(jax.random.key(_TEST_STREAM), chunk)
+        episodes = self.test(state, key, self.config.test_episodes)
+        return {
+            "test_return": episodes.episode_return.mean(),
+            "test_return_std": episodes.episode_return.std(),
+            "test_success": episodes.success.mean(dtype=jnp.float32),
+            "test_success_at_end": episodes.success_at_end.mean(dtype=jnp.float32),
+        }
+
+
+def make_train(config: TrainConfig) -> Callable[[jax.Array], dict[str, Any]]:
+    """Build `train(key) -> {"state", "metrics"}`, the whole run in one traceable function.
+
+    It can be jitted and vmapped over keys: `jax.jit(jax.vmap(make_train(config)))(keys)` trains as
+    many agents at once; `take_seed` picks one out.
+
+    Returns:
+        A function of a typed key. `state` is the final HierarchyState; `metrics` maps names to
+        arrays [chunks], one entry for each interim test.
+    """
+    trainer = Trainer.build(config)
+
+    def train(key: jax.Array) -> dict[str, Any]:
+        def step(carry, chunk):
+            carry, metrics = trainer.chunk(carry)
+            return carry, metrics | trainer.test_metrics(carry.hierarchy, chunk)
+
+        carry, metrics = jax.lax.scan(step, trainer.init(key), jnp.arange(config.n_chunks))
+        return {"state": carry.hierarchy, "metrics": metrics}
+
+    return train
+
+
+def take_seed(tree: Any, i: int) -> Any:
+    """Pick copy i out of a tree that vmap over seeds gave a leading axis."""
+    sizes = {x.shape[0] for x in jax.tree.leaves(tree) if x.ndim}
+    if not sizes or not -min(sizes) <= i < min(sizes):
+        raise ValueError(f"there is no seed {i} in a tree with leading axes {sorted(sizes)}.")
+    return jax.tree.map(lambda x: x[i], tree)
