@@ -29,6 +29,14 @@ def _as_tuples(values: Any) -> Any:
     return tuple(_as_tuples(v) for v in values) if isinstance(values, list) else values
 
 
+def _count(name: str, value: Any) -> int:
+    """Return a whole number of at least 1 as an int."""
+    number = np.asarray(value)
+    if number.shape or number.dtype.kind not in "iuf" or number % 1 != 0 or number < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+    return int(number)
+
+
 def _check_action(name: str, value: np.ndarray, spec: LevelSpec) -> None:
     """Refuse actions of another shape, kind or range than the action space's."""
     space = spec.action_space
@@ -111,8 +119,7 @@ class ActionSequenceLevel(Level):
             raise ValueError(
                 f"ActionSequenceLevel needs at least one action [T, ...], got {self.actions!r}."
             )
-        if int(self.repeat) != self.repeat or self.repeat < 1:
-            raise ValueError(f"repeat must be a whole number of at least 1, got {self.repeat}.")
+        object.__setattr__(self, "repeat", _count("repeat", self.repeat))
 
     def check(self, spec: LevelSpec) -> None:
         for action in self.actions:
@@ -142,15 +149,11 @@ class ActionRepeatLevel(Level):
     chunk_size: int | None = 0
 
     def __post_init__(self):
-        interval = self.control_interval
-        if interval is None or int(interval) != interval or interval < 1:
-            raise ValueError(
-                f"control_interval must be a whole number of at least 1, got {interval}."
-            )
+        interval = _count("control_interval", self.control_interval)
+        object.__setattr__(self, "control_interval", interval)
 
     def input_space(self):
         return SameAsAction()
 
     def act(self, learner, memory, obs, level_input, key, *, parent, training):
         return level_input, memory
-
