@@ -32,7 +32,8 @@ def _as_tuples(values: Any) -> Any:
 def _count(name: str, value: Any) -> int:
     """Return a whole number of at least 1 as an int."""
     number = np.asarray(value)
-    if number.shape or number.dtype.kind not in "iuf" or number % 1 != 0 or number < 1:
+    is_number = not number.shape and number.dtype.kind in "iuf" and np.isfinite(number)
+    if not is_number or number % 1 != 0 or number < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
     return int(number)
 
