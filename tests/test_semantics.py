@@ -261,7 +261,7 @@ KIND = Discrete(3)
 SEQUENCE = ActionSequenceLevel([[1.0], [2.0], [-0.5]], repeat=2, buffer_size=7)
 
 
-def mix(input=None, interval=None, buffer_size=11, **settings):  # noqa: A002
+def mix(input=None, interval=None, buffer_size=11, **settings):
     return Mix(input, interval, buffer_size=buffer_size, **settings)
 
 
