@@ -50,7 +50,9 @@ def _chunk(hierarchy, env, capacity, learn, record, params, carry, n_ticks):
     def body(i, loop):
         carry, out = loop
         carry, new = step(carry)
-        out = jax.tree.map(lambda all_, x: jax.lax.dynamic_update_index_in_dim(all_, x, i, 0), out, new)
+        out = jax.tree.map(
+            lambda all_, x: jax.lax.dynamic_update_index_in_dim(all_, x, i, 0), out, new
+        )
         return carry, out
 
     _, shapes = jax.eval_shape(step, carry)
@@ -130,7 +132,12 @@ class Collector:
         seed = 0 if seed is None else checks.whole_number("seed", seed, 0)
         state = self._initial_state if self._carry is None else self._carry.hierarchy
         carry = init_carry(
-            self.hierarchy, self.env, self.env_params, jax.random.key(seed), self.n_env_instances, state
+            self.hierarchy,
+            self.env,
+            self.env_params,
+            jax.random.key(seed),
+            self.n_env_instances,
+            state,
         )
         self._carry = carry if self.device is None else jax.device_put(carry, self.device)
         self._shared = True
@@ -211,7 +218,9 @@ class Collector:
         one_by_one = post_step_callback is not None or video_logger is not None
         n = self.n_env_instances
         capacity = 1 if one_by_one else max(1, min(_MAX_CHUNK, n_steps - start, 2**20 // n))
-        run = hierarchy.jitted(_chunk, self.env, capacity, bool(learn), record_transitions, donate=1)
+        run = hierarchy.jitted(
+            _chunk, self.env, capacity, bool(learn), record_transitions, donate=1
+        )
         chunks, tests, t, began = [], [], start, time.monotonic()
         n_logged = 0  # chunks that earlier scalars covered
         with tqdm(total=n_steps, initial=start, disable=not verbose, unit="tick") as progress:
@@ -224,14 +233,18 @@ class Collector:
                 last = t - 1
                 if post_step_callback is not None:
                     # A copy: the carry's own array is overwritten by the next tick.
-                    post_step_callback(last, jnp.copy(self._carry.obs))
+                    post_step_callback(last, jnp.copy(self._ready().obs))
                 if video_logger is not None:
-                    video_logger.record(self.env, jax.tree.map(lambda x: x[0], self._carry.env_state))
+                    video_logger.record(
+                        self.env, jax.tree.map(lambda x: x[0], self._ready().env_state)
+                    )
                 if _due(intervals["log"], last):
                     self._log(last * n, _stats(chunks[n_logged:], n, 0.0))
                     n_logged = len(chunks)
                 if _due(intervals["test"], last):
-                    result = self.test(last, hierarchy.get_copy(self._carry.hierarchy), n_test_steps)
+                    result = self.test(
+                        last, hierarchy.get_copy(self._ready().hierarchy), n_test_steps
+                    )
                     tests.append((last, result))
                     progress.set_postfix(success=result["test_success_in_ep"], refresh=False)
                 if _due(intervals["checkpoint"], last) or t == n_steps:
@@ -302,7 +315,9 @@ class Collector:
         for first in range(0, n_steps, capacity):
             n_ticks = min(capacity, n_steps - first)
             carry, out = run(self.test_params, carry, jnp.asarray(n_ticks, jnp.int32))
-            chunks.append(jax.tree.map(lambda x, k=n_ticks: x[:k], jax.device_get(out)) | {"n_ticks": n_ticks})
+            chunks.append(
+                jax.tree.map(lambda x, k=n_ticks: x[:k], jax.device_get(out)) | {"n_ticks": n_ticks}
+            )
             if video_logger is not None:
                 video_logger.record(self.test_env, jax.tree.map(lambda x: x[0], carry.env_state))
         stats = _stats(chunks, n, 0.0)
@@ -354,5 +369,3 @@ def _stats(chunks: list[dict[str, Any]], n: int, seconds: float) -> CollectStats
         mean_reward=float(sum(c["reward"].sum() for c in chunks) / n_steps),
         learning={k: float(v) for k, v in mean_over_updates(joined).items()},
     )
-
-

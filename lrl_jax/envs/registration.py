@@ -100,7 +100,7 @@ def goal_indices(env: Any) -> dict[str, tuple[int, int]]:
         inner = _gymnasium_space(getattr(env, "unwrapped", None))
         if inner is not None and _flat_size(inner) == _flat_size(space):
             space, order = inner, list
-    if isinstance(space, gymnasium.spaces.Dict):
+    if isinstance(space, gymnasium.spaces.Dict):  # noqa: SIM102
         if {"achieved_goal", "desired_goal"} <= set(space.spaces):
             ranges, start = {}, 0
             for key in order(space.spaces):

@@ -23,7 +23,7 @@ def describe(value: Any) -> Any:
         fields = {
             f.name: describe(getattr(value, f.name, None))
             for f in dataclasses.fields(value)
-            if f.name not in ("parent", "name") or f.name == "parent" and value.parent is None
+            if f.name not in ("parent", "name") or (f.name == "parent" and value.parent is None)
         }
         return {"type": type(value).__qualname__, **fields}
     if isinstance(value, dict):

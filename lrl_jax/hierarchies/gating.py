@@ -95,7 +95,9 @@ def _in_chunks(chunk, act_all, mask, action, memory, args):
     chunk = min(chunk, n)
     padded = -(-n // chunk) * chunk
     place = jnp.where(mask, jnp.cumsum(mask) - 1, padded)
-    order = jnp.full(padded, n, jnp.int32).at[place].set(jnp.arange(n, dtype=jnp.int32), mode="drop")
+    order = (
+        jnp.full(padded, n, jnp.int32).at[place].set(jnp.arange(n, dtype=jnp.int32), mode="drop")
+    )
     n_chunks = max_over_batch((mask.sum(dtype=jnp.int32) + chunk - 1) // chunk)
 
     def process(carry):

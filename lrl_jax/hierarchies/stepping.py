@@ -28,6 +28,7 @@ class BatchAct:
             self.prepare = lambda *args: jax.vmap(functools.partial(cheap, learner))(*args)
 
     def __call__(self, memory, obs, level_input, key):
+        """Decisions of a batch: leaves [B, ...] to (actions, memory)."""
         return jax.vmap(functools.partial(self._call, self._learner))(memory, obs, level_input, key)
 
 
@@ -65,7 +66,9 @@ def get_action(levels, maps, training, state, obs, mask) -> tuple[HierarchyState
         if i < last:
             active = jnp.where(decides, i + 1, active)
     active = select(mask, jnp.full_like(active, last), active)
-    state = state.replace(levels=tuple(new_levels), active_level=active, stream=state.stream.advance())
+    state = state.replace(
+        levels=tuple(new_levels), active_level=active, stream=state.stream.advance()
+    )
     return state, new_levels[-1].action
 
 

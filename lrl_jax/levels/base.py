@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,16 +81,16 @@ class Level:
             active instances are gathered and processed that many at a time.
     """
 
-    buffer_size: ClassVar[int] = 0
-    update_interval: ClassVar[int] = 1
-    n_updates: ClassVar[int] = 0
-    control_interval: ClassVar[int | None] = None
-    chunk_size: ClassVar[int | None] = None
+    buffer_size: int = 0
+    update_interval: int = 1
+    n_updates: int = 0
+    control_interval: int | None = None
+    chunk_size: int | None = None
 
     #: A costly level may define `prepare`, with the arguments of `act`, which returns (action,
     #: memory, needs_act): the cheap part of a decision, run for all instances that decide. Only
     #: where needs_act is true does `act` follow, with the memory that `prepare` returned.
-    prepare: ClassVar[Callable[..., tuple[Any, Any, jax.Array]] | None] = None
+    prepare: Callable[..., tuple[Any, Any, jax.Array]] | None = None
 
     def input_space(self) -> Space | SameAsAction | None:
         """Space of what the level above sends; None if the level needs no input."""
@@ -111,7 +111,7 @@ class Level:
         """Tell the learner the total of environment steps, float32; once a training tick."""
         return learner
 
-    def act(self, learner, memory, obs, level_input, key, *, parent, training):
+    def act(self, learner, memory, obs, level_input, key, *, parent, training) -> Any:
         """Decide. Returns (action, memory); consumes `key`. `training` is a Python bool."""
         raise TypeError(f"{type(self).__name__} does not define act.")
 
@@ -134,7 +134,7 @@ class Level:
         return learner, {}
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _with_defaults(cls: type) -> type:
     return type(cls.__name__, (cls, Level), {"__module__": cls.__module__})
 

@@ -72,7 +72,8 @@ class PlannerLevel(Level):
 
     Attributes:
         predictor_factory: (mapped observation shape, action space) -> predictor; hashable.
-        optimizer: `CEM`, `ICEM` (the default, horizon 15) or, for a Discrete action space, `CategoricalCEM`.
+        optimizer: `CEM`, `ICEM` (the default, horizon 15) or, for a Discrete action space,
+            `CategoricalCEM`.
         deterministic: whether plans are rolled out without sampling.
         mode: prediction of a mixture, its "heaviest" component or its "mean".
         use_value, use_termination: whether the value of the last state and the probability of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,12 @@ def _record(hierarchy, env, n, n_ticks, params, state, key):
             level = carry.hierarchy.levels[0]
             # The memory of an episode that has just ended is fresh: its plan is gone, and its
             # picture is not needed.
-            plans = jax.vmap(lambda m, o: planned(level.learner, m, o))(level.memory, obs)
+            plan_of = functools.partial(planned, level.learner)
+            plans = jax.vmap(plan_of)(level.memory, obs)
         success = carry.episode_success | ended.success
         return carry, (transitions.obs_next[:, :2], plans, before, success)
 
-    last, recorded = jax.lax.scan(step, carry, length=n_ticks)
+    _, recorded = jax.lax.scan(step, carry, length=n_ticks)
     return carry.obs, recorded
 
 

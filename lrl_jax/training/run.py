@@ -96,9 +96,7 @@ def run_training(config: TrainConfig, run: Path, progress: bool = True) -> Summa
     return summary
 
 
-def _train(
-    trainer: Trainer, run: Path, log: RunLog, progress: bool
-) -> tuple[RolloutCarry, float]:
+def _train(trainer: Trainer, run: Path, log: RunLog, progress: bool) -> tuple[RolloutCarry, float]:
     """The chunks of a run; returns the last carry and the steps per second without compiling."""
     config = trainer.config
     hierarchy = trainer.hierarchy
@@ -134,7 +132,9 @@ def _train(
             bar.set_postfix(success=f"{row['test_success']:.2f}", ret=f"{row['test_return']:.1f}")
             every = config.checkpoint_interval
             if every and (i + 1) % every == 0:
-                hierarchy.save(carry.hierarchy, run / "checkpoints" / f"step_{row['env_steps']:09d}")
+                hierarchy.save(
+                    carry.hierarchy, run / "checkpoints" / f"step_{row['env_steps']:09d}"
+                )
     return carry, chunk_steps * config.n_chunks / sum(chunk_seconds)
 
 

@@ -1,0 +1,41 @@
+# `make train` and `make test` work on a fresh machine with Python: they create the virtual
+# environment and install what is missing; what is there is not reinstalled.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+EXTRAS ?= test
+ARGS ?=
+PYTEST_ARGS ?=
+
+.PHONY: train test test-all bench lint format types clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The stamp depends on the project's metadata, so that a changed dependency is installed.
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$(EXTRAS)]"
+	touch $@
+
+train: $(VENV)/installed
+	$(BIN)/lrl-jax train $(ARGS)
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/installed
+	$(BIN)/basedpyright
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
