@@ -1,0 +1,151 @@
+"""The benchmark helper, and one tiny run of each benchmark."""
+
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import benchmarks
+from benchmarks import __main__ as command
+from benchmarks import gating, main_job, planning, predictor, success_over_seeds, throughput
+from lrl_jax import benchmark
+from lrl_jax.training import PRESETS
+
+TINY = {"num_samples": 16, "n_iterations": 1, "horizon": 3, "elite_ratio": 0.25}
+
+
+def test_compiles_apart_and_interleaves():
+    traces, order = [], []
+
+    def slow(x):
+        order.append("slow")
+        time.sleep(0.02)
+        return x
+
+    def fast(x):
+        order.append("fast")
+        return x
+
+    x = jnp.ones(3)
+    timings = benchmark.compare({"slow": (slow, (x,)), "fast": (fast, (x,))}, 3, jit=False)
+    assert order[-6:] == ["slow", "fast"] * 3
+    assert timings["slow"].median >= 0.02 > timings["fast"].median
+    assert len(timings["slow"].repeats) == 3
+    assert timings["slow"].rate(2.0) == 2.0 / timings["slow"].median
+    assert jax.devices()[0].device_kind in timings["slow"].device
+
+    def traced(x):
+        traces.append(None)
+        time.sleep(0.05)
+        return x + 1
+
+    timing = benchmark.compare({"a": (traced, (x,))}, 2, min_seconds=0.001)["a"]
+    assert len(traces) == 1
+    assert timing.compile_seconds >= 0.05 > timing.median
+
+
+@pytest.mark.parametrize(
+    "functions, settings, message",
+    [
+        ({}, {}, "no function"),
+        ({"a": (abs, (1,))}, {"repeats": 0}, "repeats"),
+        ({"a": (abs, (1,))}, {"min_seconds": -1.0}, "min_seconds"),
+    ],
+)
+def test_wrong_inputs(functions, settings, message):
+    with pytest.raises(ValueError, match=message):
+        benchmark.compare(functions, **settings)
+
+
+def timing(*repeats):
+    return benchmark.Timing(0.0, sorted(repeats)[len(repeats) // 2], repeats, "cpu")
+
+
+def test_ratios_bars_and_table():
+    timings = {"a": timing(2.0, 4.0, 9.0), "b": timing(1.0, 2.0, 3.0)}
+    assert benchmarks.slower(timings, "a", "b") == 2.0
+    rows = [
+        benchmarks.Row("kept", timings["a"], 10, "steps", 0.95, "bare", 0.9, at_most=False),
+        benchmarks.Row("over", timings["a"], 10, "steps", 1.4, "bare", 1.3, note="why"),
+        benchmarks.Row("free", timings["b"]),
+    ]
+    assert [row.met for row in rows] == [True, False, None]
+    text = benchmarks.table(rows)
+    assert "ok" in text and "missed" in text and text.endswith("why")
+    assert rows[0].as_json()["rate"] == 2.5
+
+
+def check(rows, n_ratios):
+    assert sum(row.ratio is not None for row in rows) == n_ratios
+    assert all(row.timing.median > 0 and (row.ratio is None or row.ratio > 0) for row in rows)
+
+
+def test_throughput():
+    check(throughput.measure("MountainCarContinuous-v0", 2, 8, 1, 0.0), 4)
+
+
+def test_gating_makes_the_same_plans_in_and_out_of_phase():
+    agent = {"num_samples": 8, "n_iterations": 1, "horizon": 2, "elite_ratio": 0.25}
+    rows = gating.phases(10, 20, 1, hidden=(8,), **agent)
+    check(rows, 1)
+    assert [row.work for row in rows] == [20, 20]
+    check(gating.seeds(2, 3, 1, hidden=(8,), **agent), 1)
+
+
+def test_predictor():
+    small = predictor.build((8,))
+    check(predictor.targets(small, 8, 3, 3, 2, 1), 1)
+    check(predictor.updates(small, 8, 16, 2, 1), 1)
+
+
+def test_planning():
+    check(planning.measure(3, 1, **TINY), 1)
+
+
+def test_main_job():
+    _, config = PRESETS["smoke"]
+    assert main_job.measure(config, "smoke", 1)[0].timing.median > 0
+
+
+def test_command_writes_what_it_measured(tmp_path, monkeypatch, capsys):
+    rows = [benchmarks.Row("case", timing(1.0))]
+    monkeypatch.setattr(planning, "run", lambda quick: rows)
+    out = tmp_path / "new" / "out.json"
+    command.main(["planning", "--quick", "--out", str(out)])
+    data = json.loads(out.read_text())
+    assert data["benchmarks"]["planning"][0]["case"] == "case" and data["quick"]
+    assert {"date", "device", "versions", "cpu_count", "command"} <= set(data)
+    assert "case" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        command.main(["flying"])
+
+
+def test_success_over_seeds_keeps_each_seed(tmp_path, monkeypatch):
+    def one_seed(config, progress):
+        if config.seed == 2:
+            raise KeyboardInterrupt
+        return {
+            "seed": config.seed,
+            "test_success": 0.5 + 0.25 * config.seed,
+            "test_episodes": 4,
+            "train_seconds": 1.0,
+            "env_steps": 10,
+            "steps_per_second": 10.0,
+        }
+
+    monkeypatch.setattr(success_over_seeds, "one_seed", one_seed)
+    out = tmp_path / "out.json"
+    with pytest.raises(KeyboardInterrupt):
+        success_over_seeds.measure("smoke", range(3), out)
+    data = json.loads(out.read_text())
+    assert [result["seed"] for result in data["seeds"]] == [0, 1]
+    assert data["summary"]["worst_success"] == 0.5
+    assert data["summary"]["mean_success"] == 0.625
+
+
+@pytest.mark.slow
+def test_success_over_seeds_trains():
+    data = success_over_seeds.measure("smoke", range(1))
+    assert data["seeds"][0]["learning_curve"]
