@@ -38,15 +38,18 @@ class PlannerAgent:
             log-linear to the last.
         batch_size, model_batch_size: of the reward network and of the model.
         update_interval, n_updates: updates for so many new rows.
-        warm_up_steps: environment steps with random actions.
+        warm_up_steps: environment steps with random actions only.
+        switch_planner_prob, switch_random_prob: probabilities, a decision, to go from random
+            actions to planning and back. Random actions must go on: where the planner goes is
+            where its model is wrong, and planned actions alone do not show what others do there.
         buffer_size: rows of the replay.
     """
 
     action_repeat: int = 10
-    horizon: int = 15
-    num_samples: int = 128
+    horizon: int = 12
+    num_samples: int = 64
     n_iterations: int = 4
-    elite_ratio: float = 0.1
+    elite_ratio: float = 0.13
     sigma: float = 1.0
     n_models: int = 1
     n_modes: int = 4
@@ -59,8 +62,10 @@ class PlannerAgent:
     batch_size: int = 256
     model_batch_size: int = 512
     update_interval: int = 64
-    n_updates: int = 128
-    warm_up_steps: int = 15_000
+    n_updates: int = 192
+    warm_up_steps: int = 10_000
+    switch_planner_prob: float = 0.3
+    switch_random_prob: float = 0.3
     buffer_size: int = 100_000
 
     def __post_init__(self):
@@ -119,6 +124,9 @@ class PlannerAgent:
             batch_size=self.batch_size,
             model_batch_size=self.model_batch_size,
             warm_up_steps=self.warm_up_steps,
+            alternate_with_noise=True,
+            switch_planner_prob=self.switch_planner_prob,
+            switch_random_prob=self.switch_random_prob,
             full_row_env_steps=self.action_repeat,
         )
         return [planner, ActionRepeatLevel(self.action_repeat)]
