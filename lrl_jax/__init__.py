@@ -15,10 +15,12 @@ from lrl_jax import (  # noqa: E402
     planners,
     predictors,
     spaces,
+    training,
 )
 from lrl_jax.collectors import Collector, CollectStats, Transitions, rollout  # noqa: E402
 from lrl_jax.envs import make  # noqa: E402
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, RandomHierarchy  # noqa: E402
+from lrl_jax.training import load_run, take_seed  # noqa: E402
 
 __all__ = [
     "CollectStats",
@@ -32,10 +34,13 @@ __all__ = [
     "envs",
     "hierarchies",
     "levels",
+    "load_run",
     "make",
     "models",
     "planners",
     "predictors",
     "rollout",
     "spaces",
+    "take_seed",
+    "training",
 ]

@@ -135,6 +135,8 @@ def init_carry(
         state = hierarchy.reset(state)
     reset_keys = Stream.create(reset_key).instance_keys(n)
     obs, env_state = jax.vmap(env.reset, in_axes=(0, None))(reset_keys, params)
+    if hierarchy.training:
+        env_state = _stagger(hierarchy, env_state, params, jax.random.fold_in(reset_key, 1))
     return RolloutCarry(
         env_state=jax.tree.map(_strong, env_state),
         obs=jnp.asarray(obs, hierarchy.env_spec.obs_space.dtype),
@@ -144,6 +146,28 @@ def init_carry(
         episode_length=jnp.zeros(n, jnp.int32),
         episode_success=jnp.zeros(n, bool),
     )
+
+
+def _stagger(hierarchy: Hierarchy, env_state: Any, params: Any, key: jax.Array) -> Any:
+    """Let first episodes begin late where a level asks for it (`stagger`).
+
+    The clock of each instance starts at a random multiple of the ticks that the level's decisions
+    last, so that instances do not begin and end their episodes together ever after.
+    """
+    interval, asked = 1, None
+    for level in reversed(hierarchy.levels):
+        asked = interval if getattr(level, "stagger", False) else asked
+        interval *= level.control_interval or 1
+    if asked is None:
+        return env_state
+    limit = getattr(params, "max_steps_in_episode", None)
+    if limit is None or not hasattr(env_state, "time"):
+        raise ValueError(
+            "stagger=True needs an environment with a clock (state.time) and a limit "
+            "(params.max_steps_in_episode): switch it off."
+        )
+    late = jax.random.randint(key, env_state.time.shape, 0, jnp.maximum(limit // asked, 1))
+    return env_state.replace(time=env_state.time + asked * late.astype(env_state.time.dtype))
 
 
 def _strong(x: jax.Array) -> jax.Array:

@@ -92,8 +92,8 @@ class PlannerLevel(Level):
         resample_random_action_prob: probability that random mode draws a new action; else the
             previous random action is held.
         resample_on_end: random mode draws a new action at the start of an episode only.
-        stagger: first training episodes are cut at random multiples of a decision's length, so
-            that instances do not decide in lockstep; read by whoever steps the environment.
+        stagger: first training episodes are cut short by random multiples of a decision's length,
+            so that instances do not go through their episodes in lockstep.
         control_interval: rows after which control goes back to the level above; None: never.
         full_row_env_steps: environment steps of a full row; shorter rows that did not terminate
             are left out of the model's loss. None: all rows count.
