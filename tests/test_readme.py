@@ -3,6 +3,9 @@
 import re
 from pathlib import Path
 
+import jax
+import pytest
+
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -12,6 +15,16 @@ def python_blocks(text):
     return [(text[: m.start(1)].count("\n"), m.group(1)) for m in pattern.finditer(text)]
 
 
+@pytest.fixture
+def quick_compilation():
+    """Most of the time is compilation, and what runs is small."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.mark.usefixtures("quick_compilation")
 def test_the_python_blocks_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # runs and checkpoints go where the block says, under here
     blocks = python_blocks(README.read_text())

@@ -270,7 +270,14 @@ def two_seeds():
     """make_train of the smoke preset: both seeds under vmap, and the second one alone."""
     train = make_train(SMOKE)
     keys = jax.random.split(jax.random.key(0), 2)
-    return types.SimpleNamespace(both=jax.jit(jax.vmap(train))(keys), alone=jax.jit(train)(keys[1]))
+    before = jax.config.jax_disable_most_optimizations
+    # Most of the time is compilation, and what runs is small.
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        both, alone = jax.jit(jax.vmap(train))(keys), jax.jit(train)(keys[1])
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+    return types.SimpleNamespace(both=both, alone=alone)
 
 
 def test_seeds_under_vmap_train_as_they_do_alone(two_seeds):
