@@ -123,7 +123,7 @@ class Collector:
         self._shared = False  # somebody else may hold the arrays of the carry
 
     def reset(self, seed: int | None = None) -> None:
-        """Start a session: reset the environments and put the hierarchy back to level 0.
+        """Start a run: reset the environments and put the hierarchy back to level 0.
 
         Args:
             seed: of the random streams, 0 if None. Learners and stored rows are kept; with none
@@ -190,7 +190,7 @@ class Collector:
             record_transitions: also return the transitions, leaves [ticks, n, ...].
             learn: make the updates owed after each tick. Without, and without
                 `exploration_noise`, levels act as in eval mode.
-            n_steps_start: steps taken in an earlier session that goes on here.
+            n_steps_start: steps taken in an earlier run that goes on here.
             log_interval: ticks between writing scalars.
             test_interval: ticks between tests; None for none.
             n_test_steps: ticks of a test.
