@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 import lrl_jax as lrl
 from benchmarks import Row, slower
-from lrl_jax import benchmark
+from lrl_jax import benchmark, buffers
 from lrl_jax.collectors import RolloutCarry
 from lrl_jax.hierarchies import Hierarchy
 from lrl_jax.training import PlannerAgent
@@ -19,6 +19,7 @@ from lrl_jax.training import PlannerAgent
 ENV = "Maze2D-Medium-v0"
 HOLD = 10
 N_SEEDS = 4
+SIZES = {"num_samples": 128, "n_iterations": 4, "horizon": 15, "elite_ratio": 0.1}
 
 
 def build(n: int, **agent: Any) -> tuple[Hierarchy, Any, Any, RolloutCarry]:
@@ -31,24 +32,34 @@ def build(n: int, **agent: Any) -> tuple[Hierarchy, Any, Any, RolloutCarry]:
         "buffer_size": 64 * n,
         **agent,
     }
-    levels = PlannerAgent(**settings).levels(env, total_steps=100_000)
+    planner, hold = PlannerAgent(**settings).levels(env, total_steps=100_000)
+    # The preset explores between plans; here every decision is a plan.
+    levels = [dataclasses.replace(planner, alternate_with_noise=False, only_noise=False), hold]
     hierarchy = lrl.Hierarchy(levels, env, params)
     carry = lrl.collectors.init_carry(hierarchy, env, params, jax.random.key(0), n)
     return hierarchy, env, params, carry
 
 
-def spread_phases(hierarchy: Hierarchy, carry: RolloutCarry) -> RolloutCarry:
-    """Put instances at different points of their hold, so that as many decide in every tick.
+def held(hierarchy: Hierarchy, carry: RolloutCarry, spread: bool) -> RolloutCarry:
+    """Take all instances through one hold, then, if asked, to different points of the next one.
 
-    Instance i takes i % HOLD + 1 steps; the environments stand still meanwhile.
+    The first hold is over in both cases, as the very first decision may be a random one. Then
+    instance i takes i % HOLD + 1 steps, so that as many decide in every tick. The environments
+    stand still meanwhile.
     """
     state, n = carry.hierarchy, carry.episode_length.shape[0]
     no = jnp.zeros(n, bool)
-    for k in range(HOLD):
-        mask = jnp.arange(n) % HOLD >= k
+    all_of_them = [jnp.ones(n, bool)] * HOLD
+    some = [jnp.arange(n) % HOLD >= k for k in range(HOLD)] if spread else []
+    for mask in (*all_of_them, *some):
         state, _ = hierarchy.get_action(state, carry.obs, mask)
         state = hierarchy.process_transition(state, carry.obs, jnp.zeros(n), no, no, mask)
     return carry.replace(hierarchy=state)
+
+
+def n_planned(carry: RolloutCarry) -> int:
+    """Closed rows of the planner whose action was planned, not random."""
+    return int(buffers.stored(carry.hierarchy.levels[0].buffer)["planning_mode"].sum())
 
 
 def phases(n: int, n_ticks: int, repeats: int, **agent: Any) -> list[Row]:
@@ -58,23 +69,25 @@ def phases(n: int, n_ticks: int, repeats: int, **agent: Any) -> list[Row]:
     def run(carry):
         return lrl.rollout(hierarchy, env, params, carry, n_steps=n_ticks)
 
+    planner: Any = hierarchy.levels[0]
     # One program for both: it is the state that differs.
     start = time.perf_counter()
     compiled = jax.jit(run).lower(carry).compile()
     seconds = time.perf_counter() - start
-    cases = {"in phase": carry, "spread": spread_phases(hierarchy, carry)}
+    cases = {name: held(hierarchy, carry, name == "spread") for name in ("in phase", "spread")}
     timings = benchmark.compare(
         {name: (compiled, (c,)) for name, c in cases.items()}, repeats, jit=False
     )
     rows = []
     for name, timing in timings.items():
         spread = name == "spread"
-        # Of the planner, a row closes for each plan.
-        after, _ = compiled(cases[name])
-        plans = int(after.hierarchy.levels[0].new_rows - cases[name].hierarchy.levels[0].new_rows)
+        plans = n_planned(compiled(cases[name])[0]) - n_planned(cases[name])
         rows.append(
             Row(
-                case=f"{n} instances {name}, {plans} plans in {n_ticks} ticks",
+                case=(
+                    f"{n} instances {name}, {plans} plans of {planner.optimizer.num_samples} "
+                    f"samples in {n_ticks} ticks, chunks of {planner.chunk_size}"
+                ),
                 timing=dataclasses.replace(timing, compile_seconds=seconds),
                 work=plans,
                 unit="plans",
@@ -96,7 +109,10 @@ def seeds(n: int, n_ticks: int, repeats: int, **agent: Any) -> list[Row]:
     def run(carry):
         return lrl.rollout(hierarchy, env, params, carry, n_steps=n_ticks)
 
-    carries = jax.jit(jax.vmap(init))(jax.random.split(jax.random.key(1), N_SEEDS))
+    keys = jax.random.split(jax.random.key(1), N_SEEDS)
+    carry = held(hierarchy, carry, False)
+    each = [held(hierarchy, init(key), False) for key in keys]
+    carries = jax.tree.map(lambda *x: jnp.stack(x), *each)
     one, many = "one seed", f"{N_SEEDS} vmapped seeds"
     timings = benchmark.compare({one: (run, (carry,)), many: (jax.vmap(run), (carries,))}, repeats)
     return [
@@ -115,10 +131,11 @@ def seeds(n: int, n_ticks: int, repeats: int, **agent: Any) -> list[Row]:
 
 def run(quick: bool = False) -> list[Row]:
     """Both comparisons."""
-    # Sizes of the main preset; smaller searches where only a quick look is wanted.
-    agent = {"num_samples": 64, "n_iterations": 2, "horizon": 6} if quick else {}
-    repeats = 3
+    # A quick look searches less, but with as many samples: they set how many plan at a time.
+    agent = SIZES | ({"n_iterations": 1, "horizon": 4} if quick else {})
+    repeats, n_ticks = 3, 40 if quick else 100
     rows = []
     for n in (64, 256):
-        rows += phases(n, 40 if quick else 100, repeats, **agent)
+        rows += phases(n, n_ticks, repeats, **agent)
+    rows += phases(64, n_ticks, repeats)  # the main preset's own sizes
     return rows + seeds(32 if quick else 64, 20, repeats, **agent)
