@@ -98,6 +98,8 @@ def _train_command(args: list[str]) -> None:
         raise ValueError(f"unknown preset {name!r}: use one of {', '.join(PRESETS)}.")
     out, quiet = None, "--quiet" in args
     args = [a for a in args if a != "--quiet"]
+    # "--out=FOLDER", as tyro takes its settings, is "--out FOLDER".
+    args = [part for a in args for part in (a.split("=", 1) if a.startswith("--out=") else [a])]
     if "--out" in args:
         i = args.index("--out")
         if i + 1 >= len(args):
