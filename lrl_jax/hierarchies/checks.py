@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -135,6 +136,7 @@ def level_specs(
     inputs = _resolve_inputs(levels, spec.action_space)
     specs: list[LevelSpec] = []
     for i, level in enumerate(levels):
+        below = [other.control_interval for other in levels[i + 1 :]]
         level_spec = LevelSpec(
             index=i,
             obs_shape=shapes[i],
@@ -142,6 +144,7 @@ def level_specs(
             input_space=inputs[i],
             parent=specs[-1] if specs else None,
             n_env_instances=n,
+            decision_env_steps=None if None in below else math.prod(below),
         )
         of = f"of level {i} ({type(level).__name__})"
         for name, least in (("buffer_size", 0), ("n_updates", 0), ("update_interval", 1)):

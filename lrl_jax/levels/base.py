@@ -26,6 +26,9 @@ class LevelSpec:
         input_space: what the level above sends, None for the first.
         parent: the spec of the level above, None for the first.
         n_env_instances: number of instances.
+        decision_env_steps: environment steps that one of the level's decisions lasts if nothing
+            cuts it short: the product of the control intervals below; None if a level below
+            decides for itself when to hand back.
     """
 
     index: int
@@ -34,6 +37,7 @@ class LevelSpec:
     input_space: Space | None = None
     parent: LevelSpec | None = None
     n_env_instances: int = 1
+    decision_env_steps: int | None = 1
 
 
 @struct.dataclass

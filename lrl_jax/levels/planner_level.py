@@ -15,6 +15,7 @@ from lrl_jax.levels.base import Level, LevelSpec, Row
 from lrl_jax.planners import ICEM, BlackboxPlanner, PlanState, PredictorRollout
 from lrl_jax.planners.blackbox import check_aux_rewards
 from lrl_jax.planners.common import check_choice, check_float, check_int
+from lrl_jax.predictors import Partial
 from lrl_jax.spaces import Box, Discrete, Space
 
 # Rows of candidates that fill the matrix products of two cores.
@@ -60,6 +61,11 @@ def reward_per_env_step(rows: Any) -> jax.Array:
     return rows["rew"] / jnp.maximum(rows["elapsed_env_steps"], 1)
 
 
+def is_full_row(rows: Any, least: int) -> jax.Array:
+    """Rows [B] that took `least` environment steps, or ended in a terminal state, bool."""
+    return (rows["elapsed_env_steps"] >= least) | rows["terminated"]
+
+
 @dataclasses.dataclass(frozen=True)
 class PlannerLevel(Level):
     """Decides by planning with a learned predictor, and learns that predictor from its rows.
@@ -96,7 +102,8 @@ class PlannerLevel(Level):
             so that instances do not go through their episodes in lockstep.
         control_interval: rows after which control goes back to the level above; None: never.
         full_row_env_steps: environment steps of a full row; shorter rows that did not terminate
-            are left out of the model's loss. None: all rows count.
+            are left out of the model's loss. None: what the control intervals below make it;
+            1: all rows count.
         chunk_size: instances that plan at a time; None becomes the least number that has 1,024
             candidates together.
         level_input_space: what a level above sends, appended to the observation that the
@@ -350,14 +357,15 @@ class PlannerLevel(Level):
             self.model_batch_size,
             learner.n_total_env_steps,
             reward_fn=reward_per_env_step,
-            model_mask_fn=None if self.full_row_env_steps is None else self._is_full,
+            model_mask_fn=self._model_mask(learner.spec),
         )
         metrics = {name: jnp.float32(value) for name, value in {"loss": loss, **info}.items()}
         return learner.replace(ps=ps), metrics
 
-    def _is_full(self, rows):
-        """Rows [B] that tell the model about a full decision or an end, bool."""
-        return (rows["elapsed_env_steps"] >= self.full_row_env_steps) | rows["terminated"]
+    def _model_mask(self, spec: LevelSpec) -> Callable | None:
+        """Which rows the model learns from; equal for equal settings, None for all."""
+        least = self.full_row_env_steps or spec.decision_env_steps or 1
+        return Partial(is_full_row, keywords={"least": least}) if least > 1 else None
 
     def _planner(self, learner):
         rollout_fn = PredictorRollout(

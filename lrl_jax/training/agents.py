@@ -127,7 +127,6 @@ class PlannerAgent:
             alternate_with_noise=True,
             switch_planner_prob=self.switch_planner_prob,
             switch_random_prob=self.switch_random_prob,
-            full_row_env_steps=self.action_repeat,
         )
         return [planner, ActionRepeatLevel(self.action_repeat)]
 
