@@ -18,7 +18,7 @@ def python_blocks(text):
 @pytest.fixture
 def quick_compilation():
     """Most of the time is compilation, and what runs is small."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)

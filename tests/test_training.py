@@ -169,6 +169,7 @@ def test_an_unknown_preset_is_refused_with_the_names_of_all(capsys):
 def test_a_folder_that_holds_a_run_is_refused(tmp_path, capsys):
     (tmp_path / "config.json").write_text(to_json(SMOKE))
     assert "already holds a run" in refused(capsys, "train", "smoke", "--out", tmp_path)
+    assert "already holds a run" in refused(capsys, "train", "smoke", f"--out={tmp_path}")
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
     with pytest.raises(FileExistsError, match="choose another folder"):
         run_training(SMOKE, tmp_path)
@@ -270,7 +271,7 @@ def two_seeds():
     """make_train of the smoke preset: both seeds under vmap, and the second one alone."""
     train = make_train(SMOKE)
     keys = jax.random.split(jax.random.key(0), 2)
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     # Most of the time is compilation, and what runs is small.
     jax.config.update("jax_disable_most_optimizations", True)
     try:

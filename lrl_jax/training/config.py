@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
-from lrl_jax.training.agents import Agent
+from lrl_jax.training.agents import Agent, PlannerAgent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class TrainConfig:
         seed: of all random streams.
     """
 
-    agent: Agent
+    agent: Agent = dataclasses.field(default_factory=PlannerAgent)
     env: str = "Maze2D-Medium-v0"
     n_env_instances: int = 64
     total_steps: int = 200_000
