@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import ClassVar
 
 import jax
@@ -26,7 +25,7 @@ class _Search:
 
 
 @dataclasses.dataclass(frozen=True)
-class CategoricalCEM:
+class CategoricalCEM(common.KeepsElites):
     """Cross-entropy method for a Discrete space: probabilities follow the elites' frequencies.
 
     Written for one instance; map it with `jax.vmap`. Plans have shape [H] and an integer dtype.
@@ -83,21 +82,6 @@ class CategoricalCEM:
                 f"shift_elites={self.shift_elites}."
             )
 
-    @property
-    def n_elites(self) -> int:
-        """Number of elites of an iteration."""
-        return common.n_elites(self.num_samples, self.elite_ratio)
-
-    @property
-    def n_kept(self) -> int:
-        """Elites that go into the next iteration."""
-        return math.ceil(self.n_elites * self.keep_elites)
-
-    @property
-    def n_shifted(self) -> int:
-        """Elites that go into the next decision."""
-        return math.ceil(self.n_elites * self.shift_elites)
-
     def check(self, space: Discrete) -> None:
         """Raise a TypeError or ValueError if plans over `space` are not for this optimiser."""
         if not isinstance(space, Discrete):
@@ -119,10 +103,6 @@ class CategoricalCEM:
             elites=jnp.zeros((self.n_shifted, self.horizon), space.dtype),
             has_elites=jnp.zeros((), bool),
         )
-
-    def shift(self, plan_state: PlanState) -> PlanState:
-        """Warm start of the next decision: move the kept plan by one step."""
-        return common.shift(plan_state)
 
     def plan(
         self, cost_fn: CostFn, plan_state: PlanState, key: jax.Array, space: Discrete

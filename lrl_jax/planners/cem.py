@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import ClassVar
 
 import jax
@@ -32,7 +31,7 @@ class _Search:
 
 
 @dataclasses.dataclass(frozen=True)
-class CEM:
+class CEM(common.KeepsElites):
     """Cross-entropy method (Rubinstein 1999): sample plans, refit a Gaussian to the cheapest.
 
     Written for one instance; map it with `jax.vmap`. Plans have shape [H, *A] with H the horizon
@@ -111,21 +110,6 @@ class CEM:
             )
 
     @property
-    def n_elites(self) -> int:
-        """Number of elites of an iteration."""
-        return common.n_elites(self.num_samples, self.elite_ratio)
-
-    @property
-    def n_kept(self) -> int:
-        """Elites that go into the next iteration."""
-        return math.ceil(self.n_elites * self.keep_elites)
-
-    @property
-    def n_shifted(self) -> int:
-        """Elites that go into the next decision."""
-        return math.ceil(self.n_elites * self.shift_elites)
-
-    @property
     def population(self) -> tuple[int, ...]:
         """Number of candidates of each iteration."""
         return tuple(
@@ -159,10 +143,6 @@ class CEM:
             elites=jnp.zeros((self.n_shifted, *shape), jnp.float32),
             has_elites=jnp.zeros((), bool),
         )
-
-    def shift(self, plan_state: PlanState) -> PlanState:
-        """Warm start of the next decision: move the kept plan by one step."""
-        return common.shift(plan_state)
 
     def plan(
         self, cost_fn: CostFn, plan_state: PlanState, key: jax.Array, space: Box

@@ -133,3 +133,34 @@ def population_sizes(num_samples: int, decay: float, n_iterations: int, floor: i
     Source: Pinneri et al. 2020, algorithm 1, line 4, with floor = 2 * number of elites.
     """
     return [min(num_samples, max(floor, int(num_samples * decay**-i))) for i in range(n_iterations)]
+
+
+class KeepsElites:
+    """Settings of an optimiser that keeps elites: how many, and the warm start.
+
+    For frozen dataclasses with num_samples, elite_ratio, keep_elites and shift_elites.
+    """
+
+    num_samples: int
+    elite_ratio: float
+    keep_elites: float
+    shift_elites: float
+
+    @property
+    def n_elites(self) -> int:
+        """Number of elites of an iteration."""
+        return n_elites(self.num_samples, self.elite_ratio)
+
+    @property
+    def n_kept(self) -> int:
+        """Elites that go into the next iteration."""
+        return math.ceil(self.n_elites * self.keep_elites)
+
+    @property
+    def n_shifted(self) -> int:
+        """Elites that go into the next decision."""
+        return math.ceil(self.n_elites * self.shift_elites)
+
+    def shift(self, plan_state: PlanState) -> PlanState:
+        """Warm start of the next decision: move the kept plan by one step."""
+        return shift(plan_state)
