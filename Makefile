@@ -7,7 +7,7 @@ EXTRAS ?= test
 ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: train test test-all bench lint format types clean
+.PHONY: train test bench lint format types clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -21,7 +21,7 @@ train: $(VENV)/installed
 	$(BIN)/lrl-jax train $(ARGS)
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -86,9 +86,9 @@ def to_json(config: TrainConfig) -> str:
 def from_json(text: str) -> TrainConfig:
     """Undo `to_json`; ValueError for settings that this version does not know."""
     data: dict[str, Any] = json.loads(text)
-    settings = dict(data.pop("agent"))
+    settings = dict(data.pop("agent", {}))
     kinds = {kind.__name__: kind for kind in (get_args(Agent) or (Agent,))}
-    kind = settings.pop("kind")
+    kind = settings.pop("kind", None)
     if kind not in kinds:
         raise ValueError(f"unknown agent {kind!r}: this version knows {sorted(kinds)}.")
     try:
