@@ -56,8 +56,8 @@ class Box:
 
     @property
     def is_bounded(self) -> bool:
-        """Whether every bound is finite."""
-        return all(math.isfinite(x) for x in self.low + self.high)
+        """Whether every entry has finite bounds; the largest float stands for infinity."""
+        return all(hi - lo < 1e30 for lo, hi in zip(self.low, self.high, strict=True))
 
     @property
     def low_array(self) -> np.ndarray:

@@ -22,8 +22,10 @@ from lrl_jax.collectors.rollout import (
     tick,
 )
 from lrl_jax.collectors.stats import CollectStats
+from lrl_jax.devices import resolve_device
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
 from lrl_jax.hierarchies.env_spec import is_gymnasium
+from lrl_jax.randomness import Stream
 
 _MAX_CHUNK = 128  # ticks whose records the device holds at a time
 
@@ -45,6 +47,7 @@ def _chunk(hierarchy, env, capacity, learn, record, params, carry, n_ticks):
             "reward": transitions.rew.sum(),
             "metrics": metrics,
             "transitions": transitions if record else None,
+            "obs_next": transitions.obs_next if capacity == 1 else None,
         }
 
     def body(i, loop):
@@ -111,7 +114,7 @@ class Collector:
         check_env(hierarchy, self.test_env, self.test_params)
         self.hierarchy = hierarchy
         self.writer = writer if writer is not None else hierarchy.writer
-        self.device = device if device is not None else hierarchy.device
+        self.device = resolve_device(device) if device is not None else hierarchy.device
         self.checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
         self.checkpoint_interval = _interval("checkpoint_interval", checkpoint_interval)
         self.exploration_noise = bool(exploration_noise)
@@ -126,16 +129,24 @@ class Collector:
         """Start a run: reset the environments and put the hierarchy back to level 0.
 
         Args:
-            seed: of the random streams, 0 if None. Learners and stored rows are kept; with none
-                yet they are initialised from it.
+            seed: of all random streams, those of the decisions included. None goes on with the
+                streams there are (0 at first), so that environments start elsewhere each time.
+                Learners and stored rows are kept; with none yet they are initialised.
         """
-        seed = 0 if seed is None else checks.whole_number("seed", seed, 0)
         state = self._initial_state if self._carry is None else self._carry.hierarchy
+        if seed is not None:
+            key = jax.random.key(checks.whole_number("seed", seed, 0))
+            if state is not None:
+                state = state.replace(stream=Stream.create(jax.random.fold_in(key, 0xDEC1)))
+        elif self._carry is None:
+            key = jax.random.key(0)
+        else:
+            key = self._carry.stream.tick_key(255)
         carry = init_carry(
             self.hierarchy,
             self.env,
             self.env_params,
-            jax.random.key(seed),
+            key,
             self.n_env_instances,
             state,
         )
@@ -189,13 +200,15 @@ class Collector:
             env_expects_numpy: for Gymnasium environments; without a meaning here.
             record_transitions: also return the transitions, leaves [ticks, n, ...].
             learn: make the updates owed after each tick. Without, and without
-                `exploration_noise`, levels act as in eval mode.
+                `exploration_noise`, the hierarchy is in eval mode: levels act without noise,
+                nothing is stored or counted.
             n_steps_start: steps taken in an earlier run that goes on here.
             log_interval: ticks between writing scalars.
             test_interval: ticks between tests; None for none.
             n_test_steps: ticks of a test.
             verbose: show a progress bar.
-            post_step_callback: called with (t, obs_next) after each step.
+            post_step_callback: called with (t, obs_next) after each step; obs_next is the true
+                final observation where an episode ended.
             video_logger: gets every frame of instance 0; see VideoLogger.
 
         Returns:
@@ -221,19 +234,20 @@ class Collector:
         run = hierarchy.jitted(
             _chunk, self.env, capacity, bool(learn), record_transitions, donate=1
         )
-        chunks, tests, t, began = [], [], start, time.monotonic()
+        chunks, tests, t, seconds = [], [], start, 0.0
         n_logged = 0  # chunks that earlier scalars covered
         with tqdm(total=n_steps, initial=start, disable=not verbose, unit="tick") as progress:
             while t < n_steps:
                 stop = min([n_steps, t + capacity, *_next_due(intervals.values(), t)])
+                began = time.monotonic()
                 chunk = self._advance(run, stop - t)
+                seconds += time.monotonic() - began
                 chunks.append(chunk)
                 progress.update(stop - t)
                 t = stop
                 last = t - 1
                 if post_step_callback is not None:
-                    # A copy: the carry's own array is overwritten by the next tick.
-                    post_step_callback(last, jnp.copy(self._ready().obs))
+                    post_step_callback(last, jnp.asarray(chunk["obs_next"][0]))
                 if video_logger is not None:
                     video_logger.record(
                         self.env, jax.tree.map(lambda x: x[0], self._ready().env_state)
@@ -249,7 +263,7 @@ class Collector:
                     progress.set_postfix(success=result["test_success_in_ep"], refresh=False)
                 if _due(intervals["checkpoint"], last) or t == n_steps:
                     self.save_checkpoint(t, n_steps)
-        stats = _stats(chunks, n, time.monotonic() - began)
+        stats = _stats(chunks, n, seconds)
         stats = dataclasses.replace(stats, tests=tuple(tests))
         if not record_transitions:
             return stats
@@ -303,9 +317,8 @@ class Collector:
         del env_expects_numpy
         n_steps = checks.whole_number("n_steps", n_steps, 1)
         hierarchy, n = self.hierarchy.eval(), test_state.n_env_instances
-        carry = init_carry(
-            hierarchy, self.test_env, self.test_params, test_state.stream.key, n, test_state
-        )
+        key = jax.random.fold_in(test_state.stream.key, 0x7E57)
+        carry = init_carry(hierarchy, self.test_env, self.test_params, key, n, test_state)
         # The replay takes no part: carrying it would copy it.
         levels = tuple(s.replace(buffer=None) for s in carry.hierarchy.levels)
         carry = carry.replace(hierarchy=carry.hierarchy.replace(levels=levels))

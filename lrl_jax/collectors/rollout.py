@@ -91,8 +91,14 @@ def check_env(hierarchy: Hierarchy, env: Any, params: Any) -> None:
     if not callable(getattr(env, "step", None)) or not callable(getattr(env, "reset", None)):
         raise TypeError(f"{type(env).__name__} has no step and reset: pass a gymnax environment.")
     given, built = env_spec(env, params), hierarchy.env_spec
+
+    def traits(spec, name):
+        space = getattr(spec, name)
+        # Levels are not told the bounds of observations, so those may differ.
+        return (space.shape, space.dtype) if name == "obs_space" else space
+
     for name in ("obs_space", "action_space"):
-        if getattr(given, name) != getattr(built, name):
+        if traits(given, name) != traits(built, name):
             raise ValueError(
                 f"the hierarchy was built for {name} {getattr(built, name)}, but {given.name} has "
                 f"{getattr(given, name)}: build a hierarchy for this environment."
@@ -122,6 +128,7 @@ def init_carry(
     """
     checks.typed_key(key)
     n = checks.whole_number("n_env_instances", n_env_instances, 1)
+    params = env.default_params if params is None else params
     check_env(hierarchy, env, params)
     stream_key, reset_key, state_key = jax.random.split(key, 3)
     if state is None:
@@ -136,7 +143,14 @@ def init_carry(
     reset_keys = Stream.create(reset_key).instance_keys(n)
     obs, env_state = jax.vmap(env.reset, in_axes=(0, None))(reset_keys, params)
     if hierarchy.training:
-        env_state = _stagger(hierarchy, env_state, params, jax.random.fold_in(reset_key, 1))
+        total = state.n_total_env_steps
+        env_state = _stagger(
+            hierarchy,
+            env_state,
+            params,
+            jax.random.fold_in(reset_key, 0x57A6),
+            (total.high == 0) & (total.low == 0),
+        )
     return RolloutCarry(
         env_state=jax.tree.map(_strong, env_state),
         obs=jnp.asarray(obs, hierarchy.env_spec.obs_space.dtype),
@@ -148,11 +162,14 @@ def init_carry(
     )
 
 
-def _stagger(hierarchy: Hierarchy, env_state: Any, params: Any, key: jax.Array) -> Any:
+def _stagger(
+    hierarchy: Hierarchy, env_state: Any, params: Any, key: jax.Array, is_first: jax.Array
+) -> Any:
     """Let first episodes begin late where a level asks for it (`stagger`).
 
-    The clock of each instance starts at a random multiple of the ticks that the level's decisions
-    last, so that instances do not begin and end their episodes together ever after.
+    The clocks start so that the first episode of each instance lasts a random multiple of the
+    ticks that the level's decisions last: instances do not begin and end their episodes together
+    ever after. Nothing is changed unless `is_first`: before any training step.
     """
     interval, asked = 1, None
     for level in reversed(hierarchy.levels):
@@ -166,8 +183,10 @@ def _stagger(hierarchy: Hierarchy, env_state: Any, params: Any, key: jax.Array) 
             "stagger=True needs an environment with a clock (state.time) and a limit "
             "(params.max_steps_in_episode): switch it off."
         )
-    late = jax.random.randint(key, env_state.time.shape, 0, jnp.maximum(limit // asked, 1))
-    return env_state.replace(time=env_state.time + asked * late.astype(env_state.time.dtype))
+    most = jnp.maximum(limit // asked, 1)
+    length = asked * jax.random.randint(key, env_state.time.shape, 1, most + 1)
+    late = jnp.where(is_first, jnp.maximum(limit - length, 0), 0)
+    return env_state.replace(time=env_state.time + late.astype(env_state.time.dtype))
 
 
 def _strong(x: jax.Array) -> jax.Array:

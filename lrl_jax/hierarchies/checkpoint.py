@@ -38,7 +38,25 @@ def describe(value: Any) -> Any:
         return [describe(value.func), describe(value.args), describe(value.keywords)]
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         return np.asarray(value).tolist()
-    return getattr(value, "__qualname__", type(value).__qualname__)
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    code = getattr(value, "__code__", None)
+    if code is None:
+        return name
+    closure = [describe(cell.cell_contents) for cell in value.__closure__ or ()]
+    return {"function": name, "constants": _constants(code.co_consts), "closure": closure}
+
+
+def _constants(values: Any) -> list[str]:
+    """Numbers in a function's code, the same for every version of Python."""
+    numbers = set()
+    for value in values:
+        if isinstance(value, tuple | frozenset):
+            numbers |= set(_constants(value))
+        elif isinstance(value, slice):
+            numbers |= set(_constants((value.start, value.stop, value.step)))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            numbers.add(repr(value))
+    return sorted(numbers)
 
 
 def settings_of(hierarchy: Any) -> dict[str, Any]:
@@ -46,7 +64,9 @@ def settings_of(hierarchy: Any) -> dict[str, Any]:
     return {
         "levels": [describe(level) for level in hierarchy.levels],
         "specs": [describe(spec) for spec in hierarchy.specs],
+        "env_obs_maps": [describe(map_obs) for map_obs in hierarchy.env_obs_maps],
         "env": hierarchy.env_spec.name,
+        "action_space": describe(hierarchy.env_spec.action_space),
     }
 
 
@@ -91,7 +111,10 @@ def save(hierarchy: Any, state: Any, path: Path) -> None:
     part.mkdir(parents=True)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(part / ARRAYS, _arrays(state))
-    settings = settings_of(hierarchy) | {"n_env_instances": state.n_env_instances}
+    settings = settings_of(hierarchy) | {
+        "n_env_instances": state.n_env_instances,
+        "key_impl": str(jax.random.key_impl(state.stream.key)),
+    }
     (part / SETTINGS).write_text(json.dumps(settings, indent=1))
     shutil.rmtree(path, ignore_errors=True)
     os.replace(part, path)
@@ -105,7 +128,7 @@ def load(hierarchy: Any, path: Path) -> Any:
     if not (path / SETTINGS).is_file():
         raise FileNotFoundError(f"no checkpoint of a hierarchy at {path} ({SETTINGS} is missing).")
     saved = json.loads((path / SETTINGS).read_text())
-    n = saved.pop("n_env_instances")
+    n, impl = saved.pop("n_env_instances"), saved.pop("key_impl")
     differences = _differences(saved, json.loads(json.dumps(settings_of(hierarchy))))
     if differences:
         raise ValueError(
@@ -113,7 +136,7 @@ def load(hierarchy: Any, path: Path) -> Any:
             + "; ".join(differences[:8])
             + (f"; and {len(differences) - 8} more" if len(differences) > 8 else "")
         )
-    target = jax.eval_shape(lambda: hierarchy._make_state(jax.random.key(0), n))
+    target = jax.eval_shape(lambda: hierarchy._make_state(jax.random.key(0, impl=impl), n))
     leaves, structure = jax.tree.flatten(target)
     abstract = {}
     for i, leaf in enumerate(leaves):
@@ -124,12 +147,14 @@ def load(hierarchy: Any, path: Path) -> Any:
         arrays = checkpointer.restore(path / ARRAYS, abstract)
     state = jax.tree.unflatten(
         structure,
-        [_restore_leaf(leaf, arrays.get(f"{i:05d}")) for i, leaf in enumerate(leaves)],
+        [_restore_leaf(leaf, arrays.get(f"{i:05d}"), impl) for i, leaf in enumerate(leaves)],
     )
     return state if hierarchy.device is None else jax.device_put(state, hierarchy.device)
 
 
-def _restore_leaf(target: Any, data: np.ndarray | None) -> jax.Array:
+def _restore_leaf(target: Any, data: np.ndarray | None, impl: str) -> jax.Array:
     if data is None:
         return jnp.zeros(target.shape, target.dtype)
-    return jax.random.wrap_key_data(jnp.asarray(data)) if _is_key(target) else jnp.asarray(data)
+    if _is_key(target):
+        return jax.random.wrap_key_data(jnp.asarray(data), impl=impl)
+    return jnp.asarray(data)

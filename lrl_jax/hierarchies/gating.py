@@ -37,10 +37,10 @@ def _max_rule(axis_size, in_batched, x):
 
 def select(mask: jax.Array | None, new: Any, old: Any) -> Any:
     """Take leaves of `new` where the mask ([n] or a scalar) is true, of `old` elsewhere."""
-    if mask is None:
-        return new
 
     def pick(a, b):
+        if mask is None:
+            return a.astype(b.dtype) if a.dtype != b.dtype else a
         where = mask.reshape(mask.shape + (1,) * (b.ndim - mask.ndim))
         return jnp.where(where, a.astype(b.dtype) if a.dtype != b.dtype else a, b)
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrl_jax import buffers
+from lrl_jax.devices import resolve_device
 from lrl_jax.hierarchies import checkpoint, checks, stepping
 from lrl_jax.hierarchies.env_spec import env_spec
 from lrl_jax.hierarchies.state import Counter, HierarchyState, LevelState
@@ -72,7 +73,7 @@ class Hierarchy:
             raise ValueError(f"levels must be a non-empty list of levels, got {levels!r}.")
         self.levels = tuple(as_level(level) for level in levels)
         self.env, self.env_params = env, env_params
-        self.device, self.writer, self.training = device, writer, bool(training)
+        self.device, self.writer, self.training = resolve_device(device), writer, bool(training)
         self.env_spec = env_spec(env, env_params)
         n_levels = len(self.levels)
         for name, value in (

@@ -50,7 +50,7 @@ def get_action(levels, maps, training, state, obs, mask) -> tuple[HierarchyState
     for i, (level, level_state) in enumerate(zip(levels, state.levels, strict=True)):
         # Whoever is unmasked reaches the last level, so its mask is the caller's.
         decides = mask if i == last else (active == i if mask is None else (active == i) & mask)
-        mapped = maps[i](obs)
+        mapped = maps[i](obs).astype(level_state.obs.dtype)
         level_input = new_levels[-1].action if i else no_input(n)
         act_all = BatchAct(level, level_state.learner, parent_learner(state, i), training)
         args = (mapped, level_input, state.stream.instance_keys(n, salt=i))
@@ -105,20 +105,6 @@ def stored_fields(level: Level, memory: Any, row: Row) -> dict[str, jax.Array]:
     }
 
 
-def as_rows(fields: dict[str, jax.Array]) -> Row:
-    """Turn gathered fields [B, ...] back into a Row; fields of the level's own go to `extra`."""
-    names = ("obs", "level_input", "act", "rew", "obs_next", "terminated", "truncated")
-    core = {name: fields[name] for name in names}
-    extra = {k: v for k, v in fields.items() if k not in core and k != "elapsed_env_steps"}
-    in_control = extra.get("n_steps_in_control", jnp.zeros_like(fields["elapsed_env_steps"]))
-    return Row(
-        **core,
-        elapsed_env_steps=fields["elapsed_env_steps"],
-        n_steps_in_control=in_control,
-        extra=extra,
-    )
-
-
 def process_transition(
     levels, maps, training, state, obs_next, rew, terminated, truncated, mask
 ) -> HierarchyState:
@@ -140,7 +126,8 @@ def process_transition(
     new_levels = list(state.levels)
     for i in reversed(range(len(levels))):
         closes = active == i if mask is None else (active == i) & mask
-        row = make_row(levels, state, i, maps[i](obs_next), terminated, truncated)
+        mapped = maps[i](obs_next).astype(state.levels[i].obs.dtype)
+        row = make_row(levels, state, i, mapped, terminated, truncated)
         new_levels[i], hand_back = _close_rows(
             levels[i], state.levels[i], row, closes, done, training
         )

@@ -68,6 +68,20 @@ class Row:
         return self.terminated | self.truncated
 
 
+def as_rows(fields: dict[str, jax.Array]) -> Row:
+    """Turn rows gathered from a buffer, a dict of [B, ...], back into a Row.
+
+    Fields of the level's own go to `extra`; `n_steps_in_control` is 0 unless it is one of them.
+    """
+    core = {f.name for f in dataclasses.fields(Row)} - {"extra", "n_steps_in_control"}
+    in_control = fields.get("n_steps_in_control", jnp.zeros_like(fields["elapsed_env_steps"]))
+    return Row(
+        **{name: fields[name] for name in core},
+        n_steps_in_control=in_control,
+        extra={name: value for name, value in fields.items() if name not in core},
+    )
+
+
 class Level:
     """Base of all levels: every method has a default but `act`.
 

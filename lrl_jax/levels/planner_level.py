@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from lrl_jax.levels.base import Level, LevelSpec, Row
+from lrl_jax.levels.base import Level, LevelSpec, Row, as_rows
 from lrl_jax.planners import ICEM, BlackboxPlanner, PlanState, PredictorRollout
 from lrl_jax.planners.blackbox import check_aux_rewards
 from lrl_jax.planners.common import check_choice, check_float, check_int
@@ -189,6 +189,7 @@ class PlannerLevel(Level):
         if self.level_input_space is not None:
             shape = (math.prod(shape) + self.level_input_space.dim,)
         predictor = self.predictor_factory(shape, spec.action_space)
+        self._check_predictor(predictor, spec)
         return PlannerLearner(
             ps=predictor.init(key),
             n_total_env_steps=jnp.zeros((), jnp.float32),
@@ -205,6 +206,22 @@ class PlannerLevel(Level):
                 )
             },
         )
+
+    def _check_predictor(self, predictor: Any, spec: LevelSpec) -> None:
+        """Refuse a predictor that cannot serve this level's settings."""
+        if self.use_value and getattr(predictor, "val_func", True) is None:
+            raise ValueError(
+                "use_value=True needs a value function, but the predictor has none: give the "
+                "factory a partial_val_func, or use use_value=False."
+            )
+        rows = getattr(predictor, "k_steps", 1) + getattr(predictor, "n_steps", 1) - 1
+        room = self.buffer_size // spec.n_env_instances
+        if self.n_updates and rows > room:
+            raise ValueError(
+                f"k_steps + n_steps - 1 = {rows} rows of a trajectory do not fit into "
+                f"{room} rows for each of {spec.n_env_instances} instances: raise buffer_size="
+                f"{self.buffer_size} to {rows * spec.n_env_instances} or more."
+            )
 
     def init_memory(self, learner: PlannerLearner) -> PlannerMemory:
         """Memory at the start of an episode."""
@@ -249,8 +266,8 @@ class PlannerLevel(Level):
         if not training or not space.is_bounded:
             planning = jnp.ones((), bool)
             return memory.random_action, memory.replace(planning_mode=planning), planning
-        # `act` may get the same key, and splits of the same key share their first entries.
-        key_mode, key_redraw, key_action = jax.random.split(jax.random.fold_in(key, 1), 3)
+        # `act` gets the same key: fold in a number that none of its splits reaches.
+        key_mode, key_redraw, key_action = jax.random.split(jax.random.fold_in(key, 0x5EED), 3)
         planning = self._next_mode(learner, memory, key_mode)
         redraw = memory.fresh
         if not self.resample_on_end:
@@ -348,7 +365,7 @@ class PlannerLevel(Level):
         self, learner: PlannerLearner, buffer: Any, key: jax.Array, *, parent: Any
     ) -> tuple[PlannerLearner, dict[str, jax.Array]]:
         """Make one update of the predictor, which draws from the key in its own state."""
-        del key, parent
+        del key
         ps, (loss, info) = learner.predictor.learn(
             learner.ps,
             self._as_seen(buffer),
@@ -356,11 +373,17 @@ class PlannerLevel(Level):
             self.batch_size,
             self.model_batch_size,
             learner.n_total_env_steps,
-            reward_fn=reward_per_env_step,
+            reward_fn=self._reward_fn(learner, parent),
             model_mask_fn=self._model_mask(learner.spec),
         )
         metrics = {name: jnp.float32(value) for name, value in {"loss": loss, **info}.items()}
         return learner.replace(ps=ps), metrics
+
+    def _reward_fn(self, learner: PlannerLearner, parent: Any) -> Callable:
+        """Rewards of gathered rows, a dict of [B, ...], as `reward` has them."""
+        if type(self).reward is PlannerLevel.reward:
+            return reward_per_env_step  # one function for all, so that it compiles once
+        return lambda fields: self.reward(learner, parent, as_rows(fields))
 
     def _model_mask(self, spec: LevelSpec) -> Callable | None:
         """Which rows the model learns from; equal for equal settings, None for all."""

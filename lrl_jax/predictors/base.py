@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lrl_jax import buffers
+from lrl_jax.devices import resolve_device
 from lrl_jax.models import (
     ProbabilisticEnsemble,
     init_running_std,
@@ -18,7 +19,7 @@ from lrl_jax.models import (
 )
 from lrl_jax.nets import apply_function, init_function
 from lrl_jax.predictors import rollouts
-from lrl_jax.predictors.checks import check_function, check_std, check_steps, resolve_device
+from lrl_jax.predictors.checks import check_function, check_std, check_steps
 from lrl_jax.predictors.compiled import compiled
 from lrl_jax.predictors.types import LatentRollout, Prediction, PredictorState, Rollout
 

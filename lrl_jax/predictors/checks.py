@@ -38,15 +38,6 @@ def check_steps(name: str, value: Any) -> int:
     return number
 
 
-def resolve_device(device: Any) -> Any:
-    """A device or sharding; a string such as "cpu" or "gpu:1" names one."""
-    if not isinstance(device, str):
-        return device
-    platform, _, index = device.partition(":")
-    platform = {"gpu": "cuda"}.get(platform, platform)
-    return jax.devices(platform)[int(index or 0)]
-
-
 def check_function(name: str, function: Any, optional: bool) -> None:
     """Raise a TypeError unless `function` is callable and hashable (or None, where optional)."""
     if function is None and optional:

@@ -79,11 +79,14 @@ class RewardPredictor(Predictor):
         for name in LEARNING_RATES.values():
             put(name, check_setting(name, getattr(self, name)))
         for name in ("consistency_loss_weight", "value_loss_weight", "rew_loss_weight"):
+            if callable(getattr(self, name)):
+                raise TypeError(f"{name} must be a number, got {getattr(self, name)!r}.")
             put(name, check_setting(name, getattr(self, name)))
         for name in ("k_steps", "n_steps"):
             put(name, check_steps(name, getattr(self, name)))
-        if isinstance(self.encoder_warm_up, bool) or int(self.encoder_warm_up) < 0:
-            raise ValueError(f"encoder_warm_up must be at least 0, got {self.encoder_warm_up}.")
+        warm_up = self.encoder_warm_up
+        if isinstance(warm_up, bool) or warm_up < 0 or int(warm_up) != warm_up:
+            raise ValueError(f"encoder_warm_up must be a whole number from 0 on, got {warm_up}.")
         if self.clip_grad_max_norm is not None:
             norm = check_setting("clip_grad_max_norm", self.clip_grad_max_norm)
             if callable(norm) or norm <= 0:
@@ -176,7 +179,14 @@ class RewardPredictor(Predictor):
         )
         valid = valid_starts(done, k_steps) & (mask[:, :k_steps] > 0)
         obs_next = self._flat_obs(rows["obs_next"])
-        obs = jnp.concatenate([self._flat_obs(rows["obs"][:, :1]), obs_next[:, :k_steps]], axis=1)
+        # A row's own observation where there is one: what a predictor sees may hold the level's
+        # input, which changes between rows.
+        followed = mask[:, 1:k_steps, None] > 0
+        inner = jnp.where(
+            followed, self._flat_obs(rows["obs"][:, 1:k_steps]), obs_next[:, : k_steps - 1]
+        )
+        first = self._flat_obs(rows["obs"][:, :1])
+        obs = jnp.concatenate([first, inner, obs_next[:, k_steps - 1 : k_steps]], axis=1)
         state, context = self.encode(ps, obs)
         value = total
         if self.val_func is not None:

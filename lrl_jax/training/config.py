@@ -66,14 +66,22 @@ class TrainConfig:
         return self.n_env_instances * self.round_ticks
 
     @property
+    def n_rounds(self) -> int:
+        """Whole rounds that fit into total_steps."""
+        return self.total_steps // self.round_steps
+
+    @property
     def rounds_per_chunk(self) -> int:
         """Rounds between interim tests."""
-        return max(1, min(self.test_interval, self.total_steps) // self.round_steps)
+        return self.n_rounds // self.n_chunks
 
     @property
     def n_chunks(self) -> int:
-        """Interim tests of a run; total_steps is never exceeded."""
-        return max(1, self.total_steps // (self.rounds_per_chunk * self.round_steps))
+        """Interim tests of a run, about `test_interval` apart and evenly spaced.
+
+        total_steps is never exceeded, and missed by less than a round for each test.
+        """
+        return max(1, round(self.n_rounds / max(1, self.test_interval // self.round_steps)))
 
 
 def to_json(config: TrainConfig) -> str:

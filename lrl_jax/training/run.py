@@ -179,7 +179,7 @@ def draw(trainer: Trainer, state: HierarchyState, run: Path) -> None:
         state,
         jax.random.key(trainer.config.seed + 1),
         6,
-        trainer.episode_ticks - 1,
+        max(1, trainer.episode_ticks - 1),
     )
     pictures.paths_picture(trainer.env, paths, run / "paths.png")
     pictures.rollout_gif(trainer.env, paths, run / "rollout.gif")
