@@ -47,7 +47,9 @@ def select(mask: jax.Array | None, new: Any, old: Any) -> Any:
     return jax.tree.map(pick, new, old)
 
 
-def masked_act(level, act_all, mask, action, memory, args) -> tuple[jax.Array, Any]:
+def masked_act(
+    level, act_all, mask, action, memory, args, decision_ticks=1
+) -> tuple[jax.Array, Any]:
     """Let the instances in the mask decide.
 
     Args:
@@ -58,6 +60,7 @@ def masked_act(level, act_all, mask, action, memory, args) -> tuple[jax.Array, A
         action: previous actions [n, ...], kept outside the mask.
         memory: leaves [n, ...].
         args: what else `act_all` takes, leaves [n, ...].
+        decision_ticks: ticks between an instance's decisions.
 
     Returns:
         Actions [n, ...] and memory.
@@ -86,13 +89,29 @@ def masked_act(level, act_all, mask, action, memory, args) -> tuple[jax.Array, A
             lambda kept: (*kept, jnp.zeros_like(mask)),
             (action, memory),
         )
+    chunk = fit_chunk(chunk, mask.shape[0], decision_ticks)
     return _in_chunks(chunk, act_all, mask, action, memory, args)
+
+
+def fit_chunk(chunk: int, n: int, decision_ticks: int) -> int:
+    """Size from 3/4 of `chunk` up to it that leaves the fewest rows of the last chunk empty.
+
+    Judged by n instances that decide in the same tick, and by as many spread over the ticks
+    between decisions.
+    """
+    if chunk >= n:
+        return n
+    spread = -(-n // decision_ticks)
+
+    def processed(size):
+        return (-(-n // size) * size / n) * (-(-spread // size) * size / spread)
+
+    return min(range(chunk, max(1, 3 * chunk // 4) - 1, -1), key=processed)
 
 
 def _in_chunks(chunk, act_all, mask, action, memory, args):
     """Gather the rows in the mask and process `chunk` of them at a time."""
     n = mask.shape[0]
-    chunk = min(chunk, n)
     padded = -(-n // chunk) * chunk
     place = jnp.where(mask, jnp.cumsum(mask) - 1, padded)
     order = (

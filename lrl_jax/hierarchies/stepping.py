@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -54,8 +55,9 @@ def get_action(levels, maps, training, state, obs, mask) -> tuple[HierarchyState
         level_input = new_levels[-1].action if i else no_input(n)
         act_all = BatchAct(level, level_state.learner, parent_learner(state, i), training)
         args = (mapped, level_input, state.stream.instance_keys(n, salt=i))
+        ticks = math.prod(below.control_interval or 1 for below in levels[i + 1 :])
         action, memory = masked_act(
-            level, act_all, decides, level_state.action, level_state.memory, args
+            level, act_all, decides, level_state.action, level_state.memory, args, ticks
         )
         action = action.astype(level_state.action.dtype)
         new_levels.append(
