@@ -251,9 +251,9 @@ def test_steps_are_numbered(start, stop):
     assert [t for t, _ in seen] == list(range(start, stop))
     assert stats.n_collected_steps == (stop - start) * N and len(batch.rew) == stop - start
     # Observations handed out stay readable while the collector goes on.
-    for k, (_, obs) in enumerate(seen[:-1]):
-        np.testing.assert_array_equal(obs, batch.obs[k + 1])
-    np.testing.assert_array_equal(seen[-1][1], collector._carry.obs)
+    # Where an episode ended they are its true final ones.
+    for k, (_, obs) in enumerate(seen):
+        np.testing.assert_array_equal(obs, batch.obs_next[k])
 
 
 def test_chunks_and_single_ticks_are_the_same():
@@ -385,13 +385,14 @@ def test_test_keys():
     collector = new_collector(two=False, n=5, writer=writer)
     collector.collect(n_steps=3, learn=True, log_interval=100)
     test_state = collector.hierarchy.get_copy(collector.state)
-    result = collector.test(7, test_state, n_steps=9)
+    result = collector.test(7, test_state, n_steps=30)
     assert set(result) == TEST_KEYS
+    key = jax.random.fold_in(test_state.stream.key, 0x7E57)
     carry = lrl.collectors.init_carry(
-        collector.hierarchy.eval(), ENV, ENV.default_params, test_state.stream.key, 5, test_state
+        collector.hierarchy.eval(), ENV, ENV.default_params, key, 5, test_state
     )
     _, out = lrl.rollout(
-        collector.hierarchy.eval(), ENV, ENV.default_params, carry, n_steps=9, record=True
+        collector.hierarchy.eval(), ENV, ENV.default_params, carry, n_steps=30, record=True
     )
     done = episodes_of(out.transitions, 5)
     assert done
@@ -573,3 +574,19 @@ def test_actions_are_clipped_for_the_environment_only():
     np.testing.assert_allclose(batch.rew, batch.obs_next[..., 0] / 2 + 1.0)
     assert (buffers.stored(collector.state.levels[0].buffer)["act"] == 3.0).all()
     assert hierarchy.action_space == Box(-1, 1, (1,))
+
+
+def test_reset_seeds_the_decisions_too():
+    """The same seed gives the same run again; another seed, or none, gives another."""
+    env, params = lrl.make("Maze2D-Simple-v0")
+    hierarchy = lrl.RandomHierarchy(env, env_params=params)
+    collector = lrl.Collector(hierarchy, env, env_params=params, n_env_instances=2)
+
+    def actions(seed):
+        collector.reset(seed)
+        return collector.collect(n_steps=3, record_transitions=True)[1].act
+
+    first = actions(0)
+    np.testing.assert_array_equal(first, actions(0))
+    assert not np.array_equal(first, actions(1))
+    assert not np.array_equal(actions(None), actions(None))

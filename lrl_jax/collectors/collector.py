@@ -136,8 +136,6 @@ class Collector:
         state = self._initial_state if self._carry is None else self._carry.hierarchy
         if seed is not None:
             key = jax.random.key(checks.whole_number("seed", seed, 0))
-            if state is not None:
-                state = state.replace(stream=Stream.create(jax.random.fold_in(key, 0xDEC1)))
         elif self._carry is None:
             key = jax.random.key(0)
         else:
@@ -150,6 +148,9 @@ class Collector:
             self.n_env_instances,
             state,
         )
+        if seed is not None:
+            stream = Stream.create(jax.random.fold_in(key, 0xDEC1))
+            carry = carry.replace(hierarchy=carry.hierarchy.replace(stream=stream))
         self._carry = carry if self.device is None else jax.device_put(carry, self.device)
         self._shared = True
 
