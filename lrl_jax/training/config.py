@@ -79,7 +79,7 @@ class TrainConfig:
     def n_chunks(self) -> int:
         """Interim tests of a run, about `test_interval` apart and evenly spaced.
 
-        total_steps is never exceeded, and missed by less than a round for each test.
+        total_steps is never exceeded, and missed by less than a round for each test and one more.
         """
         return max(1, round(self.n_rounds / max(1, self.test_interval // self.round_steps)))
 
