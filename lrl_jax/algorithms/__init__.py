@@ -1,0 +1,1 @@
+"""Learning algorithms as pure functions, without a place in a hierarchy."""

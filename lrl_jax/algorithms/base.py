@@ -1,0 +1,124 @@
+"""What learning algorithms share: the batch they are given and how inputs become features."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from lrl_jax.spaces import Box, Discrete, Space
+
+
+@struct.dataclass
+class Batch:
+    """Rows that an algorithm learns from, as features.
+
+    Leading axes are [B] for algorithms that learn from single rows, and [T, B], time major, for
+    those that learn from pieces of trajectories, where row t + 1 follows row t.
+
+    Attributes:
+        obs: features of the observation, float32 [..., X].
+        condition: features of the level input and of further conditions, float32 [..., C].
+        act: actions as stored, in units of the action space, [..., *A].
+        rew: float32 [...].
+        obs_next, condition_next: of the true next observation, [..., X] and [..., C].
+        terminated: bool [...].
+        mask: bool [...], rows that count; those behind the end of a piece do not.
+    """
+
+    obs: jax.Array
+    condition: jax.Array
+    act: jax.Array
+    rew: jax.Array
+    obs_next: jax.Array
+    condition_next: jax.Array
+    terminated: jax.Array
+    mask: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Turns values of several spaces into one flat vector that networks take.
+
+    Entries of a Box with finite bounds are scaled to [-1, 1], others pass as they are; elements of
+    a Discrete become one-hot vectors.
+
+    Attributes:
+        spaces: of the values, in order; none gives vectors of size 0.
+    """
+
+    spaces: tuple[Space, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "spaces", tuple(self.spaces))
+        for space in self.spaces:
+            if not isinstance(space, Box | Discrete):
+                raise TypeError(f"features are made of Box and Discrete spaces, got {space!r}.")
+
+    @property
+    def dim(self) -> int:
+        """Size of the vector."""
+        return sum(space.dim for space in self.spaces)
+
+    def __call__(self, *values: jax.Array, batch_shape: Sequence[int] = ()) -> jax.Array:
+        """Map values [*batch_shape, *space.shape], one a space, to [*batch_shape, dim]."""
+        if len(values) != len(self.spaces):
+            raise ValueError(f"expected {len(self.spaces)} values, got {len(values)}.")
+        batch = tuple(batch_shape)
+        if not values:
+            return jnp.zeros((*batch, 0), jnp.float32)
+        parts = [
+            _scaled(space, value, batch) for space, value in zip(self.spaces, values, strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
+
+
+def _scaled(space: Space, value: jax.Array, batch: tuple[int, ...]) -> jax.Array:
+    if isinstance(space, Discrete):
+        return jax.nn.one_hot(value, space.n, dtype=jnp.float32)
+    centre, half = _scale(space)
+    flat = jnp.asarray(value, jnp.float32).reshape(*batch, math.prod(space.shape))
+    return (flat - centre) / half
+
+
+def _scale(space: Box) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and half width of each entry, flat; 0 and 1 where a bound is infinite."""
+    low, high = np.asarray(space.low), np.asarray(space.high)
+    with np.errstate(over="ignore", invalid="ignore"):
+        width = high - low
+        bounded = (width < 1e30) & (width > 0)
+        centre = np.where(bounded, low + 0.5 * width, 0.0)
+    half = np.where(bounded, 0.5 * width, 1.0)
+    return centre.astype(np.float32), half.astype(np.float32)
+
+
+def to_unit(space: Box, action: jax.Array) -> jax.Array:
+    """Scale actions [..., *space.shape] of a bounded Box to [-1, 1], clipped, [..., dim]."""
+    centre, half = _scale(space)
+    flat = action.reshape(*action.shape[: action.ndim - len(space.shape)], space.dim)
+    return jnp.clip((flat.astype(jnp.float32) - centre) / half, -1.0, 1.0)
+
+
+def from_unit(space: Box, unit: jax.Array) -> jax.Array:
+    """Scale [..., dim] in [-1, 1] to actions [..., *space.shape] of a bounded Box."""
+    centre, half = _scale(space)
+    action = centre + half * unit
+    return action.reshape(*unit.shape[:-1], *space.shape).astype(space.dtype)
+
+
+def check_box_actions(name: str, space: Space) -> None:
+    """Refuse action spaces that are no bounded Box.
+
+    Raises:
+        TypeError: for another kind of space.
+        ValueError: for an unbounded Box.
+    """
+    if not isinstance(space, Box):
+        raise TypeError(f"{name} decides in a bounded Box, got {space}: use DQN for Discrete.")
+    if not space.is_bounded:
+        raise ValueError(f"{name} needs bounded actions, got {space}: give the Box finite bounds.")
