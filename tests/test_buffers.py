@@ -140,6 +140,26 @@ def sample_pieces(buffer, n_steps):
     return *out, buffers.gather(buffer, out[0])["tag"]
 
 
+@settings(max_examples=80)
+@given(shape=SHAPES, case=st.fixed_dictionaries(CASES))
+def test_rows_after_reach_to_the_end_of_the_trajectory(shape, case):
+    buffer, plain, _ = both(shape, **case)
+    if not plain.tags():
+        return
+    after, tags, last = map(np.asarray, look_ahead(buffer))
+    for count, tag, end in zip(after, tags, last, strict=True):
+        piece = plain.piece(int(tag), shape[1])
+        assert (count, end) == (len(piece) - 1, piece[-1])
+
+
+@jax.jit
+def look_ahead(buffer):
+    ids = buffers.sample_ids(buffer, jax.random.key(2), 64)
+    after = buffers.rows_after(buffer, ids)
+    ends = buffers.ids_after(buffer, ids, after)
+    return after, buffers.gather(buffer, ids)["tag"], buffers.gather(buffer, ends)["tag"]
+
+
 @settings(max_examples=60)
 @given(
     shape=SHAPES,
@@ -160,14 +180,15 @@ def test_redistribute(shape, n_new, size_new, case):
     assert set(tags) <= set(plain.tags())
     assert not dropped or min(ages[t] for t in dropped) >= max(ages[t] for t in tags)
     # Whatever a piece joins now was joined before.
-    first = next(f for f in new.layout if f.name == "_first").start
+    first = next(f for f in new.layout if f.name == "_position").start
     words, by_ring = np.asarray(new.words), {}
     for ring, tag in zip(buffers.stored(new)["instance"], tags, strict=True):
         by_ring.setdefault(ring, []).append(tag)
     for ring, own in by_ring.items():
-        assert words[0, ring, first] == 1
+        assert words[0, ring, first] == 0
         for k, (a, b) in enumerate(zip(own, own[1:], strict=False), start=1):
-            if not words[k, ring, first]:
+            if words[k, ring, first]:
+                assert words[k, ring, first] == words[k - 1, ring, first] + 1
                 source = next(r for r in plain.rings if b in [row[0] for row in r])
                 order = [row[0] for row in source]
                 assert order.index(b) == order.index(a) + 1

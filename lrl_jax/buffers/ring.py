@@ -17,7 +17,10 @@ from flax import struct
 
 from lrl_jax.buffers import packing
 
-_FIRST = "_first"  # the row does not continue the one before it in its ring
+# Number of rows before this one in its trajectory: rows of a ring continue one another as long as
+# it counts up.
+_POSITION = "_position"
+_ENDS = {"terminated", "truncated"}  # fields whose truth ends a trajectory
 
 
 @struct.dataclass
@@ -28,12 +31,14 @@ class Buffer:
         words: packed rows, uint32 [capacity, n, W]; capacity is `buffer_size // n`.
         cursor: where the next row goes, int32 [n].
         size: rows stored, int32 [n].
+        position: rows so far of the trajectory that the next row continues, int32 [n].
         layout: fields of a row (static).
     """
 
     words: jax.Array
     cursor: jax.Array
     size: jax.Array
+    position: jax.Array
     layout: tuple[packing.Field, ...] = struct.field(pytree_node=False)
 
     @property
@@ -66,11 +71,12 @@ def create(example: Mapping[str, Any], n_env_instances: int, buffer_size: int) -
             f"buffer_size={buffer_size} over {n_env_instances} instances leaves no row for each: "
             f"use buffer_size >= {n_env_instances}."
         )
-    layout = packing.make_layout({**example, _FIRST: jax.ShapeDtypeStruct((), jnp.bool_)})
+    layout = packing.make_layout({**example, _POSITION: jax.ShapeDtypeStruct((), jnp.int32)})
     return Buffer(
         words=jnp.zeros((capacity, n_env_instances, layout[-1].stop), jnp.uint32),
         cursor=jnp.zeros(n_env_instances, jnp.int32),
         size=jnp.zeros(n_env_instances, jnp.int32),
+        position=jnp.zeros(n_env_instances, jnp.int32),
         layout=layout,
     )
 
@@ -87,17 +93,22 @@ def add(
         buffer: the rings.
         rows: fields [n, *shape].
         mask: bool [n], all if None. Rows outside are sent out of range and dropped.
-        first: bool [n], the row does not continue the one before (a new episode, a reset).
+        first: bool [n], the row does not continue the one before (a new episode, a reset). A row
+            behind one with `terminated` or `truncated` never does.
     """
     n, capacity = buffer.n_env_instances, buffer.capacity
-    first = jnp.zeros(n, bool) if first is None else first
-    words = packing.pack(buffer.layout, {**rows, _FIRST: first})
+    position = buffer.position if first is None else jnp.where(first, 0, buffer.position)
+    words = packing.pack(buffer.layout, {**rows, _POSITION: position})
+    following = position + 1
+    for name in _ENDS & rows.keys():
+        following = jnp.where(rows[name], 0, following)
     step = jnp.ones(n, jnp.int32) if mask is None else mask.astype(jnp.int32)
     where = buffer.cursor if mask is None else jnp.where(mask, buffer.cursor, capacity)
     return buffer.replace(
         words=buffer.words.at[where, jnp.arange(n)].set(words, mode="drop", unique_indices=True),
         cursor=jax.lax.rem(buffer.cursor + step, jnp.int32(capacity)),
         size=jnp.minimum(buffer.size + step, capacity),
+        position=following if mask is None else jnp.where(mask, following, buffer.position),
     )
 
 
@@ -134,13 +145,13 @@ def gather(buffer: Buffer, ids: jax.Array) -> dict[str, jax.Array]:
     """Read rows by id, [...] to a dict of [..., *shape]."""
     words = buffer.words.reshape(-1, buffer.words.shape[-1])
     rows = packing.unpack(buffer.layout, words.at[ids].get(mode="clip"))
-    del rows[_FIRST]
+    del rows[_POSITION]
     return rows
 
 
 def _column(buffer: Buffer, name: str, slot: jax.Array, instance: jax.Array) -> jax.Array:
     field = next(f for f in buffer.layout if f.name == name)
-    return buffer.words[slot, instance, field.start] != 0
+    return buffer.words[slot, instance, field.start]
 
 
 def sample_partial_trajectories(
@@ -173,19 +184,40 @@ def sample_partial_trajectories(
     ranks = rank[:, None] + jnp.arange(n_steps, dtype=jnp.int32)  # [B, n_steps]
     instances = jnp.broadcast_to(instance[:, None], ranks.shape)
     slots = _slot(buffer, instances, ranks)
-    goes_on = ranks < buffer.size[instances]
-    if n_steps > 1:
-        ended = jnp.zeros((batch_size, n_steps - 1), bool)
-        for name in {"terminated", "truncated"} & {f.name for f in buffer.layout}:
-            ended |= _column(buffer, name, slots[:, :-1], instances[:, :-1])
-        ended |= _column(buffer, _FIRST, slots[:, 1:], instances[:, 1:])
-        goes_on = goes_on.at[:, 1:].set(goes_on[:, 1:] & ~ended)
-    mask = jnp.cumprod(goes_on.astype(jnp.int32), axis=1)
+    position = _column(buffer, _POSITION, slots, instances).astype(jnp.int32)
+    steps = jnp.arange(n_steps, dtype=jnp.int32)
+    mask = (ranks < buffer.size[instances]) & (position == position[:, :1] + steps)
     length = mask.sum(axis=1, dtype=jnp.int32)
     last = jnp.minimum(jnp.arange(n_steps, dtype=jnp.int32), jnp.maximum(length[:, None] - 1, 0))
     slots = jnp.take_along_axis(slots, last, axis=1)
     ids = slots * buffer.n_env_instances + instances
     return ids.T, length, mask.astype(jnp.float32)
+
+
+def rows_after(buffer: Buffer, ids: jax.Array) -> jax.Array:
+    """Stored rows that follow each row within its trajectory, int32 [B], for row ids [B].
+
+    A binary search over the rows behind it, log2 of a ring's capacity look-ups.
+    """
+    slot, instance = jnp.divmod(ids, buffer.n_env_instances)
+    oldest = buffer.cursor[instance] - buffer.size[instance] + buffer.capacity
+    rank = jax.lax.rem(slot - oldest + 2 * buffer.capacity, jnp.int32(buffer.capacity))
+    own = _column(buffer, _POSITION, slot, instance).astype(jnp.int32)
+    low = jnp.zeros_like(ids)  # follows
+    high = jnp.maximum(buffer.size[instance] - rank, 1)  # does not
+    for _ in range(max(buffer.capacity - 1, 1).bit_length()):
+        middle = (low + high) // 2
+        there = _slot(buffer, instance, rank + middle)
+        follows = _column(buffer, _POSITION, there, instance).astype(jnp.int32) == own + middle
+        low, high = jnp.where(follows, middle, low), jnp.where(follows, high, middle)
+    return low
+
+
+def ids_after(buffer: Buffer, ids: jax.Array, steps: jax.Array) -> jax.Array:
+    """Ids of the rows that lie `steps` behind those of `ids` in their rings, both int32 [B]."""
+    slot, instance = jnp.divmod(ids, buffer.n_env_instances)
+    slot = jax.lax.rem(slot + steps, jnp.int32(buffer.capacity))
+    return slot * buffer.n_env_instances + instance
 
 
 def _in_time_order(buffer: Buffer) -> tuple[np.ndarray, np.ndarray]:
@@ -205,7 +237,7 @@ def stored(buffer: Buffer) -> dict[str, np.ndarray]:
     instance, slot = _in_time_order(buffer)
     words = np.asarray(buffer.words)[slot, instance]
     rows = packing.unpack_on_host(buffer.layout, words)
-    del rows[_FIRST]
+    del rows[_POSITION]
     return {"instance": instance, **rows}
 
 
@@ -220,7 +252,7 @@ def redistribute(buffer: Buffer, n_env_instances: int, buffer_size: int) -> Buff
     Rows that followed one another stay neighbours where a ring has room; where a piece is cut, the
     next one is marked so that no trajectory runs across the seam.
     """
-    first = next(f for f in buffer.layout if f.name == _FIRST)
+    column = next(f for f in buffer.layout if f.name == _POSITION).start
     example = {
         f.name: jax.ShapeDtypeStruct(f.shape, jnp.dtype(f.dtype)) for f in buffer.layout[:-1]
     }
@@ -240,8 +272,11 @@ def redistribute(buffer: Buffer, n_env_instances: int, buffer_size: int) -> Buff
         if not len(piece):
             break
         owner = instance[ring * per_ring : (ring + 1) * per_ring]
-        seam = np.append(True, owner[1:] != owner[:-1])
-        piece[seam, first.start] = 1
+        position = piece[:, column].astype(int)
+        goes_on = (owner[1:] == owner[:-1]) & (position[1:] == position[:-1] + 1)
+        row = np.arange(len(piece))
+        begins = np.maximum.accumulate(np.where(np.append(False, goes_on), 0, row))
+        piece[:, column] = row - begins
         out[: len(piece), ring] = piece
         sizes[ring] = len(piece)
     return new.replace(
