@@ -6,6 +6,7 @@ import jax as _jax
 _jax.config.update("jax_threefry_partitionable", True)
 
 from lrl_jax import (  # noqa: E402
+    algorithms,
     buffers,
     collectors,
     envs,
@@ -29,6 +30,7 @@ __all__ = [
     "HierarchyState",
     "RandomHierarchy",
     "Transitions",
+    "algorithms",
     "buffers",
     "collectors",
     "envs",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -122,3 +123,28 @@ def check_box_actions(name: str, space: Space) -> None:
         raise TypeError(f"{name} decides in a bounded Box, got {space}: use DQN for Discrete.")
     if not space.is_bounded:
         raise ValueError(f"{name} needs bounded actions, got {space}: give the Box finite bounds.")
+
+
+Scheduled = float | Callable[[Any], jax.Array]
+
+
+def init_settings(algorithm: Any, names: Sequence[str], **more: float) -> dict[str, jax.Array]:
+    """Settings of an algorithm, and more, as float32 [] leaves that are read while learning.
+
+    As leaves they can be swept under vmap. Schedules start at their value for 0 steps.
+    """
+    values = {name: getattr(algorithm, name) for name in names} | more
+    return {
+        name: jnp.array(value(jnp.zeros(())) if callable(value) else value, jnp.float32)
+        for name, value in values.items()
+    }
+
+
+def observe_schedules(algorithm: Any, state: Any, total: jax.Array) -> Any:
+    """Set the leaves of `state.settings` whose setting is a schedule of environment steps."""
+    new = {
+        name: jnp.asarray(setting(total), jnp.float32)
+        for name in state.settings
+        if callable(setting := getattr(algorithm, name, None))
+    }
+    return state.replace(settings={**state.settings, **new}) if new else state

@@ -13,7 +13,7 @@ import numpy as np
 from lrl_jax.hierarchies.env_spec import EnvSpec
 from lrl_jax.hierarchies.state import HierarchyState
 from lrl_jax.levels.base import LevelSpec
-from lrl_jax.spaces import SameAsAction, Space
+from lrl_jax.spaces import Box, SameAsAction, Space
 
 
 def whole_number(name: str, value: Any, least: int) -> int:
@@ -104,6 +104,35 @@ def mapped_shapes(
     return result
 
 
+def mapped_space(map_obs: Callable | None, dim: int, space: Box) -> Box:
+    """Bounds of what a map returns, flat: known where it only picks entries, else infinite.
+
+    Args:
+        map_obs: of one instance's observation; None is the identity.
+        dim: entries it returns.
+        space: of the environment's observations.
+    """
+    if map_obs is None:
+        return Box(space.low, space.high, (dim,), space.dtype)
+    unknown = Box(-math.inf, math.inf, (dim,), space.dtype)
+    source = []
+    # A map that picks entries finds them by any marks put on them.
+    for marks in (np.arange(space.dim) + 0.5, -7.0 - np.arange(space.dim)[::-1]):
+        obs = jnp.asarray(marks.reshape(space.shape), space.dtype)
+        try:
+            out = np.asarray(map_obs(obs), np.float64).reshape(-1)
+        except Exception:  # a map may only work on the observations it was made for
+            return unknown
+        hits = out[:, None] == np.asarray(obs, np.float64).reshape(-1)
+        if not hits.any(1).all():
+            return unknown
+        source.append(hits.argmax(1))
+    if not np.array_equal(*source):
+        return unknown
+    low, high = (np.asarray(bound)[source[0]] for bound in (space.low, space.high))
+    return Box(low, high, (dim,), space.dtype)
+
+
 def _resolve_inputs(levels: Sequence[Any], action_space: Space) -> list[Any]:
     """Input space of each level, from the last to the first."""
     inputs: list[Any] = [None] * len(levels)
@@ -130,7 +159,7 @@ def _resolve_inputs(levels: Sequence[Any], action_space: Space) -> list[Any]:
 
 
 def level_specs(
-    levels: Sequence[Any], shapes: Sequence[tuple[int, ...]], spec: EnvSpec, n: int
+    levels: Sequence[Any], obs_spaces: Sequence[Box], spec: EnvSpec, n: int
 ) -> list[LevelSpec]:
     """The spec of each level; ValueError with both spaces where neighbours do not fit."""
     inputs = _resolve_inputs(levels, spec.action_space)
@@ -139,12 +168,13 @@ def level_specs(
         below = [other.control_interval for other in levels[i + 1 :]]
         level_spec = LevelSpec(
             index=i,
-            obs_shape=shapes[i],
+            obs_shape=obs_spaces[i].shape,
             action_space=inputs[i + 1] if i + 1 < len(levels) else spec.action_space,
             input_space=inputs[i],
             parent=specs[-1] if specs else None,
             n_env_instances=n,
             decision_env_steps=None if None in below else math.prod(below),
+            obs_space=obs_spaces[i],
         )
         of = f"of level {i} ({type(level).__name__})"
         for name, least in (("buffer_size", 0), ("n_updates", 0), ("update_interval", 1)):

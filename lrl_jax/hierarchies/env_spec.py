@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import gymnasium
+import jax
 
 from lrl_jax import spaces
 
@@ -39,7 +40,9 @@ def env_spec(env: Any, env_params: Any = None) -> EnvSpec:
             obs = gymnasium.spaces.flatten_space(obs)
     elif callable(getattr(env, "action_space", None)):
         params = env.default_params if env_params is None else env_params
-        obs, action = env.observation_space(params), env.action_space(params)
+        # gymnax computes bounds with jax.numpy; inside a jitted function they must stay numbers.
+        with jax.ensure_compile_time_eval():
+            obs, action = env.observation_space(params), env.action_space(params)
         name = getattr(env, "name", type(env).__name__)
     else:
         raise TypeError(

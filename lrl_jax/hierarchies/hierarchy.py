@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -87,13 +88,21 @@ class Hierarchy:
                 )
         self.env_obs_maps = tuple(env_obs_maps) if env_obs_maps else (None,) * n_levels
         self.mapped_env_obs_shapes = tuple(mapped_env_obs_shapes or (None,) * n_levels)
-        self._shapes = checks.mapped_shapes(
+        shapes = checks.mapped_shapes(
             [f if f is not None else (lambda obs: obs) for f in self.env_obs_maps],
             self.mapped_env_obs_shapes,
             self.env_spec,
         )
+        self._obs_spaces = [
+            checks.mapped_space(f, shape[0], self.env_spec.obs_space)
+            for f, shape in zip(self.env_obs_maps, shapes, strict=True)
+        ]
         self.specs = self._specs(1)
         self._maps = [_flat(f) for f in self.env_obs_maps]
+        self._compile()
+
+    def _compile(self) -> None:
+        """Jit the steps for this mode; nothing is compiled yet."""
         static = (self.levels, self._maps, self.training)
         self._get_action = jax.jit(functools.partial(stepping.get_action, *static))
         self._process = jax.jit(functools.partial(stepping.process_transition, *static))
@@ -116,7 +125,7 @@ class Hierarchy:
         return self._jitted[entry]
 
     def _specs(self, n: int):
-        return checks.level_specs(self.levels, self._shapes, self.env_spec, n)
+        return checks.level_specs(self.levels, self._obs_spaces, self.env_spec, n)
 
     @property
     def n_levels(self) -> int:
@@ -358,16 +367,10 @@ class Hierarchy:
 
     def _toggled(self) -> Hierarchy:
         if self._other_mode is None:
-            other = Hierarchy(
-                self.levels,
-                self.env,
-                self.env_params,
-                self.env_obs_maps,
-                self.mapped_env_obs_shapes,
-                device=self.device,
-                writer=self.writer,
-                training=not self.training,
-            )
+            # A copy, not built anew: this may be called while tracing, where spaces cannot be read.
+            other = copy.copy(self)
+            other.training = not self.training
+            other._compile()
             other._other_mode = self
             self._other_mode = other
         return self._other_mode

@@ -192,7 +192,8 @@ def learn(levels, state: HierarchyState) -> tuple[HierarchyState, dict[str, jax.
 def _learn_level(level, state: HierarchyState, i: int, key: jax.Array):
     level_state, parent = state.levels[i], parent_learner(state, i)
     owed = level_state.new_rows // level.update_interval
-    n_updates = owed * level.n_updates
+    ready = jnp.asarray(level.ready(level_state.learner), jnp.int32)
+    n_updates = owed * ready * level.n_updates
 
     def update(learner, update_key):
         return level.learn(learner, level_state.buffer, update_key, parent=parent)

@@ -7,15 +7,19 @@ from lrl_jax.levels.basic import (
     ConstantLevel,
     RandomLevel,
 )
+from lrl_jax.levels.learner_level import LearnerLevel
 from lrl_jax.levels.planner_level import PlannerLevel
+from lrl_jax.levels.sac_level import SACLevel
 
 __all__ = [
     "ActionRepeatLevel",
     "ActionSequenceLevel",
     "ConstantLevel",
+    "LearnerLevel",
     "Level",
     "LevelSpec",
     "PlannerLevel",
     "RandomLevel",
     "Row",
+    "SACLevel",
 ]

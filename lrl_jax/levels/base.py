@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from lrl_jax.spaces import SameAsAction, Space
+from lrl_jax.spaces import Box, SameAsAction, Space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,8 @@ class LevelSpec:
         decision_env_steps: environment steps that one of the level's decisions lasts if nothing
             cuts it short: the product of the control intervals below; None if a level below
             decides for itself when to hand back.
+        obs_space: bounds of the mapped observation, infinite where they are not known; None for
+            infinite bounds.
     """
 
     index: int
@@ -38,6 +41,13 @@ class LevelSpec:
     parent: LevelSpec | None = None
     n_env_instances: int = 1
     decision_env_steps: int | None = 1
+    obs_space: Box | None = None
+
+    @property
+    def obs_box(self) -> Box:
+        """The mapped observation as a flat Box."""
+        dim = math.prod(self.obs_shape)
+        return self.obs_space or Box(-math.inf, math.inf, (dim,))
 
 
 @struct.dataclass
@@ -146,6 +156,10 @@ class Level:
     def reward(self, learner, parent, rows: Row) -> jax.Array:
         """Reward [B] of sampled rows, recomputed at each sampling; default: as stored."""
         return rows.rew
+
+    def ready(self, learner: Any) -> Any:
+        """Whether updates are made now; those owed are dropped else, as during a warm up."""
+        return True
 
     def learn(self, learner, buffer, key, *, parent):
         """Make one update. Returns (learner, metrics), metrics a dict of scalars."""

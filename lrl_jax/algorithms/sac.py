@@ -1,0 +1,300 @@
+"""Soft actor-critic (Haarnoja et al. 2018) as pure functions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from lrl_jax.algorithms.base import (
+    Batch,
+    Scheduled,
+    check_box_actions,
+    from_unit,
+    init_settings,
+    observe_schedules,
+    to_unit,
+)
+from lrl_jax.nets import MLP, TanhGaussianPolicy, activation_fn, check_hidden, tanh_gaussian
+from lrl_jax.planners.common import check_int
+from lrl_jax.predictors.schedules import check_setting
+from lrl_jax.spaces import Box, Space
+
+_ADAM = optax.scale_by_adam()
+
+
+@struct.dataclass
+class SACState:
+    """What SAC learns.
+
+    Attributes:
+        actor: parameters of the policy.
+        critics: parameters of the critics, leaves [n_critics, ...].
+        target_critics: their moving average, alike.
+        log_temperature: [] float32.
+        actor_opt, critic_opt, temperature_opt: states of Adam.
+        settings: settings that are read while learning, float32 [] each.
+        action_space: what is decided (static).
+    """
+
+    actor: Any
+    critics: Any
+    target_critics: Any
+    log_temperature: jax.Array
+    actor_opt: Any
+    critic_opt: Any
+    temperature_opt: Any
+    settings: dict[str, jax.Array]
+    action_space: Box = struct.field(pytree_node=False)
+
+    @property
+    def temperature(self) -> jax.Array:
+        """Weight of the entropy, []."""
+        return jnp.exp(self.log_temperature)
+
+
+@dataclasses.dataclass(frozen=True)
+class SAC:
+    """Settings of SAC, and its functions.
+
+    Networks take the features of observation and conditions side by side.
+
+    Attributes:
+        hidden, activation: of actor and critics.
+        n_critics: critics, whose least value counts.
+        gamma: discount of a decision.
+        tau: rate of the target critics' moving average.
+        learning_rate: of actor and critics, a number or a schedule of environment steps.
+        temperature: weight of the entropy at the start, or for good without `learn_temperature`.
+        learn_temperature: whether the temperature is fitted to the target entropy.
+        temperature_learning_rate: of the temperature, a number or a schedule.
+        target_entropy: of the policy over actions in [-1, 1]; None for minus their number.
+        log_std_min, log_std_max: range of the policy's log std.
+    """
+
+    hidden: tuple[int, ...] = (256, 256)
+    activation: str | Callable = "relu"
+    n_critics: int = 2
+    gamma: float = 0.99
+    tau: float = 0.005
+    learning_rate: Scheduled = 3e-4
+    temperature: float = 0.1
+    learn_temperature: bool = True
+    temperature_learning_rate: Scheduled = 1e-3
+    target_entropy: float | None = None
+    log_std_min: float = -5.0
+    log_std_max: float = 2.0
+
+    #: Rows of a piece of trajectory that an update takes.
+    sequence_length = 1
+
+    def __post_init__(self):
+        object.__setattr__(self, "hidden", check_hidden(self.hidden))
+        activation_fn(self.activation)
+        object.__setattr__(self, "n_critics", check_int("n_critics", self.n_critics, 1))
+        for name, high in (("gamma", 1.0), ("tau", 1.0)):
+            check_setting(name, getattr(self, name), 0.0, high)
+        for name in ("learning_rate", "temperature_learning_rate"):
+            check_setting(name, getattr(self, name))
+        if not check_setting("temperature", self.temperature) > 0.0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}: use 1e-3.")
+        if not self.log_std_min < self.log_std_max:
+            raise ValueError(
+                f"log_std_min={self.log_std_min} must be below log_std_max={self.log_std_max}."
+            )
+
+    def check(self, action_space: Space) -> None:
+        """Refuse action spaces that SAC cannot act in."""
+        check_box_actions("SAC", action_space)
+
+    def _actor(self, action_dim: int) -> TanhGaussianPolicy:
+        return TanhGaussianPolicy(
+            action_dim, self.hidden, self.activation, self.log_std_min, self.log_std_max
+        )
+
+    @property
+    def _critic(self) -> MLP:
+        return MLP(self.hidden, 1, self.activation)
+
+    # ------------------------------------------------------------------ state
+
+    def init(
+        self, key: jax.Array, obs_dim: int, condition_dim: int, action_space: Space
+    ) -> SACState:
+        """Create the state for features of these sizes; consumes `key`."""
+        self.check(action_space)
+        key_actor, key_critic = jax.random.split(key)
+        x = jnp.zeros((1, obs_dim + condition_dim))
+        action = jnp.zeros((1, action_space.dim))
+        actor = self._actor(action_space.dim).init(key_actor, x)["params"]
+        critics = jax.vmap(
+            lambda k: self._critic.init(k, jnp.concatenate([x, action], -1))["params"]
+        )(jax.random.split(key_critic, self.n_critics))
+        log_temperature = jnp.log(jnp.float32(self.temperature))
+        entropy = -action_space.dim if self.target_entropy is None else self.target_entropy
+        return SACState(
+            actor=actor,
+            critics=critics,
+            # A copy: the same arrays twice in a state cannot be donated.
+            target_critics=jax.tree.map(jnp.copy, critics),
+            log_temperature=log_temperature,
+            actor_opt=_ADAM.init(actor),
+            critic_opt=_ADAM.init(critics),
+            temperature_opt=_ADAM.init(log_temperature),
+            settings=init_settings(
+                self,
+                ("gamma", "tau", "learning_rate", "temperature_learning_rate"),
+                target_entropy=entropy,
+            ),
+            action_space=action_space,
+        )
+
+    def init_memory(self, state: SACState) -> tuple[()]:
+        """Nothing is remembered from decision to decision."""
+        del state
+        return ()
+
+    def observe_env_steps(self, state: SACState, total: jax.Array) -> SACState:
+        """Evaluate settings that are schedules at `total` environment steps, float32 []."""
+        return observe_schedules(self, state, total)
+
+    # ----------------------------------------------------------------- acting
+
+    def act(
+        self,
+        state: SACState,
+        memory: Any,
+        obs: jax.Array,
+        condition: jax.Array,
+        key: jax.Array,
+        training: bool,
+    ) -> tuple[jax.Array, Any]:
+        """Decide for one instance; the mean action unless `training`. Consumes `key`.
+
+        Args:
+            state: of `init`.
+            memory: of `init_memory`.
+            obs, condition: features [X], [C].
+            key: typed key.
+            training: whether to explore.
+
+        Returns:
+            Action [*A] in units of the action space, and the memory.
+        """
+        mean, log_std = self._policy(state, jnp.concatenate([obs, condition]))
+        if training:
+            unit, _ = tanh_gaussian(mean, log_std, jax.random.normal(key, mean.shape))
+        else:
+            unit = jnp.tanh(mean)
+        return from_unit(state.action_space, unit), memory
+
+    def _policy(self, state, x):
+        actor = self._actor(state.action_space.dim)
+        return actor.apply({"params": state.actor}, x)
+
+    # --------------------------------------------------------------- learning
+
+    def q_values(self, critics: Any, x: jax.Array, unit_action: jax.Array) -> jax.Array:
+        """Values [n_critics, B] of actions [B, A] in [-1, 1] for features [B, X + C]."""
+        inputs = jnp.concatenate([x, unit_action], -1)
+        return jax.vmap(lambda p: self._critic.apply({"params": p}, inputs)[..., 0])(critics)
+
+    def soft_value(
+        self, state: SACState, obs: jax.Array, condition: jax.Array, key: jax.Array
+    ) -> jax.Array:
+        """Entropy-regularised value by the target critics at one drawn action.
+
+        Args:
+            state: of `init`.
+            obs, condition: features [B, X], [B, C].
+            key: consumed.
+
+        Returns:
+            min Q(x, a) - temperature * log pi(a | x), [B].
+        """
+        x = jnp.concatenate([obs, condition], -1)
+        mean, log_std = self._policy(state, x)
+        action, log_prob = tanh_gaussian(mean, log_std, jax.random.normal(key, mean.shape))
+        return self.q_values(state.target_critics, x, action).min(0) - state.temperature * log_prob
+
+    def targets(self, state: SACState, batch: Batch, key: jax.Array) -> jax.Array:
+        """r + gamma (1 - terminated) V(x'), [B]; a truncated row bootstraps. Consumes `key`."""
+        value = self.soft_value(state, batch.obs_next, batch.condition_next, key)
+        return batch.rew + state.settings["gamma"] * jnp.where(batch.terminated, 0.0, value)
+
+    def update(
+        self, state: SACState, batch: Batch, key: jax.Array, targets: jax.Array | None = None
+    ) -> tuple[SACState, dict[str, jax.Array]]:
+        """One step of critics, actor, temperature and target critics; consumes `key`.
+
+        Args:
+            state: of `init`.
+            batch: rows, leading axis [B].
+            key: typed key.
+            targets: values that the critics learn, [B]; `targets(...)` if None.
+
+        Returns:
+            The state, and scalars for logging.
+        """
+        key_target, key_actor = jax.random.split(key)
+        if targets is None:
+            targets = self.targets(state, batch, key_target)
+        targets = jax.lax.stop_gradient(targets)
+        settings, temperature = state.settings, state.temperature
+        x = jnp.concatenate([batch.obs, batch.condition], -1)
+        action = to_unit(state.action_space, batch.act)
+        weight = batch.mask / jnp.maximum(batch.mask.sum(), 1.0)
+
+        def critic_loss(critics):
+            q = self.q_values(critics, x, action)
+            return ((q - targets) ** 2 * weight).sum(), q
+
+        (loss, q), grads = jax.value_and_grad(critic_loss, has_aux=True)(state.critics)
+        critics, critic_opt = _step(grads, state.critic_opt, state.critics, settings)
+        noise = jax.random.normal(key_actor, (*x.shape[:-1], state.action_space.dim))
+
+        def actor_loss(actor):
+            mean, log_std = self._policy(state.replace(actor=actor), x)
+            drawn, log_prob = tanh_gaussian(mean, log_std, noise)
+            value = self.q_values(critics, x, drawn).min(0)
+            return ((temperature * log_prob - value) * weight).sum(), (log_prob * weight).sum()
+
+        (loss_actor, log_prob), grads = jax.value_and_grad(actor_loss, has_aux=True)(state.actor)
+        actor, actor_opt = _step(grads, state.actor_opt, state.actor, settings)
+        state = state.replace(
+            actor=actor,
+            critics=critics,
+            target_critics=jax.tree.map(
+                lambda t, p: t + settings["tau"] * (p - t), state.target_critics, critics
+            ),
+            actor_opt=actor_opt,
+            critic_opt=critic_opt,
+        )
+        if self.learn_temperature:
+            state = _fit_temperature(state, log_prob)
+        return state, {
+            "critic_loss": loss,
+            "actor_loss": loss_actor,
+            "q": (q.mean(0) * weight).sum(),
+            "entropy": -log_prob,
+            "temperature": state.temperature,
+        }
+
+
+def _step(grads, opt_state, params, settings):
+    updates, opt_state = _ADAM.update(grads, opt_state)
+    rate = settings["learning_rate"]
+    return jax.tree.map(lambda p, u: p - rate * u, params, updates), opt_state
+
+
+def _fit_temperature(state: SACState, log_prob: jax.Array) -> SACState:
+    """Raise the temperature where the entropy is below its target, lower it above."""
+    grad = -(log_prob + state.settings["target_entropy"])
+    update, opt = _ADAM.update(grad, state.temperature_opt)
+    rate = state.settings["temperature_learning_rate"]
+    return state.replace(log_temperature=state.log_temperature - rate * update, temperature_opt=opt)
