@@ -7,6 +7,7 @@ from lrl_jax.levels.basic import (
     ConstantLevel,
     RandomLevel,
 )
+from lrl_jax.levels.dqn_level import DQNLevel
 from lrl_jax.levels.learner_level import LearnerLevel
 from lrl_jax.levels.planner_level import PlannerLevel
 from lrl_jax.levels.sac_level import SACLevel
@@ -15,6 +16,7 @@ __all__ = [
     "ActionRepeatLevel",
     "ActionSequenceLevel",
     "ConstantLevel",
+    "DQNLevel",
     "LearnerLevel",
     "Level",
     "LevelSpec",

@@ -1,6 +1,7 @@
 """Flax modules that levels and predictors share."""
 
 from lrl_jax.nets.apply import apply_function, init_function
+from lrl_jax.nets.dueling import DuelingMLP
 from lrl_jax.nets.features import check_periods, fourier_features
 from lrl_jax.nets.functions import RewardFunction, ValueFunction
 from lrl_jax.nets.mixture import MixtureNetwork
@@ -10,6 +11,7 @@ from lrl_jax.nets.tanh_gaussian import TanhGaussianPolicy, squash_log_std, tanh_
 __all__ = [
     "ACTIVATIONS",
     "MLP",
+    "DuelingMLP",
     "MixtureNetwork",
     "RewardFunction",
     "TanhGaussianPolicy",
