@@ -25,17 +25,18 @@ class Hindsight:
         reward_fn: (achieved goals [B, G], desired goals [B, G], info) -> rewards [B], as
             Gymnasium's `compute_reward`. The achieved goals are those of the next observation; info
             is a dict of the rows' other fields, [B, ...].
-        achieved_goal: entries of the (mapped, flat) observation that hold the achieved goal.
-        desired_goal: entries that hold the desired one; None if the level's input is the goal. In
-            that case the reward of all rows comes from `reward_fn`.
+        achieved_goal: [start, stop) of the achieved goal in the (mapped, flat) observation, as
+            `lrl_jax.envs.goal_indices` gives it.
+        desired_goal: the same of the desired goal; None if the level's input is the goal. In that
+            case the reward of all rows comes from `reward_fn`.
         ratio: fraction of rows, or pieces, that are relabelled.
         terminated_fn: like `reward_fn`, whether relabelled rows terminate, bool [B]; None keeps
             what is stored.
     """
 
     reward_fn: Callable[[jax.Array, jax.Array, dict[str, jax.Array]], jax.Array]
-    achieved_goal: tuple[int, ...]
-    desired_goal: tuple[int, ...] | None
+    achieved_goal: tuple[int, int]
+    desired_goal: tuple[int, int] | None
     ratio: float = 0.8
     terminated_fn: Callable[[jax.Array, jax.Array, dict[str, jax.Array]], jax.Array] | None = None
 
@@ -43,16 +44,23 @@ class Hindsight:
         if not callable(self.reward_fn):
             raise TypeError(f"reward_fn is not callable: {self.reward_fn!r}.")
         for name in ("achieved_goal", "desired_goal"):
-            indices = getattr(self, name)
-            if indices is not None:
-                object.__setattr__(self, name, tuple(int(i) for i in indices))
-        n_achieved = len(self.achieved_goal)
-        if not n_achieved or self.desired_goal is not None and len(self.desired_goal) != n_achieved:
+            given = getattr(self, name)
+            if given is None and name == "desired_goal":
+                continue
+            if len(given) != 2 or not 0 <= given[0] < given[1]:
+                raise ValueError(f"{name} must be (start, stop) of some entries, got {given}.")
+            object.__setattr__(self, name, (int(given[0]), int(given[1])))
+        if self.desired_goal is not None and _size(self.desired_goal) != self.goal_dim:
             raise ValueError(
-                f"achieved and desired goal need as many entries, at least one, got "
-                f"{self.achieved_goal} and {self.desired_goal}."
+                f"the goals differ in size: achieved_goal={self.achieved_goal}, "
+                f"desired_goal={self.desired_goal}."
             )
         check_float("ratio", self.ratio, 0.0, 1.0)
+
+    @property
+    def goal_dim(self) -> int:
+        """Entries of a goal, G."""
+        return _size(self.achieved_goal)
 
     @classmethod
     def of_env(cls, env: Any, ratio: float = 0.8) -> Hindsight:
@@ -76,16 +84,16 @@ class Hindsight:
             obs_dim: entries of the mapped observation.
             input_dim: entries of the level's input, None without one.
         """
-        used = (*self.achieved_goal, *(self.desired_goal or ()))
-        if min(used) < 0 or max(used) >= obs_dim:
+        stop = max(self.achieved_goal[1], (self.desired_goal or (0, 0))[1])
+        if stop > obs_dim:
             raise ValueError(
-                f"hindsight uses entries {sorted(set(used))}, but the level sees observations of "
-                f"{obs_dim} entries: count in the mapped observation."
+                f"hindsight uses entries up to {stop}, but the level sees {obs_dim} entries: "
+                f"count in the mapped observation."
             )
-        if self.desired_goal is None and input_dim != len(self.achieved_goal):
+        if self.desired_goal is None and input_dim != self.goal_dim:
             raise ValueError(
-                f"desired_goal=None takes the level's input for the goal, which has "
-                f"{input_dim} entries, but achieved_goal has {len(self.achieved_goal)}."
+                f"desired_goal=None takes the level's input for the goal: it has {input_dim} "
+                f"entries, but achieved_goal={self.achieved_goal} has {self.goal_dim}."
             )
 
     def relabel(
@@ -107,7 +115,8 @@ class Hindsight:
         behind = buffers.rows_after(buffer, first)
         steps = jnp.minimum((u_steps * (behind + 1)).astype(jnp.int32), behind)
         later = buffers.gather(buffer, buffers.ids_after(buffer, first, steps))
-        goal = later["obs_next"][..., self.achieved_goal]
+        achieved = slice(*self.achieved_goal)
+        goal = later["obs_next"][..., achieved]
         goal = jnp.broadcast_to(goal, (*ids.shape, goal.shape[-1]))
         chosen = jnp.broadcast_to(u_ratio < self.ratio, ids.shape)
         rows = dict(rows)
@@ -118,9 +127,9 @@ class Hindsight:
         else:
             for name in ("obs", "obs_next"):
                 old = rows[name]
-                new = old.at[..., self.desired_goal].set(goal.astype(old.dtype))
+                new = old.at[..., slice(*self.desired_goal)].set(goal.astype(old.dtype))
                 rows[name] = jnp.where(chosen[..., None], new, old)
-        reached = rows["obs_next"][..., self.achieved_goal]
+        reached = rows["obs_next"][..., achieved]
         info = {k: v for k, v in rows.items() if k not in ("rew", "terminated")}
         flat = jax.tree.map(
             lambda x: x.reshape(ids.size, *x.shape[ids.ndim :]), (reached, goal, info)
@@ -132,3 +141,7 @@ class Hindsight:
             ends = jnp.asarray(self.terminated_fn(*flat), bool).reshape(ids.shape)
             rows["terminated"] = jnp.where(chosen, ends, rows["terminated"])
         return rows
+
+
+def _size(indices: tuple[int, int]) -> int:
+    return indices[1] - indices[0]

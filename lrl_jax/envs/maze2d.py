@@ -232,13 +232,24 @@ class Maze2D(environment.Environment[Maze2DState, Maze2DParams]):
         """
         position = self._move(state.position, action)
         state = Maze2DState(position=position, goal=state.goal, time=state.time + 1)
-        dx, dy = position[0] - state.goal[0], position[1] - state.goal[1]
-        distance = jnp.sqrt(dx * dx + dy * dy)
+        distance = _distance(position, state.goal)
         success = distance < GOAL_RADIUS
-        reward = -distance / self.diameter if self.dense_reward else success.astype(jnp.float32)
+        reward = self._reward(distance)
         obs = self.observe(key, state, action, params)
         obs, state = self._apply_transition_gradient_policy(obs, state)
         return obs, state, reward, jnp.zeros((), bool), {"is_success": success}
+
+    def compute_reward(
+        self, achieved_goal: jax.Array, desired_goal: jax.Array, info: Any = None
+    ) -> jax.Array:
+        """Reward [...] of achieving [..., 2] where [..., 2] is desired; `info` is not used."""
+        del info
+        return self._reward(_distance(achieved_goal, desired_goal))
+
+    def _reward(self, distance: jax.Array) -> jax.Array:
+        if self.dense_reward:
+            return -distance / self.diameter
+        return (distance < GOAL_RADIUS).astype(jnp.float32)
 
     def reset_env(self, key: jax.Array, params: Maze2DParams) -> tuple[jax.Array, Maze2DState]:
         """Draw a goal, then a start farther from it than the goal's radius; consumes `key`."""
@@ -369,3 +380,9 @@ def _uniform_index(bits: jax.Array, n: jax.Array | int) -> tuple[jax.Array, jax.
     n = jnp.asarray(n, jnp.uint32)
     low = (bits & 0xFFFF) * n
     return ((bits >> 16) * n + (low >> 16)) >> 16, bits * n
+
+
+def _distance(a: jax.Array, b: jax.Array) -> jax.Array:
+    # Components apart: arrays of [n] vectorise, arrays of [n, 2] hardly do.
+    dx, dy = a[..., 0] - b[..., 0], a[..., 1] - b[..., 1]
+    return jnp.sqrt(dx * dx + dy * dy)
