@@ -117,7 +117,7 @@ def mapped_space(map_obs: Callable | None, dim: int, space: Box) -> Box:
     unknown = Box(-math.inf, math.inf, (dim,), space.dtype)
     source = []
     # A map that picks entries finds them by any marks put on them.
-    for marks in (np.arange(space.dim) + 0.5, -7.0 - np.arange(space.dim)[::-1]):
+    for marks in (np.arange(space.dim) + 0.5, -7.0 - np.arange(space.dim)):
         obs = jnp.asarray(marks.reshape(space.shape), space.dtype)
         try:
             out = np.asarray(map_obs(obs), np.float64).reshape(-1)
