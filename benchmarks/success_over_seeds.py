@@ -1,6 +1,9 @@
-"""What a preset reaches over seeds: success in the final test, and how long training takes.
+"""What a preset reaches over seeds in the final test, and how long training takes.
 
-`python -m benchmarks.success_over_seeds --preset maze2d-medium-planner --seeds 5`
+The return always, and success where the environment tells it. One run after another, or all seeds
+in one vmapped call:
+
+`python -m benchmarks.success_over_seeds --preset maze2d-medium-planner --seeds 5 [--vmapped]`
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from typing import Any
 import jax
 
 import benchmarks
-from lrl_jax.training import DEFAULT_PRESET, PRESETS, TrainConfig, run_training, to_json
+from lrl_jax.training import DEFAULT_PRESET, PRESETS, Summary, TrainConfig, run_training, to_json
+from lrl_jax.training.statistics import bootstrap_interval, interquartile_mean
 
 RESULTS = Path(__file__).parent / "results"
 CURVE = ("env_steps", "seconds", "test_success", "test_return")
@@ -27,58 +31,158 @@ CURVE = ("env_steps", "seconds", "test_success", "test_return")
 
 def one_seed(config: TrainConfig, progress: bool) -> dict[str, Any]:
     """Train with the config's seed in a temporary folder; returns what it reached."""
-    # Each seed pays for its own compilation.
-    jax.clear_caches()
-    with tempfile.TemporaryDirectory() as folder:
-        summary = run_training(config, Path(folder) / "run", progress=progress)
-        with (Path(folder) / "run" / "metrics.csv").open(newline="") as file:
-            table = list(csv.DictReader(file))
-    gc.collect()
-    result = {"seed": config.seed, **dataclasses.asdict(summary)}
-    del result["run"]
-    # The tests between chunks are a look at few episodes; the final test has many.
-    result["learning_curve"] = [{name: float(row[name]) for name in CURVE} for row in table]
-    return result
-
-
-def summarise(results: list[dict[str, Any]]) -> dict[str, float]:
-    """Over the seeds done so far."""
-    success = [result["test_success"] for result in results]
-    seconds = [result["train_seconds"] for result in results]
-    return {
-        "n_seeds": len(results),
-        "mean_success": statistics.fmean(success),
-        "worst_success": min(success),
-        "mean_train_seconds": statistics.fmean(seconds),
-        "longest_train_seconds": max(seconds),
-        "mean_steps_per_second": statistics.fmean(r["steps_per_second"] for r in results),
+    summary, table = _run(config, progress)
+    return _reached(summary, 0, table) | {
+        "train_seconds": summary.train_seconds,
+        "steps_per_second": summary.steps_per_second,
+        "test_seconds": summary.test_seconds,
     }
 
 
+def all_seeds(config: TrainConfig, progress: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Train the config's seeds in one call; returns what each reached, and the time of all."""
+    summary, table = _run(config, progress)
+    results = [
+        _reached(summary, i, [row for row in table if int(row.get("agent", 0)) == i])
+        for i in range(config.seeds)
+    ]
+    return results, {
+        "train_seconds_together": summary.train_seconds,
+        "steps_per_second_together": summary.steps_per_second,
+        "test_seconds_together": summary.test_seconds,
+    }
+
+
+def _run(config: TrainConfig, progress: bool) -> tuple[Summary, list[dict[str, str]]]:
+    """Train in a temporary folder; returns the summary and the rows of the interim tests."""
+    # Each run pays for its own compilation.
+    jax.clear_caches()
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        summary = run_training(config, run, progress=progress)
+        name = "seeds.csv" if config.seeds > 1 else "metrics.csv"
+        with (run / name).open(newline="") as file:
+            table = list(csv.DictReader(file))
+    gc.collect()
+    return summary, table
+
+
+def _reached(summary: Summary, i: int, table: list[dict[str, str]]) -> dict[str, Any]:
+    result: dict[str, Any] = {"seed": summary.seeds[i], "env_steps": summary.env_steps}
+    if summary.success_of_seeds is not None:
+        result["test_success"] = summary.success_of_seeds[i]
+    result |= {"test_return": summary.return_of_seeds[i], "test_episodes": summary.test_episodes}
+    # The tests between chunks are a look at few episodes; the final test has many.
+    result["learning_curve"] = [
+        {name: float(row[name]) for name in CURVE if name in row} for row in table
+    ]
+    return result
+
+
+def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Over the seeds done so far; times where each seed has its own."""
+    summary: dict[str, Any] = {"n_seeds": len(results)}
+    for name in ("success", "return"):
+        values = [result[f"test_{name}"] for result in results if f"test_{name}" in result]
+        if values:
+            low, high = bootstrap_interval(values)
+            summary |= {
+                f"mean_{name}": statistics.fmean(values),
+                f"worst_{name}": min(values),
+                f"interquartile_mean_{name}": float(interquartile_mean(values)),
+                f"interval_{name}": [float(low), float(high)],
+            }
+    if all("train_seconds" in result for result in results):
+        seconds = [result["train_seconds"] for result in results]
+        summary |= {
+            "mean_train_seconds": statistics.fmean(seconds),
+            "longest_train_seconds": max(seconds),
+            "mean_steps_per_second": statistics.fmean(r["steps_per_second"] for r in results),
+        }
+    return summary
+
+
 def measure(
-    preset: str, seeds: Iterable[int], out: Path | None = None, progress: bool = False
+    preset: str,
+    seeds: Iterable[int],
+    out: Path | None = None,
+    progress: bool = False,
+    *,
+    vmapped: bool = False,
+    total_steps: int | None = None,
 ) -> dict[str, Any]:
-    """Train one seed after another; `out` is written after each."""
+    """Train one seed after another, `out` being written after each; or all of them in one call.
+
+    Args:
+        preset: its name.
+        seeds: one after the other; for `vmapped` they must be consecutive.
+        out: JSON file, or None.
+        progress: show the bar of each run.
+        vmapped: train all seeds in one call.
+        total_steps: in place of the preset's.
+
+    Raises:
+        ValueError: if `vmapped` and the seeds are not consecutive.
+    """
     config = PRESETS[preset][1]
+    if total_steps is not None:
+        config = dataclasses.replace(config, total_steps=total_steps)
+    seeds = list(seeds)
+    if vmapped:
+        if seeds != list(range(seeds[0], seeds[0] + len(seeds))):
+            raise ValueError(f"vmapped seeds must be consecutive, got {seeds}.")
+        config = dataclasses.replace(config, seed=seeds[0], seeds=len(seeds))
     data = benchmarks.about() | {
         "preset": preset,
+        "vmapped": vmapped,
         "config": json.loads(to_json(config)),
         "summary": {},
         "seeds": [],
     }
-    for seed in seeds:
-        result = one_seed(dataclasses.replace(config, seed=seed), progress)
-        data["seeds"].append(result)
-        data["summary"] = summarise(data["seeds"])
+
+    def add(results: list[dict[str, Any]], times: dict[str, Any]) -> None:
+        data["seeds"] += results
+        data["summary"] = summarise(data["seeds"]) | times
         if out is not None:
             benchmarks.write_json(out, data)
-        print(
-            f"seed {seed}: success {result['test_success']:.3f} of {result['test_episodes']} "
-            f"episodes after {result['env_steps']:,} steps, {result['train_seconds']:.0f} s, "
-            f"{result['steps_per_second']:,.0f} steps/s",
-            flush=True,
-        )
+        for result in results:
+            print(_line(result), flush=True)
+
+    if vmapped:
+        add(*all_seeds(config, progress))
+    else:
+        for seed in seeds:
+            add([one_seed(dataclasses.replace(config, seed=seed), progress)], {})
     return data
+
+
+def _line(result: dict[str, Any]) -> str:
+    success = f"success {result['test_success']:.3f}, " if "test_success" in result else ""
+    line = (
+        f"seed {result['seed']}: {success}return {result['test_return']:.1f} over "
+        f"{result['test_episodes']} episodes after {result['env_steps']:,} steps"
+    )
+    if "train_seconds" in result:
+        line += f", {result['train_seconds']:.0f} s, {result['steps_per_second']:,.0f} steps/s"
+    return line
+
+
+def _closing(summary: dict[str, Any]) -> str:
+    parts = []
+    for name, digits in (("success", 3), ("return", 1)):
+        if f"mean_{name}" in summary:
+            low, high = summary[f"interval_{name}"]
+            parts.append(
+                f"{name}: mean {summary[f'mean_{name}']:.{digits}f}, worst "
+                f"{summary[f'worst_{name}']:.{digits}f}, interquartile mean "
+                f"{summary[f'interquartile_mean_{name}']:.{digits}f} "
+                f"[{low:.{digits}f}, {high:.{digits}f}]"
+            )
+    if "train_seconds_together" in summary:
+        parts.append(f"{summary['train_seconds_together']:.0f} s of training, all together")
+    else:
+        parts.append(f"{summary['mean_train_seconds']:.0f} s of training each")
+    return f"{summary['n_seeds']} seeds\n" + "\n".join(parts)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -86,19 +190,28 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", choices=sorted(PRESETS), default=DEFAULT_PRESET)
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds, 0 and up")
+    parser.add_argument("--vmapped", action="store_true", help="all seeds in one call")
+    parser.add_argument("--total-steps", type=int, help="in place of the preset's")
     parser.add_argument(
-        "--out", type=Path, help="JSON file; benchmarks/results/PRESET.json if left"
+        "--out",
+        type=Path,
+        help="JSON file; benchmarks/results/success-PRESET[-vmapped][-STEPS].json if left",
     )
     args = parser.parse_args(argv)
     if args.seeds < 1:
         parser.error(f"--seeds must be at least 1, got {args.seeds}.")
-    out = args.out or RESULTS / f"success-{args.preset}.json"
-    summary = measure(args.preset, range(args.seeds), out)["summary"]
-    print(
-        f"{summary['n_seeds']} seeds: mean success {summary['mean_success']:.3f}, worst "
-        f"{summary['worst_success']:.3f}, {summary['mean_train_seconds']:.0f} s of training each\n"
-        f"written to {out}"
+    name = f"success-{args.preset}"
+    name += "-vmapped" if args.vmapped else ""
+    name += "" if args.total_steps is None else f"-{args.total_steps}"
+    out = args.out or RESULTS / f"{name}.json"
+    data = measure(
+        args.preset,
+        range(args.seeds),
+        out,
+        vmapped=args.vmapped,
+        total_steps=args.total_steps,
     )
+    print(f"{_closing(data['summary'])}\nwritten to {out}")
 
 
 if __name__ == "__main__":

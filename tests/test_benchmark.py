@@ -122,18 +122,23 @@ def test_command_writes_what_it_measured(tmp_path, monkeypatch, capsys):
         command.main(["flying"])
 
 
+def reached(seed, **more):
+    return {
+        "seed": seed,
+        "env_steps": 10,
+        "test_return": -10.0 * seed,
+        "test_episodes": 4,
+        "learning_curve": [],
+        **more,
+    }
+
+
 def test_success_over_seeds_keeps_each_seed(tmp_path, monkeypatch):
     def one_seed(config, progress):
         if config.seed == 2:
             raise KeyboardInterrupt
-        return {
-            "seed": config.seed,
-            "test_success": 0.5 + 0.25 * config.seed,
-            "test_episodes": 4,
-            "train_seconds": 1.0,
-            "env_steps": 10,
-            "steps_per_second": 10.0,
-        }
+        times = {"train_seconds": 1.0 + config.seed, "steps_per_second": 10.0}
+        return reached(config.seed, test_success=0.5 + 0.25 * config.seed, **times)
 
     monkeypatch.setattr(success_over_seeds, "one_seed", one_seed)
     out = tmp_path / "out.json"
@@ -141,11 +146,50 @@ def test_success_over_seeds_keeps_each_seed(tmp_path, monkeypatch):
         success_over_seeds.measure("smoke", range(3), out)
     data = json.loads(out.read_text())
     assert [result["seed"] for result in data["seeds"]] == [0, 1]
-    assert data["summary"]["worst_success"] == 0.5
-    assert data["summary"]["mean_success"] == 0.625
+    summary = data["summary"]
+    assert summary["worst_success"] == 0.5 and summary["worst_return"] == -10.0
+    assert summary["mean_success"] == summary["interquartile_mean_success"] == 0.625
+    assert summary["interval_return"] == [-10.0, 0.0]
+    assert summary["mean_train_seconds"] == 1.5 and summary["longest_train_seconds"] == 2.0
+
+
+def test_success_over_seeds_in_one_call_and_without_success(tmp_path, monkeypatch, capsys):
+    configs = []
+
+    def all_seeds(config, progress):
+        configs.append(config)
+        return [reached(i) for i in range(config.seeds)], {"train_seconds_together": 7.0}
+
+    monkeypatch.setattr(success_over_seeds, "all_seeds", all_seeds)
+    monkeypatch.setattr(success_over_seeds, "RESULTS", tmp_path)
+    args = ["--preset", "smoke", "--seeds", "3", "--vmapped", "--total-steps", "800"]
+    success_over_seeds.main(args)
+    assert [(c.seed, c.seeds, c.total_steps) for c in configs] == [(0, 3, 800)]
+    data = json.loads((tmp_path / "success-smoke-vmapped-800.json").read_text())
+    assert data["vmapped"] and data["config"]["seeds"] == 3 and len(data["seeds"]) == 3
+    assert data["summary"]["mean_return"] == -10.0
+    assert data["summary"]["train_seconds_together"] == 7.0
+    assert not any("success" in name for name in data["summary"])
+    out = capsys.readouterr().out
+    assert "success:" not in out and "return: mean -10.0" in out and "7 s of training" in out
+    with pytest.raises(ValueError, match=r"consecutive, got \[0, 2\]"):
+        success_over_seeds.measure("smoke", [0, 2], vmapped=True)
+
+
+def test_results_written_before_are_still_summarised():
+    path = success_over_seeds.RESULTS / "success-maze2d-medium-planner.json"
+    data = json.loads(path.read_text())
+    summary = success_over_seeds.summarise(data["seeds"])
+    assert data["summary"] == {name: summary[name] for name in data["summary"]}
 
 
 @pytest.mark.slow
-def test_success_over_seeds_trains():
-    data = success_over_seeds.measure("smoke", range(1))
-    assert data["seeds"][0]["learning_curve"]
+@pytest.mark.parametrize("vmapped", [False, True])
+def test_success_over_seeds_trains(vmapped):
+    data = success_over_seeds.measure("smoke", range(2), vmapped=vmapped, total_steps=800)
+    assert [result["seed"] for result in data["seeds"]] == [0, 1]
+    for result in data["seeds"]:
+        (row,) = result["learning_curve"]
+        assert set(row) >= {"env_steps", "test_success", "test_return"}
+        assert result["env_steps"] == 800 and 0 <= result["test_success"] <= 1
+    assert ("train_seconds_together" in data["summary"]) == vmapped

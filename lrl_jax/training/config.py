@@ -18,13 +18,14 @@ class TrainConfig:
         agent: the levels.
         env: id of the environment, see `lrl_jax.make`.
         n_env_instances: instances that step together.
-        total_steps: environment steps, all instances together.
+        total_steps: environment steps of an agent, all its instances together.
         round_ticks: ticks between updates; the updates owed are made after each round.
         test_interval: environment steps between interim tests.
         test_episodes: episodes of an interim test.
         final_test_episodes: episodes of the test at the end.
         checkpoint_interval: interim tests between checkpoints; 0 for one at the end only.
         seed: of all random streams.
+        seeds: agents trained side by side in one vmapped call, with `seed`, `seed + 1`, ...
     """
 
     agent: Agent = dataclasses.field(default_factory=PlannerAgent)
@@ -37,6 +38,7 @@ class TrainConfig:
     final_test_episodes: int = 256
     checkpoint_interval: int = 0
     seed: int = 0
+    seeds: int = 1
 
     def __post_init__(self):
         for name in (
@@ -46,6 +48,7 @@ class TrainConfig:
             "test_interval",
             "test_episodes",
             "final_test_episodes",
+            "seeds",
         ):
             value = getattr(self, name)
             if isinstance(value, bool) or int(value) != value or value < 1:
@@ -59,6 +62,11 @@ class TrainConfig:
                 f"ticks of {self.n_env_instances} instances: raise it to "
                 f"{self.n_env_instances * self.round_ticks} or more."
             )
+
+    @property
+    def agent_seeds(self) -> tuple[int, ...]:
+        """The seed of each agent."""
+        return tuple(range(self.seed, self.seed + self.seeds))
 
     @property
     def round_steps(self) -> int:

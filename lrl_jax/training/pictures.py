@@ -82,8 +82,13 @@ def _record(hierarchy, env, n, n_ticks, params, state, key):
     return carry.obs, recorded
 
 
-def paths_picture(env: Any, paths: Paths, path: Path, max_episodes: int = 6) -> Path:
-    """Draw planned against executed paths, one panel an episode; returns the file."""
+def paths_picture(
+    env: Any, paths: Paths, path: Path, max_episodes: int = 6, about: str = ""
+) -> Path:
+    """Draw planned against executed paths, one panel an episode; returns the file.
+
+    `about` is added to the title.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -108,7 +113,8 @@ def paths_picture(env: Any, paths: Paths, path: Path, max_episodes: int = 6) -> 
         ax.imshow(image)
         reached = paths.success[:, i].any()
         ax.set_title(f"goal reached after {end} steps" if reached else "goal not reached")
-    figure.suptitle("Executed paths and the plans behind them (planned with the learned model)")
+    title = "Executed paths and the plans behind them (planned with the learned model)"
+    figure.suptitle(f"{title}\n{about}" if about else title)
     figure.savefig(path, dpi=100)
     return path
 
@@ -143,21 +149,43 @@ def rollout_gif(env: Any, paths: Paths, path: Path, every: int = 3, fps: int = 2
     return path
 
 
-def curve_picture(rows: list[dict[str, float]], path: Path, title: str) -> Path:
-    """Draw test success and return over environment steps; returns the file."""
+def curve_picture(
+    rows: list[dict[str, float]],
+    path: Path,
+    title: str,
+    seed_rows: list[dict[str, float]] | None = None,
+) -> Path:
+    """Draw test success, where there is, and return over environment steps; returns the file.
+
+    Args:
+        rows: of metrics.csv. Columns `test_return_low` and `_high` are shaded.
+        path: the file.
+        title: of the figure.
+        seed_rows: of seeds.csv; each agent gets a thin line.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    names = [name for name in ("test_success", "test_return") if name in rows[0]]
+    figure = Figure(figsize=(4.5 * len(names), 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    steps = [row["env_steps"] for row in rows]
-    for ax, name in ((left, "test_success"), (right, "test_return")):
-        ax.plot(steps, [row[name] for row in rows], marker="o")
+    agents: dict[float, list[dict[str, float]]] = {}
+    for row in seed_rows or []:
+        agents.setdefault(row["agent"], []).append(row)
+    for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for each in agents.values():
+            values = [row[name] for row in each]
+            ax.plot([row["env_steps"] for row in each], values, color="0.7", linewidth=0.6)
+        steps = [row["env_steps"] for row in rows]
+        ax.plot(steps, [row[name] for row in rows], marker="o", color="C0")
+        if f"{name}_low" in rows[0]:
+            low, high = ([row[f"{name}_{end}"] for row in rows] for end in ("low", "high"))
+            ax.fill_between(steps, low, high, color="C0", alpha=0.25, linewidth=0)
         ax.set_xlabel("environment steps")
         ax.set_ylabel(name.replace("_", " "))
         ax.grid(alpha=0.3)
-    left.set_ylim(-0.02, 1.02)
+        if name == "test_success":
+            ax.set_ylim(-0.02, 1.02)
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
     return path

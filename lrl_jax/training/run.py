@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -18,7 +22,8 @@ from lrl_jax.hierarchies import Hierarchy, HierarchyState
 from lrl_jax.training import pictures
 from lrl_jax.training.config import TrainConfig, load_config, to_json
 from lrl_jax.training.logging import RunLog
-from lrl_jax.training.train import Trainer
+from lrl_jax.training.statistics import bootstrap_interval, interquartile_mean, over_seeds
+from lrl_jax.training.train import Trainer, take_seed
 
 _FINAL_TEST_STREAM = 0xF17A
 
@@ -27,50 +32,101 @@ _FINAL_TEST_STREAM = 0xF17A
 class Summary:
     """What a run reached.
 
+    Of several agents, figures of the final test are the interquartile mean over them, and the
+    intervals 95% bootstrap intervals of it. Of one agent there is no interval.
+
     Attributes:
         run: the run folder.
-        env_steps: environment steps taken.
+        env_steps: environment steps taken by each agent.
         train_seconds: training with compilation and interim tests.
-        steps_per_second: environment steps per second of training alone, after compilation.
-        test_success: fraction of episodes with success at any step, in the final test.
+        steps_per_second: environment steps per second of training alone, after compilation, all
+            agents together.
+        test_success: fraction of episodes with success at any step, in the final test; None where
+            the environment does not tell success.
         test_return: mean return of the final test.
-        test_episodes: its episodes.
+        test_return_std: std of its episodes' returns, the mean over agents.
+        test_episodes: its episodes, of each agent.
         test_seconds: its duration, compilation included.
+        seeds: of the agents.
+        success_of_seeds, return_of_seeds: of each agent in the final test.
+        success_interval, return_interval: low and high.
+        pictured: index of the agent in the pictures: the median one in the final test.
     """
 
     run: str
     env_steps: int
     train_seconds: float
     steps_per_second: float
-    test_success: float
+    test_success: float | None
     test_return: float
+    test_return_std: float
     test_episodes: int
     test_seconds: float
+    seeds: tuple[int, ...]
+    success_of_seeds: tuple[float, ...] | None
+    return_of_seeds: tuple[float, ...]
+    success_interval: tuple[float, float] | None
+    return_interval: tuple[float, float] | None
+    pictured: int
 
 
-def test_episodes(trainer: Trainer, state: HierarchyState, n: int, seed: int) -> Episodes:
-    """One whole episode in each of n instances, on the host; see `evaluate`."""
-    key = jax.random.fold_in(jax.random.key(seed), _FINAL_TEST_STREAM)
-    test = trainer.hierarchy.jitted(_test, trainer, n)
-    return jax.device_get(test(state, key))
+def test_episodes(
+    trainer: Trainer, state: HierarchyState, n: int, seed: int | Sequence[int]
+) -> Episodes:
+    """One whole episode in each of n instances, on the host; see `evaluate`.
+
+    Args:
+        trainer: of the run.
+        state: of one agent; of several where `seed` is a sequence.
+        n: episodes of each agent.
+        seed: of the test; one for each agent where `state` is of several.
+
+    Returns:
+        Episodes, leaves [n], or [agents, n].
+    """
+    many = not isinstance(seed, int)
+    keys = jax.vmap(_test_key)(_keys(seed)) if many else _test_key(jax.random.key(seed))
+    test = trainer.hierarchy.jitted(_test, trainer, n, many)
+    return jax.device_get(test(state, keys))
 
 
-def _test(hierarchy, trainer, n, state, key):
+def _keys(seeds: Sequence[int]) -> jax.Array:
+    return jnp.stack([jax.random.key(seed) for seed in seeds])
+
+
+def _test_key(key: jax.Array) -> jax.Array:
+    return jax.random.fold_in(key, _FINAL_TEST_STREAM)
+
+
+# Functions for `hierarchy.jitted`; `many` maps them over agents.
+
+
+def _init(hierarchy, trainer, keys):
     del hierarchy
-    return trainer.test(state, key, n)
+    return jax.vmap(trainer.init)(keys)
 
 
-def _chunk(hierarchy, trainer, carry):
+def _test(hierarchy, trainer, n, many, state, key):
     del hierarchy
-    return trainer.chunk(carry)
+
+    def test(state, key):
+        return trainer.test(state, key, n)
+
+    return (jax.vmap(test) if many else test)(state, key)
 
 
-def _test_metrics(hierarchy, trainer, state, i):
+def _chunk(hierarchy, trainer, many, carry):
     del hierarchy
-    return trainer.test_metrics(state, i)
+    return (jax.vmap(trainer.chunk) if many else trainer.chunk)(carry)
 
 
-def run_training(config: TrainConfig, run: Path, progress: bool = True) -> Summary:
+def _test_metrics(hierarchy, trainer, many, state, i):
+    del hierarchy
+    test = trainer.test_metrics
+    return (jax.vmap(test, in_axes=(0, None)) if many else test)(state, i)
+
+
+def run_training(config: TrainConfig, run: str | Path, progress: bool = True) -> Summary:
     """Train, test, save and draw into the folder `run`, which must not hold a run yet.
 
     Raises:
@@ -88,23 +144,37 @@ def run_training(config: TrainConfig, run: Path, progress: bool = True) -> Summa
     seconds = time.monotonic() - began
     log.close()
     state = carry.hierarchy
-    trainer.hierarchy.save(state, run / "checkpoints" / "final")
+    del carry
+    _save(trainer, state, run / "checkpoints" / "final")
     summary = _final_test(trainer, state, run, seconds, speed)
     (run / "summary.json").write_text(json.dumps(dataclasses.asdict(summary), indent=2))
-    pictures.curve_picture(log.rows, run / "learning_curve.png", config.env)
-    draw(trainer, state, run)
+    title = config.env
+    if config.seeds > 1:
+        title += f", interquartile mean of {config.seeds} seeds with 95% interval"
+    pictures.curve_picture(log.rows, run / "learning_curve.png", title, log.seed_rows)
+    draw(trainer, state, run, summary.pictured)
     return summary
+
+
+def _start(trainer: Trainer) -> RolloutCarry:
+    """The first carry, with a leading axis where there are several agents."""
+    config = trainer.config
+    if config.seeds == 1:
+        carry = trainer.init(jax.random.key(config.seed))
+    else:
+        carry = trainer.hierarchy.jitted(_init, trainer)(_keys(config.agent_seeds))
+    # Leaves may share arrays (constants); what is donated must not.
+    return jax.tree.map(lambda x: x.copy(), carry)
 
 
 def _train(trainer: Trainer, run: Path, log: RunLog, progress: bool) -> tuple[RolloutCarry, float]:
     """The chunks of a run; returns the last carry and the steps per second without compiling."""
     config = trainer.config
+    many = config.seeds > 1
     hierarchy = trainer.hierarchy
-    chunk = hierarchy.jitted(_chunk, trainer, donate=0)
-    test = hierarchy.jitted(_test_metrics, trainer)
-    carry = trainer.init(jax.random.key(config.seed))
-    # Leaves may share arrays (constants); what is donated must not.
-    carry = jax.tree.map(lambda x: x.copy(), carry)
+    chunk = hierarchy.jitted(_chunk, trainer, many, donate=0)
+    test = hierarchy.jitted(_test_metrics, trainer, many)
+    carry = _start(trainer)
     chunk_steps = config.rounds_per_chunk * config.round_steps
     began = time.monotonic()
     compiled = chunk.lower(carry).compile()
@@ -115,39 +185,56 @@ def _train(trainer: Trainer, run: Path, log: RunLog, progress: bool) -> tuple[Ro
         for i in range(config.n_chunks):
             start = time.monotonic()
             carry, metrics = compiled(carry)
-            metrics = jax.device_get(jax.block_until_ready(metrics))
+            jax.block_until_ready(metrics)
             chunk_seconds.append(time.monotonic() - start)
-            tested = jax.device_get(test(carry.hierarchy, i))
+            metrics, tested = jax.device_get((metrics, test(carry.hierarchy, i)))
+            env_steps = (i + 1) * chunk_steps
             row = {
-                "env_steps": (i + 1) * chunk_steps,
+                "env_steps": env_steps,
                 "seconds": time.monotonic() - began,
-                "env_steps_per_second": chunk_steps / chunk_seconds[-1],
-                **_train_row(metrics),
-                **{name: float(value) for name, value in tested.items()},
+                "env_steps_per_second": config.seeds * chunk_steps / chunk_seconds[-1],
             }
+            if many:
+                agents = [
+                    _agent_row(*jax.tree.map(lambda x, j=j: x[j], (metrics, tested)))
+                    for j in range(config.seeds)
+                ]
+                row |= over_seeds(agents)
+                log.write_seeds(
+                    [
+                        {"env_steps": env_steps, "agent": j, "seed": config.agent_seeds[j], **agent}
+                        for j, agent in enumerate(agents)
+                    ]
+                )
+            else:
+                row |= _agent_row(metrics, tested)
             if i == 0:
                 row["compile_seconds"] = compile_seconds
             log.write(row)
             bar.update(chunk_steps)
-            bar.set_postfix(success=f"{row['test_success']:.2f}", ret=f"{row['test_return']:.1f}")
+            bar.set_postfix_str(_postfix(row))
             every = config.checkpoint_interval
             if every and (i + 1) % every == 0:
-                hierarchy.save(
-                    carry.hierarchy, run / "checkpoints" / f"step_{row['env_steps']:09d}"
-                )
-    return carry, chunk_steps * config.n_chunks / sum(chunk_seconds)
+                _save(trainer, carry.hierarchy, run / "checkpoints" / f"step_{env_steps:09d}")
+    return carry, config.seeds * chunk_steps * config.n_chunks / sum(chunk_seconds)
 
 
-def _train_row(metrics: dict[str, Any]) -> dict[str, float]:
-    """Metrics of a chunk as a row; means over episodes only where one ended."""
+def _agent_row(metrics: dict[str, Any], tested: dict[str, Any]) -> dict[str, float]:
+    """An agent's metrics of a chunk and its test; means over episodes only where one ended."""
     row = {name: float(value) for name, value in metrics.items() if "/" in name}
     row["train_reward"] = float(metrics["reward_mean"])
     episodes = int(metrics["n_episodes"])
     row["train_episodes"] = episodes
     if episodes:
         row["train_return"] = float(metrics["return_sum"]) / episodes
-        row["train_success"] = float(metrics["success_sum"]) / episodes
-    return row
+        if "test_success" in tested:
+            row["train_success"] = float(metrics["success_sum"]) / episodes
+    return row | {name: float(value) for name, value in tested.items()}
+
+
+def _postfix(row: dict[str, float]) -> str:
+    success = f"success={row['test_success']:.2f}, " if "test_success" in row else ""
+    return f"{success}return={row['test_return']:.1f}"
 
 
 def _final_test(
@@ -155,54 +242,132 @@ def _final_test(
 ) -> Summary:
     config = trainer.config
     start = time.monotonic()
-    episodes = test_episodes(trainer, state, config.final_test_episodes, config.seed)
+    many = config.seeds > 1
+    seeds = config.agent_seeds if many else config.seed
+    episodes = test_episodes(trainer, state, config.final_test_episodes, seeds)
+    test_seconds = time.monotonic() - start
+    returns = np.atleast_2d(np.asarray(episodes.episode_return, np.float64))
+    return_of = returns.mean(axis=1)
+    success_of = np.atleast_2d(episodes.success).mean(axis=1) if trainer.has_success else None
+    rank = np.lexsort((return_of,) if success_of is None else (return_of, success_of))
+    total = state.n_total_env_steps
     return Summary(
         run=str(run),
-        env_steps=int(state.n_total_env_steps),
+        env_steps=int(take_seed(total, 0) if many else total),
         train_seconds=round(seconds, 1),
         steps_per_second=round(speed, 1),
-        test_success=float(np.mean(episodes.success)),
-        test_return=float(np.mean(episodes.episode_return)),
+        test_success=None if success_of is None else float(interquartile_mean(success_of)),
+        test_return=float(interquartile_mean(return_of)),
+        test_return_std=float(returns.std(axis=1).mean()),
         test_episodes=config.final_test_episodes,
-        test_seconds=round(time.monotonic() - start, 1),
+        test_seconds=round(test_seconds, 1),
+        seeds=config.agent_seeds,
+        success_of_seeds=None if success_of is None else tuple(success_of.tolist()),
+        return_of_seeds=tuple(return_of.tolist()),
+        success_interval=_interval(success_of) if many and success_of is not None else None,
+        return_interval=_interval(return_of) if many else None,
+        pictured=int(rank[(len(rank) - 1) // 2]),
     )
 
 
-def draw(trainer: Trainer, state: HierarchyState, run: Path) -> None:
-    """Draw planned against executed paths and the animation, for mazes."""
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    low, high = bootstrap_interval(values)
+    return float(low), float(high)
+
+
+def draw(trainer: Trainer, state: HierarchyState, run: Path, agent: int = 0) -> None:
+    """Draw planned against executed paths and the animation of one agent, for mazes.
+
+    Args:
+        trainer: of the run.
+        state: of all agents of the run.
+        run: the run folder.
+        agent: index of the agent.
+    """
     if not isinstance(trainer.env, Maze2D):
         return
+    config, about = trainer.config, ""
+    if config.seeds > 1:
+        state = take_seed(state, agent)
+        about = (
+            f"agent {agent} (seed {config.agent_seeds[agent]}), the median of {config.seeds} in "
+            f"the final test"
+        )
     paths = pictures.record_paths(
         trainer.hierarchy,
         trainer.env,
         trainer.params,
         state,
-        jax.random.key(trainer.config.seed + 1),
+        jax.random.key(config.agent_seeds[agent] + 1),
         6,
         max(1, trainer.episode_ticks - 1),
     )
-    pictures.paths_picture(trainer.env, paths, run / "paths.png")
+    pictures.paths_picture(trainer.env, paths, run / "paths.png", about=about)
     pictures.rollout_gif(trainer.env, paths, run / "rollout.gif")
 
 
-def load_run(path: str | Path) -> tuple[Hierarchy, HierarchyState, Any, Any]:
+def _save(trainer: Trainer, state: HierarchyState, path: Path) -> None:
+    """Write a checkpoint; of several agents, a folder with one each, there once it is whole."""
+    hierarchy = trainer.hierarchy
+    if trainer.config.seeds == 1:
+        hierarchy.save(state, path)
+        return
+    part = path.with_name(path.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    for i in range(trainer.config.seeds):
+        hierarchy.save(take_seed(state, i), _of_agent(part, i))
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(part, path)
+
+
+def _of_agent(checkpoint: Path, i: int) -> Path:
+    return checkpoint / f"seed_{i:03d}"
+
+
+def load_run(
+    path: str | Path, seed: int | None = None
+) -> tuple[Hierarchy, HierarchyState, Any, Any]:
     """Load what a run folder ended with: (hierarchy, state, env, params).
 
+    Args:
+        path: the run folder.
+        seed: index of the agent to load, from 0, in a run of several seeds. None for all of them:
+            the leaves of the state then have a leading axis, and `take_seed(state, i)` picks one.
+
     Raises:
-        FileNotFoundError: if it is no run folder, or the run has not finished.
+        FileNotFoundError: if it is no run folder, or has no checkpoint yet.
+        ValueError: if the run has no such agent.
     """
-    trainer, state = load_trainer(Path(path))
+    trainer, state = load_trainer(Path(path), seed)
     return trainer.hierarchy, state, trainer.env, trainer.params
 
 
-def load_trainer(run: Path) -> tuple[Trainer, HierarchyState]:
-    """The trainer of a run folder and the state of its last checkpoint."""
-    trainer = Trainer.build(load_config(run))
+def load_trainer(run: Path, seed: int | None = None) -> tuple[Trainer, HierarchyState]:
+    """The trainer of a run folder and the state of its last checkpoint; see `load_run`."""
+    run = Path(run)
+    config = load_config(run)
+    if seed is not None and not 0 <= seed < config.seeds:
+        count = "1 agent" if config.seeds == 1 else f"{config.seeds} agents"
+        raise ValueError(
+            f"there is no agent {seed} in {run}: the run has {count}, "
+            f"take one from 0 to {config.seeds - 1}."
+        )
+    checkpoint = _last_checkpoint(run)
+    trainer = Trainer.build(config)
+    load: Callable[[Path], HierarchyState] = trainer.hierarchy.load
+    if config.seeds == 1:
+        return trainer, load(checkpoint)
+    if seed is not None:
+        return trainer, load(_of_agent(checkpoint, seed))
+    states = [load(_of_agent(checkpoint, i)) for i in range(config.seeds)]
+    return trainer, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+def _last_checkpoint(run: Path) -> Path:
     checkpoints = run / "checkpoints"
-    final = checkpoints / "final"
-    if not final.is_dir():
-        saved = sorted(p for p in checkpoints.glob("step_*") if not p.name.endswith(".part"))
-        if not saved:
-            raise FileNotFoundError(f"{run} holds no checkpoint: the run has not got that far.")
-        final = saved[-1]
-    return trainer, trainer.hierarchy.load(final)
+    if (checkpoints / "final").is_dir():
+        return checkpoints / "final"
+    saved = sorted(p for p in checkpoints.glob("step_*") if not p.name.endswith(".part"))
+    if not saved:
+        raise FileNotFoundError(f"{run} holds no checkpoint: the run has not got that far.")
+    return saved[-1]

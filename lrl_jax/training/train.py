@@ -25,19 +25,23 @@ class Trainer:
         config: the settings.
         hierarchy: in train mode.
         env, params: gymnax environment and its parameters.
+        has_success: whether the environment tells success: `is_success` or `success` in the info
+            of its steps.
     """
 
     config: TrainConfig
     hierarchy: Hierarchy
     env: Any
     params: Any
+    has_success: bool
 
     @classmethod
     def build(cls, config: TrainConfig) -> Trainer:
         """Make the environment and the hierarchy of a config."""
         env, params = envs.make(config.env)
         levels = config.agent.levels(env, config.total_steps)
-        return cls(config, Hierarchy(levels, env, params), env, params)
+        hierarchy = Hierarchy(levels, env, params)
+        return cls(config, hierarchy, env, params, _tells_success(hierarchy, env, params))
 
     @property
     def episode_ticks(self) -> int:
@@ -69,15 +73,32 @@ class Trainer:
         )
 
     def test_metrics(self, state: HierarchyState, chunk: jax.Array | int) -> dict[str, jax.Array]:
-        """The interim test behind a chunk: test_return, test_success, their std over episodes."""
+        """The interim test behind a chunk, means over its episodes.
+
+        test_return, test_return_std and, where the environment tells success, test_success (at any
+        step) and test_success_at_end.
+        """
         key = jax.random.fold_in(jax.random.key(_TEST_STREAM), chunk)
         episodes = self.test(state, key, self.config.test_episodes)
-        return {
+        metrics = {
             "test_return": episodes.episode_return.mean(),
             "test_return_std": episodes.episode_return.std(),
-            "test_success": episodes.success.mean(dtype=jnp.float32),
-            "test_success_at_end": episodes.success_at_end.mean(dtype=jnp.float32),
         }
+        if self.has_success:
+            metrics["test_success"] = episodes.success.mean(dtype=jnp.float32)
+            metrics["test_success_at_end"] = episodes.success_at_end.mean(dtype=jnp.float32)
+        return metrics
+
+
+def _tells_success(hierarchy: Hierarchy, env: Any, params: Any) -> bool:
+    space = hierarchy.action_space
+
+    def info_of_a_step(keys):
+        _, env_state = env.reset(keys[0], params)
+        return env.step(keys[1], env_state, jnp.zeros(space.shape, space.dtype), params)[5]
+
+    info = jax.eval_shape(info_of_a_step, jax.random.split(jax.random.key(0)))
+    return bool({"is_success", "success"} & set(info))
 
 
 def make_train(config: TrainConfig) -> Callable[[jax.Array], dict[str, Any]]:
@@ -104,8 +125,18 @@ def make_train(config: TrainConfig) -> Callable[[jax.Array], dict[str, Any]]:
 
 
 def take_seed(tree: Any, i: int) -> Any:
-    """Pick copy i out of a tree that vmap over seeds gave a leading axis."""
-    sizes = {x.shape[0] for x in jax.tree.leaves(tree) if x.ndim}
-    if not sizes or not -min(sizes) <= i < min(sizes):
-        raise ValueError(f"there is no seed {i} in a tree with leading axes {sorted(sizes)}.")
+    """Pick copy i out of a tree that vmap over seeds gave a leading axis.
+
+    Raises:
+        ValueError: if there is no such copy, or the leaves share no leading axis.
+    """
+    sizes = {x.shape[:1] for x in jax.tree.leaves(tree)}
+    if len(sizes) != 1 or () in sizes:
+        raise ValueError(
+            f"there is no seed {i}: the leaves have no leading axis in common (found "
+            f"{sorted(sizes)}). Pass what vmap over seeds, or a run of several seeds, returned."
+        )
+    ((n,),) = sizes
+    if not -n <= i < n:
+        raise ValueError(f"there is no seed {i} in a tree of {n}: take one from 0 to {n - 1}.")
     return jax.tree.map(lambda x: x[i], tree)
