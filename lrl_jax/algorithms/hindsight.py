@@ -14,6 +14,17 @@ from lrl_jax.planners.common import check_float
 
 
 @dataclasses.dataclass(frozen=True)
+class RewardOf:
+    """`compute_reward` of an environment; equal for equal environments, as methods are not."""
+
+    env: Any
+
+    def __call__(self, achieved_goal, desired_goal, info) -> jax.Array:
+        """Rewards [B] of achieved and desired goals [B, G]."""
+        return self.env.compute_reward(achieved_goal, desired_goal, info)
+
+
+@dataclasses.dataclass(frozen=True)
 class Hindsight:
     """Pretends, in some of the sampled rows, that a goal reached later had been the one desired.
 
@@ -75,7 +86,7 @@ class Hindsight:
                 f"entries of both goals."
             )
         indices = envs.goal_indices(env)
-        return cls(env.compute_reward, indices["achieved_goal"], indices["desired_goal"], ratio)
+        return cls(RewardOf(env), indices["achieved_goal"], indices["desired_goal"], ratio)
 
     def check(self, obs_dim: int, input_dim: int | None) -> None:
         """Refuse entries that an observation of that size, or a level's input, does not have.

@@ -1,0 +1,220 @@
+"""Hindsight relabelling against a plain search through the stored episodes."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lrl_jax as lrl
+from lrl_jax import buffers
+from lrl_jax.algorithms import SAC, Hindsight
+from lrl_jax.levels import ConstantLevel, SACLevel
+from lrl_jax.levels.base import as_rows
+from lrl_jax.spaces import Box
+
+SPACE = Box(-1, 1, (1,))
+GOAL = Box(-100, 100, (1,))
+N, TICKS, DRAWS = 3, 40, 400
+
+
+class Spaces:
+    """Observations: achieved goal, desired goal, something else."""
+
+    name = "spaces"
+    default_params = None
+
+    def observation_space(self, params):
+        return Box(-math.inf, math.inf, (3,))
+
+    def action_space(self, params):
+        return SPACE
+
+
+def reward(achieved, desired, info):
+    """Tells both goals and the row apart."""
+    return achieved[:, 0] * 1000 + desired[:, 0] + 0.25 * info["obs"][:, 2]
+
+
+OBS_GOALS = Hindsight(reward, (0, 1), (1, 2), ratio=0.8)
+INPUT_GOALS = Hindsight(reward, (0, 1), None, ratio=0.8)
+
+
+@functools.cache
+def played(hindsight: Hindsight, buffer_size: int):
+    """A learner's buffer after episodes of random lengths; every row achieved a goal of its own."""
+    settings: dict[str, Any] = {"hindsight": hindsight, "buffer_size": buffer_size, "n_updates": 1}
+    levels: list[Any] = []
+    if hindsight.desired_goal is None:
+        settings["level_input_space"] = GOAL
+        settings["control_interval"] = 5
+        levels = [ConstantLevel([-50.0])]
+    level = SACLevel(SAC(hidden=(4,)), batch_size=64, **settings)
+    h = lrl.Hierarchy([*levels, level], Spaces())
+    state = h.init(jax.random.key(0), N)
+    rng = np.random.default_rng(0)
+    obs = first = np.stack([np.arange(N) * 200.0, np.full(N, -7.0), np.arange(N) * 0.5], 1)
+    for t in range(TICKS):
+        state, _ = h.get_action(state, obs.astype(np.float32))
+        obs_next = first.copy()
+        obs_next[:, 0] += t + 1
+        ends = rng.random((2, N)) < 0.06
+        rew = np.full(N, -1.0, np.float32)
+        state = h.process_transition(state, obs_next.astype(np.float32), rew, *ends)
+        obs = obs_next
+        if t == 20:  # a reset in mid-episode ends the trajectory as well
+            state = h.reset(state)
+    return level, state.levels[-1].learner, state.levels[-1].buffer
+
+
+@functools.cache
+def relabelled(hindsight: Hindsight, buffer_size: int, n_steps: int):
+    """Ids, rows before, rows after, of many draws."""
+    level, _, buffer = played(hindsight, buffer_size)
+
+    def draw(key):
+        key_ids, key = jax.random.split(key)
+        if n_steps == 1:
+            ids = buffers.sample_ids(buffer, key_ids, 64)
+        else:
+            ids = buffers.sample_partial_trajectories(buffer, key_ids, 64, n_steps)[0]
+        rows = buffers.gather(buffer, ids)
+        return ids, rows, hindsight.relabel(buffer, ids, rows, key)
+
+    return jax.device_get(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(1), DRAWS)))
+
+
+def futures(buffer) -> dict[float, list[float]]:
+    """For each row, by its own achieved goal, those achieved from there to its episode's end."""
+    rows = buffers.stored(buffer)
+    result = {}
+    achieved = rows["obs_next"][:, 0]
+    resets = {200.0 * i + 21 for i in range(N)}  # the last row before the reset
+    for i in range(len(achieved)):
+        goals = []
+        for j in range(i, len(achieved)):
+            if rows["instance"][j] != rows["instance"][i]:
+                break
+            goals.append(float(achieved[j]))
+            if rows["terminated"][j] or rows["truncated"][j] or achieved[j] in resets:
+                break
+        result[float(achieved[i])] = goals
+    return result
+
+
+@pytest.mark.parametrize("buffer_size", [3 * 60, 3 * 17])
+@pytest.mark.parametrize("hindsight", [OBS_GOALS, INPUT_GOALS], ids=["obs", "input"])
+def test_goals_are_those_of_the_rest_of_the_episode(hindsight, buffer_size):
+    _, _, buffer = played(hindsight, buffer_size)
+    _, before, after = relabelled(hindsight, buffer_size, 1)
+    future = futures(buffer)
+    in_obs = hindsight.desired_goal is not None
+    goal = (after["obs"][..., 1] if in_obs else after["level_input"][..., 0]).reshape(-1)
+    own = before["obs_next"][..., 0].reshape(-1)
+    kept = goal == (-7.0 if in_obs else -50.0)
+    assert abs(kept.mean() - 0.2) < 0.02
+    counts: dict[float, dict[float, int]] = {}
+    for row, new in zip(own[~kept].tolist(), goal[~kept].tolist(), strict=True):
+        assert new in future[row]
+        seen = counts.setdefault(row, {})
+        seen[new] = seen.get(new, 0) + 1
+    longest = max(counts, key=lambda row: len(future[row]))
+    expected = sum(counts[longest].values()) / len(future[longest])
+    # Uniform: chi squared has a mean of its degrees of freedom, and twice as much for variance.
+    chi = sum((counts[longest].get(g, 0) - expected) ** 2 / expected for g in future[longest])
+    degrees = len(future[longest]) - 1
+    assert degrees >= 8 and chi < degrees + 5 * math.sqrt(2 * degrees)
+
+
+@pytest.mark.parametrize("hindsight", [OBS_GOALS, INPUT_GOALS], ids=["obs", "input"])
+def test_rewards_and_observations_follow_the_goal(hindsight):
+    _, before, after = relabelled(hindsight, 180, 1)
+    in_obs = hindsight.desired_goal is not None
+    goal = after["obs"][..., 1] if in_obs else after["level_input"][..., 0]
+    kept = goal == (-7.0 if in_obs else -50.0)
+    expected = after["obs_next"][..., 0] * 1000 + goal + 0.25 * after["obs"][..., 2]
+    if in_obs:  # rows that keep their goal keep the environment's reward
+        expected = np.where(kept, -1.0, expected)
+        np.testing.assert_array_equal(after["obs_next"][..., 1], goal)
+    np.testing.assert_allclose(after["rew"], expected, rtol=1e-6)
+    for name in ("obs", "obs_next"):
+        np.testing.assert_array_equal(after[name][..., [0, 2]], before[name][..., [0, 2]])
+    for name in ("act", "terminated", "truncated"):
+        np.testing.assert_array_equal(after[name], before[name])
+
+
+def test_pieces_of_trajectories_get_one_goal():
+    _, _, buffer = played(OBS_GOALS, 180)
+    ids, before, after = relabelled(OBS_GOALS, 180, 3)
+    assert ids.shape == (DRAWS, 3, 64)
+    goal = after["obs"][..., 1]
+    np.testing.assert_array_equal(goal[:, 1:], np.broadcast_to(goal[:, :1], goal[:, 1:].shape))
+    future = futures(buffer)
+    for row, new in zip(before["obs_next"][:, 0, :, 0].ravel(), goal[:, 0].ravel(), strict=True):
+        assert new == -7.0 or float(new) in future[float(row)]
+
+
+def test_ratios_and_terminations():
+    level, _, buffer = played(OBS_GOALS, 180)
+    ids = buffers.sample_ids(buffer, jax.random.key(0), 64)
+    rows = buffers.gather(buffer, ids)
+    none = dataclasses.replace(OBS_GOALS, ratio=0.0).relabel(buffer, ids, rows, jax.random.key(1))
+    jax.tree.map(np.testing.assert_array_equal, none, rows)
+    ends = dataclasses.replace(
+        OBS_GOALS,
+        ratio=1.0,
+        terminated_fn=lambda achieved, goal, info: achieved[:, 0] == goal[:, 0],
+    ).relabel(buffer, ids, rows, jax.random.key(1))
+    np.testing.assert_array_equal(ends["terminated"], ends["obs_next"][:, 0] == ends["obs"][:, 1])
+    assert ends["terminated"].any() and not ends["terminated"].all()
+
+
+def test_a_level_learns_from_relabelled_rows():
+    level, learner, buffer = played(OBS_GOALS, 180)
+    batch = level.sample_batch(learner, buffer, jax.random.key(3), None)
+    assert 0.6 < np.mean(np.asarray(batch.obs[:, 1]) != -7.0) <= 1.0
+    assert as_rows(buffers.gather(buffer, jnp.arange(4))).obs.shape == (4, 3)
+    new, metrics = level.learn(learner, buffer, jax.random.key(3), parent=None)
+    assert np.isfinite(metrics["critic_loss"])
+
+
+def test_of_env():
+    env, _ = lrl.make("Maze2D-Medium-v0")
+    hindsight = Hindsight.of_env(env, ratio=0.5)
+    assert (hindsight.achieved_goal, hindsight.desired_goal, hindsight.ratio) == (
+        (0, 2),
+        (2, 4),
+        0.5,
+    )
+    a, b = jnp.array([[1.5, 1.5], [3.0, 2.0]]), jnp.array([[1.5, 2.5], [3.0, 2.0]])
+    np.testing.assert_allclose(hindsight.reward_fn(a, b, {}), [-1 / math.hypot(8, 8), 0.0])
+    assert hash(hindsight) == hash(Hindsight.of_env(lrl.make("Maze2D-Medium-v0")[0], ratio=0.5))
+    with pytest.raises(TypeError, match="compute_reward"):
+        Hindsight.of_env(lrl.make("Pendulum-v1")[0])
+
+
+@pytest.mark.parametrize(
+    "settings, error, words",
+    [
+        ({"reward_fn": None}, TypeError, "callable"),
+        ({"achieved_goal": (2, 2)}, ValueError, "start, stop"),
+        ({"achieved_goal": (0, 1, 2)}, ValueError, "start, stop"),
+        ({"desired_goal": (1, 3)}, ValueError, "differ in size"),
+        ({"ratio": 1.5}, ValueError, "ratio"),
+    ],
+)
+def test_bad_settings(settings, error, words):
+    with pytest.raises(error, match=words):
+        dataclasses.replace(OBS_GOALS, **settings)
+
+
+def test_goals_that_the_level_does_not_see():
+    outside = dataclasses.replace(OBS_GOALS, desired_goal=(3, 4))
+    with pytest.raises(ValueError, match="entries up to 4, but the level sees 3"):
+        lrl.Hierarchy([SACLevel(hindsight=outside)], Spaces())
+    with pytest.raises(ValueError, match="level's input for the goal"):
+        lrl.Hierarchy([SACLevel(hindsight=INPUT_GOALS)], Spaces())
