@@ -48,9 +48,9 @@ def finished(tmp_path_factory):
     seen = types.SimpleNamespace(folder=folder, traces=[])
     draw, chunk, test_metrics = run_module.draw, Trainer.chunk, Trainer.test_metrics
 
-    def drawing(trainer, state, run):
+    def drawing(trainer, state, run, agent):
         seen.trainer, seen.state = trainer, state
-        return draw(trainer, state, run)
+        return draw(trainer, state, run, agent)
 
     def counting(name, method):
         def wrapped(*args):
@@ -120,6 +120,10 @@ def test_the_summary_holds_the_figures_of_the_final_test(finished):
     assert summary["test_episodes"] == SMOKE.final_test_episodes
     assert 0 <= summary["test_success"] <= 1 and -400 < summary["test_return"] < 0
     assert summary["steps_per_second"] > 0 and summary["train_seconds"] > 0
+    assert summary["seeds"] == [0] and summary["pictured"] == 0
+    assert summary["return_of_seeds"] == [summary["test_return"]]
+    assert summary["success_of_seeds"] == [summary["test_success"]]
+    assert summary["return_interval"] is summary["success_interval"] is None
 
 
 def test_chunks_and_interim_tests_compile_once(finished):
