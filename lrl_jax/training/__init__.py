@@ -1,6 +1,6 @@
 """Training: configs and presets, pure train functions, runs with their folders."""
 
-from lrl_jax.training.agents import PlannerAgent
+from lrl_jax.training.agents import DQNAgent, PlannerAgent, SACAgent
 from lrl_jax.training.config import TrainConfig, from_json, load_config, to_json
 from lrl_jax.training.presets import DEFAULT_PRESET, PRESETS
 from lrl_jax.training.run import Summary, load_run, load_trainer, run_training
@@ -9,7 +9,9 @@ from lrl_jax.training.train import Trainer, make_train, take_seed
 __all__ = [
     "DEFAULT_PRESET",
     "PRESETS",
+    "DQNAgent",
     "PlannerAgent",
+    "SACAgent",
     "Summary",
     "TrainConfig",
     "Trainer",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from lrl_jax.training.agents import PlannerAgent
+import dataclasses
+
+from lrl_jax.training.agents import DQNAgent, PlannerAgent, SACAgent
 from lrl_jax.training.config import TrainConfig
+
+MAZE_SAC = SACAgent(update_interval=640, n_updates=256, warm_up_steps=5000, buffer_size=200_000)
 
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "maze2d-medium-planner": (
@@ -13,6 +17,36 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "maze2d-simple-planner": (
         "The same in Maze2D-Simple.",
         TrainConfig(agent=PlannerAgent(), env="Maze2D-Simple-v0"),
+    ),
+    "pendulum-sac": (
+        "Soft actor-critic on Pendulum (a minute or two on a CPU).",
+        TrainConfig(
+            agent=SACAgent(),
+            env="Pendulum-v1",
+            n_env_instances=4,
+            total_steps=20_000,
+            round_ticks=1,
+            test_interval=2000,
+        ),
+    ),
+    "cartpole-dqn": (
+        "Deep Q-learning on CartPole (a minute or two on a CPU).",
+        TrainConfig(
+            agent=DQNAgent(),
+            env="CartPole-v1",
+            n_env_instances=8,
+            total_steps=100_000,
+            round_ticks=4,
+            test_interval=10_000,
+        ),
+    ),
+    "maze2d-medium-sac": (
+        "Flat soft actor-critic in Maze2D-Medium: what a hierarchy has to beat.",
+        TrainConfig(agent=MAZE_SAC, test_interval=20_000),
+    ),
+    "maze2d-medium-sac-her": (
+        "The same with hindsight.",
+        TrainConfig(agent=dataclasses.replace(MAZE_SAC, hindsight_ratio=0.8), test_interval=20_000),
     ),
     "smoke": (
         "A run of seconds that passes through everything and learns nothing.",

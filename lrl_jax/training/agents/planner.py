@@ -1,4 +1,4 @@
-"""Agents of the presets: plain settings that build the levels of a hierarchy."""
+"""A planner with a learned model over held actions."""
 
 from __future__ import annotations
 
@@ -129,6 +129,3 @@ class PlannerAgent:
             switch_random_prob=self.switch_random_prob,
         )
         return [planner, ActionRepeatLevel(self.action_repeat)]
-
-
-Agent = PlannerAgent

@@ -1,0 +1,9 @@
+"""Agents of the presets: plain settings that build the levels of a hierarchy."""
+
+from lrl_jax.training.agents.learners import DQNAgent, SACAgent
+from lrl_jax.training.agents.planner import PlannerAgent
+
+#: All kinds that a config can name.
+Agent = PlannerAgent | SACAgent | DQNAgent
+
+__all__ = ["Agent", "DQNAgent", "PlannerAgent", "SACAgent"]
