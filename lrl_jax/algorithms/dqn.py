@@ -60,7 +60,8 @@ class DQN:
         target_interval: updates from one move of the target network to the next.
         learning_rate: a number or a schedule of environment steps.
         epsilon: probability of a uniformly random action in training, alike.
-        loss: "huber" (delta 1) or "squared" (both are half the square for small errors).
+        loss: "squared", half the square, or "huber", which is linear beyond errors of 1. Where
+            values are far above 1, Huber hardly weighs the rare rows in which they are lost.
         max_grad_norm: gradients are scaled down to this global norm; None for any.
     """
 
@@ -73,7 +74,7 @@ class DQN:
     target_interval: int = 1
     learning_rate: Scheduled = 1e-3
     epsilon: Scheduled = RampSchedule(1.0, 0.05, 10_000)
-    loss: str = "huber"
+    loss: str = "squared"
     max_grad_norm: float | None = None
 
     #: Rows of a piece of trajectory that an update takes.

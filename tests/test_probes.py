@@ -1,0 +1,103 @@
+"""Learners find the values and actions of environments where both are known."""
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from probes import BEST, CASES, Probe, stacked_obs, stacked_params
+
+import lrl_jax as lrl
+from lrl_jax.algorithms import DQN, SAC
+from lrl_jax.algorithms.base import to_unit
+from lrl_jax.collectors import init_carry
+from lrl_jax.levels import DQNLevel, SACLevel
+from lrl_jax.predictors import RampSchedule
+
+GAMMA = 0.8
+N_INSTANCES, N_TICKS = 16, 1000  # one update a tick behind the warm up
+RATE = RampSchedule(3e-3, 1e-4, N_INSTANCES * N_TICKS)
+NETWORKS = {"hidden": (32, 32), "gamma": GAMMA, "tau": 0.05, "learning_rate": RATE}
+REPLAY = {"buffer_size": 16384, "batch_size": 64, "update_interval": 16, "warm_up_steps": 4096}
+
+
+class Learner(NamedTuple):
+    level: Any
+    continuous: bool
+    value: Callable  # (algorithm, state, features [B, X], greedy actions [B, ...]) -> [B]
+    n_ticks: int = N_TICKS
+
+
+def sac_value(algorithm, state, x, action):
+    unit = to_unit(state.action_space, action)
+    return algorithm.q_values(state.critics, x, unit).min(0)
+
+
+def dqn_value(algorithm, state, x, action):
+    return algorithm.q_values(state.params, state.action_space, x).max(-1)
+
+
+LEARNERS = {
+    "SAC": Learner(
+        SACLevel(SAC(temperature=1e-3, learn_temperature=False, **NETWORKS), **REPLAY),
+        True,
+        sac_value,
+    ),
+    "DQN": Learner(DQNLevel(DQN(epsilon=0.5, **NETWORKS), **REPLAY), False, dqn_value),
+}
+
+
+@functools.cache
+def trained(name: str) -> Any:
+    """Values [cases, obs] and greedy actions [cases, obs, ...] after training on all probes."""
+    learner, env = LEARNERS[name], Probe(LEARNERS[name].continuous)
+    hierarchy = lrl.Hierarchy([learner.level], env, env.default_params)
+
+    def train(params, obs, key):
+        carry = init_carry(hierarchy, env, params, key, N_INSTANCES)
+        carry, out = lrl.rollout(hierarchy, env, params, carry, learner.n_ticks, learn=True)
+        level, shared = learner.level, carry.hierarchy.levels[0].learner
+
+        def greedy(obs):
+            memory = level.init_memory(shared)
+            key = jax.random.key(1)
+            return level.act(shared, memory, obs, jnp.zeros(0), key, parent=None, training=False)[0]
+
+        action = jax.vmap(greedy)(obs)
+        x, _ = level.features(shared, obs, jnp.zeros((len(obs), 0)))
+        value = learner.value(level.algorithm, shared.state, x, action)
+        return {"value": value, "action": action, "n_updates": out.metrics["level0/n_updates"]}
+
+    keys = jax.random.split(jax.random.key(0), len(CASES))
+    out = jax.jit(jax.vmap(train))(stacked_params(), stacked_obs(), keys)
+    return types.SimpleNamespace(**jax.device_get(out))
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", LEARNERS)
+def test_values_are_the_true_ones(name, case):
+    true = np.asarray(CASES[case].values(GAMMA))
+    value = trained(name).value[list(CASES).index(case)][: len(true)]
+    assert np.all(np.abs(value - true) <= 0.05 * np.maximum(1.0, np.abs(true))), (value, true)
+
+
+@pytest.mark.parametrize("case", [name for name, case in CASES.items() if case.signs])
+@pytest.mark.parametrize("name", LEARNERS)
+def test_greedy_actions_are_the_best_ones(name, case):
+    signs = np.asarray(CASES[case].signs)
+    action = trained(name).action[list(CASES).index(case)][: len(signs)]
+    if LEARNERS[name].continuous:
+        np.testing.assert_allclose(action[:, 0], BEST * signs, atol=0.1)
+    else:
+        np.testing.assert_array_equal(action, signs > 0)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_updates_are_made_after_the_warm_up_only(name):
+    warm_up = int(REPLAY["warm_up_steps"]) // N_INSTANCES
+    expected = LEARNERS[name].n_ticks - warm_up
+    assert np.all(np.abs(trained(name).n_updates - expected) <= 1)
