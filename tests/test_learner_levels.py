@@ -13,19 +13,40 @@ import pytest
 
 import lrl_jax as lrl
 from lrl_jax import buffers
-from lrl_jax.algorithms import SAC, Features
+from lrl_jax.algorithms import DQN, SAC, TDMPC2, Features
 from lrl_jax.algorithms.base import from_unit, to_unit
 from lrl_jax.hierarchies.checks import mapped_space
-from lrl_jax.levels import ActionRepeatLevel, LearnerLevel, RandomLevel, SACLevel
+from lrl_jax.levels import (
+    ActionRepeatLevel,
+    DQNLevel,
+    LearnerLevel,
+    RandomLevel,
+    SACLevel,
+    TDMPC2Level,
+)
+from lrl_jax.nets.two_hot import TwoHot
+from lrl_jax.planners.mppi import MPPI
 from lrl_jax.spaces import Box, Discrete
 
 OBS = Box((-1, 0, -math.inf), (1, 4, math.inf), (3,))
 INPUT = Box(-2, 2, (2,))
 COMMON = {"buffer_size": 64, "batch_size": 8, "warm_up_steps": 0, "update_interval": 2}
 
+TINY_TDMPC2 = TDMPC2(
+    latent_dim=8,
+    group_size=4,
+    hidden=(16,),
+    encoder_hidden=(16,),
+    n_critics=2,
+    two_hot=TwoHot(num_bins=11),
+    planner=MPPI(num_samples=8, num_policy_samples=2, num_elites=3, n_iterations=2, horizon=2),
+)
+
 # name -> (level, algorithm, action space)
 LEARNERS: dict[str, tuple[type[LearnerLevel], Any, Any]] = {
     "sac": (SACLevel, SAC(hidden=(16,)), Box((-1, 0), (1, 3), (2,))),
+    "dqn": (DQNLevel, DQN(hidden=(16,), epsilon=0.5), Discrete(4)),
+    "tdmpc2": (TDMPC2Level, TINY_TDMPC2, Box((-1, 0), (1, 3), (2,))),
 }
 NAMES = sorted(LEARNERS)
 

@@ -1,8 +1,20 @@
 """Learning algorithms as pure functions, without a place in a hierarchy."""
 
-from lrl_jax.algorithms.base import Batch, Features
+from lrl_jax.algorithms.base import Batch, Features, Scale
 from lrl_jax.algorithms.dqn import DQN, DQNState
 from lrl_jax.algorithms.hindsight import Hindsight
 from lrl_jax.algorithms.sac import SAC, SACState
+from lrl_jax.algorithms.tdmpc2 import TDMPC2, TDMPC2State
 
-__all__ = ["DQN", "SAC", "Batch", "DQNState", "Features", "Hindsight", "SACState"]
+__all__ = [
+    "DQN",
+    "SAC",
+    "TDMPC2",
+    "Batch",
+    "DQNState",
+    "Features",
+    "Hindsight",
+    "SACState",
+    "Scale",
+    "TDMPC2State",
+]

@@ -79,6 +79,27 @@ class Features:
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
 
 
+@struct.dataclass
+class Scale:
+    """Scales vectors by their bounds, as leaves: they go where a learner goes.
+
+    Attributes:
+        centre, half: float32 [X]; 0 and 1 where a bound is infinite.
+    """
+
+    centre: jax.Array
+    half: jax.Array
+
+    @classmethod
+    def of(cls, space: Box) -> Scale:
+        """Scale finite bounds to [-1, 1]."""
+        return cls(*(jnp.asarray(x) for x in _scale(space)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Scale [..., X]."""
+        return (x.astype(jnp.float32) - self.centre) / self.half
+
+
 def _scaled(space: Space, value: jax.Array, batch: tuple[int, ...]) -> jax.Array:
     if isinstance(space, Discrete):
         return jax.nn.one_hot(value, space.n, dtype=jnp.float32)

@@ -182,6 +182,8 @@ def level_specs(
         for name, least in (("control_interval", 1), ("chunk_size", 0)):
             if getattr(level, name) is not None:
                 whole_number(f"{name} {of}", getattr(level, name), least)
+        if level.uses_parent_obs and i == 0:
+            raise ValueError(f"level 0 ({type(level).__name__}) needs a level above it.")
         level.check(level_spec)
         specs.append(level_spec)
     return specs

@@ -17,7 +17,7 @@ from lrl_jax.devices import resolve_device
 from lrl_jax.hierarchies import checkpoint, checks, stepping
 from lrl_jax.hierarchies.env_spec import env_spec
 from lrl_jax.hierarchies.state import Counter, HierarchyState, LevelState
-from lrl_jax.levels.base import as_level
+from lrl_jax.levels.base import Control, as_level
 from lrl_jax.levels.basic import RandomLevel
 from lrl_jax.randomness import Stream
 
@@ -223,6 +223,9 @@ class Hierarchy:
             n_steps_in_control=jnp.zeros(n, jnp.int32),
             seam=jnp.ones(n, bool),
             new_rows=jnp.zeros((), jnp.int32),
+            parent_obs=jnp.zeros((n, *spec.parent.obs_shape), self.env_spec.obs_space.dtype)
+            if level.uses_parent_obs
+            else None,
         )
         if not level.buffer_size or not with_buffer:
             return state
@@ -246,6 +249,11 @@ class Hierarchy:
             elapsed_env_steps=scalar((), jnp.int32),
             n_steps_in_control=scalar((), jnp.int32),
         )
+        if state.parent_obs is not None:
+            above = scalar(state.parent_obs.shape[1:], state.parent_obs.dtype)
+            row = row.replace(
+                control=Control(scalar((), jnp.int32), above, above), parent_obs_next=above
+            )
         memory = jax.tree.map(lambda x: scalar(x.shape[1:], x.dtype), state.memory)
         return jax.eval_shape(functools.partial(stepping.stored_fields, level), memory, row)
 

@@ -55,6 +55,8 @@ class LevelState:
         n_steps_in_control: rows since control came from above, int32 [n].
         seam: the next stored row does not continue the last one stored, bool [n].
         new_rows: rows not yet paid for by updates, int32 [].
+        parent_obs: the latest decision's observation as the level above sees it, [n, *its
+            obs_shape], for levels with `uses_parent_obs`; else None.
     """
 
     learner: Any
@@ -67,6 +69,7 @@ class LevelState:
     n_steps_in_control: jax.Array
     seam: jax.Array
     new_rows: jax.Array
+    parent_obs: jax.Array | None = None
 
 
 @struct.dataclass

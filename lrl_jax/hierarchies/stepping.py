@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from lrl_jax import buffers
 from lrl_jax.hierarchies.gating import masked_act, max_over_batch, select
 from lrl_jax.hierarchies.state import HierarchyState, LevelState
-from lrl_jax.levels.base import Level, Row
+from lrl_jax.levels.base import Control, Level, Row
 
 LEARN = 128  # salts from here on are for updates, those below for decisions
 
@@ -26,11 +26,22 @@ class BatchAct:
         self.prepare = None
         if level.prepare is not None:
             cheap = functools.partial(level.prepare, parent=parent, training=training)
-            self.prepare = lambda *args: jax.vmap(functools.partial(cheap, learner))(*args)
+            self.prepare = functools.partial(_over_instances, cheap, learner)
 
-    def __call__(self, memory, obs, level_input, key):
+    def __call__(self, memory, obs, level_input, key, *control):
         """Decisions of a batch: leaves [B, ...] to (actions, memory)."""
-        return jax.vmap(functools.partial(self._call, self._learner))(memory, obs, level_input, key)
+        return _over_instances(self._call, self._learner, memory, obs, level_input, key, *control)
+
+
+def _over_instances(act, learner, memory, obs, level_input, key, control=None):
+    """Map over instances; `control` is passed on where there is one."""
+
+    def one(memory, obs, level_input, key, *control):
+        more = {"control": control[0]} if control else {}
+        return act(learner, memory, obs, level_input, key, **more)
+
+    more = () if control is None else (control,)
+    return jax.vmap(one)(memory, obs, level_input, key, *more)
 
 
 def no_input(n: int) -> jax.Array:
@@ -55,6 +66,12 @@ def get_action(levels, maps, training, state, obs, mask) -> tuple[HierarchyState
         level_input = new_levels[-1].action if i else no_input(n)
         act_all = BatchAct(level, level_state.learner, parent_learner(state, i), training)
         args = (mapped, level_input, state.stream.instance_keys(n, salt=i))
+        if level.uses_parent_obs:
+            seen = maps[i - 1](obs).astype(level_state.parent_obs.dtype)
+            level_state = level_state.replace(
+                parent_obs=select(decides, seen, level_state.parent_obs)
+            )
+            args += (_control(level_state, new_levels[-1]),)
         ticks = math.prod(below.control_interval or 1 for below in levels[i + 1 :])
         action, memory = masked_act(
             level, act_all, decides, level_state.action, level_state.memory, args, ticks
@@ -74,20 +91,35 @@ def get_action(levels, maps, training, state, obs, mask) -> tuple[HierarchyState
     return state, new_levels[-1].action
 
 
-def make_row(levels, state: HierarchyState, i: int, obs_next, terminated, truncated) -> Row:
-    """The transition that level i would close now; leaves [n, ...]."""
+def _control(level_state: LevelState, above: LevelState) -> Control:
+    """Where the instances of a level are in their stretch of control."""
+    return Control(
+        n_steps=level_state.n_steps_in_control,
+        start_obs=above.obs,
+        parent_obs=level_state.parent_obs,
+    )
+
+
+def make_row(levels, maps, state: HierarchyState, i: int, obs_next, terminated, truncated) -> Row:
+    """The transition that level i would close now; leaves [n, ...]. `obs_next` is not mapped."""
     level_state = state.levels[i]
     n = state.n_env_instances
-    return Row(
+    row = Row(
         obs=level_state.obs,
         level_input=state.levels[i - 1].action if i else no_input(n),
         act=level_state.action,
         rew=level_state.cum_reward,
-        obs_next=obs_next,
+        obs_next=maps[i](obs_next).astype(level_state.obs.dtype),
         terminated=terminated,
         truncated=truncated,
         elapsed_env_steps=level_state.elapsed_env_steps,
         n_steps_in_control=level_state.n_steps_in_control + 1,
+    )
+    if not levels[i].uses_parent_obs:
+        return row
+    return row.replace(
+        control=_control(level_state, state.levels[i - 1]),
+        parent_obs_next=maps[i - 1](obs_next).astype(level_state.parent_obs.dtype),
     )
 
 
@@ -128,8 +160,7 @@ def process_transition(
     new_levels = list(state.levels)
     for i in reversed(range(len(levels))):
         closes = active == i if mask is None else (active == i) & mask
-        mapped = maps[i](obs_next).astype(state.levels[i].obs.dtype)
-        row = make_row(levels, state, i, mapped, terminated, truncated)
+        row = make_row(levels, maps, state, i, obs_next, terminated, truncated)
         new_levels[i], hand_back = _close_rows(
             levels[i], state.levels[i], row, closes, done, training
         )

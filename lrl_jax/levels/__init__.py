@@ -11,6 +11,7 @@ from lrl_jax.levels.dqn_level import DQNLevel
 from lrl_jax.levels.learner_level import LearnerLevel
 from lrl_jax.levels.planner_level import PlannerLevel
 from lrl_jax.levels.sac_level import SACLevel
+from lrl_jax.levels.tdmpc2_level import TDMPC2Level
 
 __all__ = [
     "ActionRepeatLevel",
@@ -24,4 +25,5 @@ __all__ = [
     "RandomLevel",
     "Row",
     "SACLevel",
+    "TDMPC2Level",
 ]

@@ -51,6 +51,18 @@ class LevelSpec:
 
 
 @struct.dataclass
+class Control:
+    """Where an instance is in its stretch of control, for levels with `uses_parent_obs`.
+
+    Shapes are those of one instance.
+    """
+
+    n_steps: jax.Array  # [] int32, rows of this stretch so far
+    start_obs: jax.Array  # [*parent's obs shape] what the level above decided the input on
+    parent_obs: jax.Array  # [*parent's obs shape] what it would see now
+
+
+@struct.dataclass
 class Row:
     """A semi-MDP transition: what a level sees between two of its decisions.
 
@@ -67,6 +79,8 @@ class Row:
     truncated: jax.Array  # [] bool
     elapsed_env_steps: jax.Array  # [] int32
     n_steps_in_control: jax.Array  # [] int32, rows of this stretch of control, this one included
+    control: Any = None  # Control at the decision, for levels with `uses_parent_obs`
+    parent_obs_next: Any = None  # [*parent's obs shape] what the level above sees now, for those
     extra: dict[str, jax.Array] = struct.field(default_factory=dict)
 
     def __getitem__(self, name: str) -> jax.Array:
@@ -83,7 +97,8 @@ def as_rows(fields: dict[str, jax.Array]) -> Row:
 
     Fields of the level's own go to `extra`; `n_steps_in_control` is 0 unless it is one of them.
     """
-    core = {f.name for f in dataclasses.fields(Row)} - {"extra", "n_steps_in_control"}
+    apart = {"extra", "n_steps_in_control", "control", "parent_obs_next"}
+    core = {f.name for f in dataclasses.fields(Row)} - apart
     in_control = fields.get("n_steps_in_control", jnp.zeros_like(fields["elapsed_env_steps"]))
     return Row(
         **{name: fields[name] for name in core},
@@ -107,6 +122,8 @@ class Level:
         chunk_size: how the hierarchy spares inactive instances the work of `act`. 0: cheap,
             computed for all and selected; None: skipped while no instance is active; a number:
             active instances are gathered and processed that many at a time.
+        uses_parent_obs: whether `act` gets `control=Control(...)` and rows hold `control` and
+            `parent_obs_next`: observations as the level above sees them, whose maps may differ.
     """
 
     buffer_size: int = 0
@@ -114,6 +131,7 @@ class Level:
     n_updates: int = 0
     control_interval: int | None = None
     chunk_size: int | None = None
+    uses_parent_obs: bool = False
 
     #: A costly level may define `prepare`, with the arguments of `act`, which returns (action,
     #: memory, needs_act): the cheap part of a decision, run for all instances that decide. Only
@@ -140,7 +158,10 @@ class Level:
         return learner
 
     def act(self, learner, memory, obs, level_input, key, *, parent, training) -> Any:
-        """Decide. Returns (action, memory); consumes `key`. `training` is a Python bool."""
+        """Decide. Returns (action, memory); consumes `key`. `training` is a Python bool.
+
+        Levels with `uses_parent_obs` also get the keyword `control`.
+        """
         raise TypeError(f"{type(self).__name__} does not define act.")
 
     def after_transition(self, learner, memory, row: Row):

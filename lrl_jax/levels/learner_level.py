@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lrl_jax import buffers
-from lrl_jax.algorithms import Batch, Features, Hindsight
+from lrl_jax.algorithms import Batch, Features, Hindsight, Scale
 from lrl_jax.levels.base import Level, LevelSpec, Row, as_rows
 from lrl_jax.planners.common import check_float, check_int
 from lrl_jax.spaces import Box, Discrete, Space
@@ -25,14 +25,16 @@ class AlgorithmLearner:
         state: of the algorithm.
         n_total_env_steps: float32 [].
         warm_up_steps: float32 [].
-        observation, condition: how they become features (static).
+        observation: how observations become features. The bounds are those of the environment that
+            the learner began in, also after it has been moved to another.
+        condition: how level inputs become features (static).
         action_space: what the level decides (static).
     """
 
     state: Any
     n_total_env_steps: jax.Array
     warm_up_steps: jax.Array
-    observation: Features = struct.field(pytree_node=False)
+    observation: Scale
     condition: Features = struct.field(pytree_node=False)
     action_space: Space = struct.field(pytree_node=False)
 
@@ -112,13 +114,14 @@ class LearnerLevel(Level):
         """Create the algorithm's state for this place; consumes `key`."""
         self.check(spec)
         space = self.level_input_space
-        observation = Features((spec.obs_box,))
         condition = Features(() if space is None else (space,))
         return AlgorithmLearner(
-            state=self.algorithm.init(key, observation.dim, condition.dim, spec.action_space),
+            state=self.algorithm.init(
+                key, math.prod(spec.obs_shape), condition.dim, spec.action_space
+            ),
             n_total_env_steps=jnp.zeros((), jnp.float32),
             warm_up_steps=jnp.array(self.warm_up_steps, jnp.float32),
-            observation=observation,
+            observation=Scale.of(spec.obs_box),
             condition=condition,
             action_space=spec.action_space,
         )
@@ -140,8 +143,7 @@ class LearnerLevel(Level):
         """Features [..., X] and [..., C] of observations [..., *obs_shape] and level inputs."""
         batch = obs.shape[:-1]
         inputs = (level_input,) if learner.condition.spaces else ()
-        x = learner.observation(obs, batch_shape=batch)
-        return x, learner.condition(*inputs, batch_shape=batch)
+        return learner.observation(obs), learner.condition(*inputs, batch_shape=batch)
 
     def act(self, learner, memory, obs, level_input, key, *, parent, training):
         del parent

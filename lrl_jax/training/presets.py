@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from lrl_jax.training.agents import DQNAgent, PlannerAgent, SACAgent
+from lrl_jax.training.agents import DQNAgent, PlannerAgent, SACAgent, TDMPC2Agent
 from lrl_jax.training.config import TrainConfig
 
 MAZE_SAC = SACAgent(update_interval=640, n_updates=256, warm_up_steps=5000, buffer_size=200_000)
@@ -22,6 +22,17 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         "Soft actor-critic on Pendulum (a minute or two on a CPU).",
         TrainConfig(
             agent=SACAgent(),
+            env="Pendulum-v1",
+            n_env_instances=4,
+            total_steps=20_000,
+            round_ticks=1,
+            test_interval=2000,
+        ),
+    ),
+    "pendulum-tdmpc2": (
+        "TD-MPC2 with small networks on Pendulum (minutes on a CPU).",
+        TrainConfig(
+            agent=TDMPC2Agent(),
             env="Pendulum-v1",
             n_env_instances=4,
             total_steps=20_000,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from lrl_jax.algorithms import DQN, SAC, Hindsight
-from lrl_jax.levels import DQNLevel, SACLevel
+from lrl_jax.algorithms import DQN, SAC, TDMPC2, Hindsight
+from lrl_jax.levels import DQNLevel, SACLevel, TDMPC2Level
 from lrl_jax.predictors import PiecewiseLinearSchedule, RampSchedule
 
 
@@ -111,6 +111,44 @@ class DQNAgent:
             epsilon=RampSchedule(self.epsilon_start, self.epsilon_end, self.epsilon_steps),
         )
         return [DQNLevel(algorithm, **_experience(self))]
+
+
+@dataclasses.dataclass(frozen=True)
+class TDMPC2Agent:
+    """TD-MPC2 on the environment's own actions.
+
+    Attributes:
+        small: the small networks and few candidates that a CPU can do; else the paper's.
+        gamma: discount.
+        learning_rate: of model and policy.
+        batch_size: pieces of trajectories of an update.
+        update_interval, n_updates: updates for so many new rows.
+        warm_up_steps: environment steps with random actions and without updates.
+        buffer_size: rows of the replay.
+        hindsight_ratio: fraction of pieces that hindsight relabels; 0 for none. Needs a goal-based
+            environment.
+    """
+
+    small: bool = True
+    gamma: float = 0.99
+    learning_rate: float = 3e-4
+    batch_size: int = 256
+    update_interval: int = 1
+    n_updates: int = 1
+    warm_up_steps: int = 1000
+    buffer_size: int = 100_000
+    hindsight_ratio: float = 0.0
+
+    def levels(self, env: Any, total_steps: int) -> list[Any]:
+        """The level for `env`."""
+        del total_steps
+        build = TDMPC2.small if self.small else TDMPC2
+        algorithm = build(
+            gamma=self.gamma,
+            learning_rate=self.learning_rate,
+            policy_learning_rate=self.learning_rate,
+        )
+        return [TDMPC2Level(algorithm, **_experience(self), hindsight=_hindsight(self, env))]
 
 
 def _experience(agent: Any) -> dict[str, Any]:
