@@ -47,7 +47,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
             env="CartPole-v1",
             n_env_instances=8,
             total_steps=100_000,
-            round_ticks=4,
+            round_ticks=8,
             test_interval=10_000,
         ),
     ),

@@ -7,7 +7,7 @@ from typing import Any
 
 from lrl_jax.algorithms import DQN, SAC, TDMPC2, Hindsight
 from lrl_jax.levels import DQNLevel, SACLevel, TDMPC2Level
-from lrl_jax.predictors import PiecewiseLinearSchedule, RampSchedule
+from lrl_jax.predictors import PiecewiseLogLinearSchedule, RampSchedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,8 @@ class DQNAgent:
         hidden: layers of the network.
         double, dueling: see `lrl_jax.algorithms.DQN`.
         gamma, tau, target_interval: discount, and how the target network follows.
-        learning_rate, final_learning_rate: linear over the run from the first to the last.
+        learning_rate, final_learning_rate: constant over the first 30% of the run, then log-linear
+            to the last. The decay settles the policy, which else falls back now and then.
         epsilon_start, epsilon_end, epsilon_steps: of random actions, linear over so many steps.
         batch_size: rows of an update.
         update_interval, n_updates: updates for so many new rows.
@@ -74,19 +75,19 @@ class DQNAgent:
         buffer_size: rows of the replay.
     """
 
-    hidden: tuple[int, ...] = (128, 128)
+    hidden: tuple[int, ...] = (64, 64)
     double: bool = True
     dueling: bool = False
     gamma: float = 0.99
-    tau: float = 0.005
+    tau: float = 0.01
     target_interval: int = 1
     learning_rate: float = 1e-3
-    final_learning_rate: float = 1e-4
+    final_learning_rate: float = 1e-5
     epsilon_start: float = 1.0
-    epsilon_end: float = 0.05
+    epsilon_end: float = 0.02
     epsilon_steps: int = 10_000
-    batch_size: int = 128
-    update_interval: int = 4
+    batch_size: int = 256
+    update_interval: int = 1
     n_updates: int = 1
     warm_up_steps: int = 1000
     buffer_size: int = 100_000
@@ -97,8 +98,9 @@ class DQNAgent:
     def levels(self, env: Any, total_steps: int) -> list[Any]:
         """The level, for a run of `total_steps` environment steps."""
         del env
-        rate = PiecewiseLinearSchedule(
-            (0.0, float(total_steps)), (self.learning_rate, self.final_learning_rate)
+        rate = PiecewiseLogLinearSchedule(
+            (0.0, 0.3 * total_steps, float(total_steps)),
+            (self.learning_rate, self.learning_rate, self.final_learning_rate),
         )
         algorithm = DQN(
             hidden=self.hidden,
