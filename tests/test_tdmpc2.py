@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lrl_jax.algorithms.base import Batch
-from lrl_jax.algorithms.tdmpc2 import TDMPC2, row_means, update_scale
+from lrl_jax.algorithms.masked import row_means, update_scale
+from lrl_jax.algorithms.tdmpc2 import TDMPC2
 from lrl_jax.nets.normed_mlp import dropout_factors, mish
 from lrl_jax.nets.simnorm import simnorm
 from lrl_jax.nets.tdmpc2 import pick_heads, two_of

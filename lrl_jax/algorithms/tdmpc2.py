@@ -19,6 +19,7 @@ from lrl_jax.algorithms.base import (
     to_unit,
 )
 from lrl_jax.algorithms.latent_planning import LatentPlanner
+from lrl_jax.algorithms.masked import row_means, update_scale
 from lrl_jax.nets.normed_mlp import dropout_factors
 from lrl_jax.nets.tdmpc2 import Params, pick_heads
 from lrl_jax.planners.common import check_float
@@ -360,6 +361,7 @@ class TDMPC2(LatentPlanner):
         model = _without_policy(state.params)
         (loss, (latents, metrics)), grads = jax.value_and_grad(model_loss, has_aux=True)(model)
         metrics |= {"model_loss": loss, "grad_norm": optax.global_norm(grads)}
+        steps: Any
         steps, model_opt = self._model_optimizer.update(grads, state.model_opt)
         rates = dict.fromkeys(model, state.settings["learning_rate"])
         rates["encoder"] = rates["encoder"] * state.settings["encoder_rate_factor"]
@@ -392,36 +394,6 @@ class TDMPC2(LatentPlanner):
             scale=scale,
         )
         return state, metrics | more
-
-
-def row_means(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Means [T] of x [T, B] over rows that count; 0 where none does."""
-    return jnp.where(mask, x, 0.0).sum(1) / jnp.maximum(mask.sum(1), 1)
-
-
-def update_scale(scale: jax.Array, values: jax.Array, mask: jax.Array, tau: jax.Array) -> jax.Array:
-    """Move S toward the spread of values, from their 5th to their 95th percentile, at least 1.
-
-    Args:
-        scale: S, [].
-        values, mask: [B]; values that do not count are left out. S stays where none counts.
-        tau: rate of the move, [].
-
-    Returns:
-        [] float32.
-    """
-    n = mask.sum()
-    ordered = jnp.sort(jnp.where(mask, values, jnp.inf))
-
-    def percentile(q):
-        place = q * jnp.maximum(n - 1, 0)
-        below = jnp.floor(place).astype(jnp.int32)
-        share = place - below
-        above = jnp.minimum(below + 1, jnp.maximum(n - 1, 0))
-        return ordered[below] + share * (ordered[above] - ordered[below])
-
-    spread = jnp.maximum(percentile(0.95) - percentile(0.05), 1.0)
-    return jnp.where(n > 0, scale + tau * (spread - scale), scale)
 
 
 def _without_policy(params: Params) -> Params:

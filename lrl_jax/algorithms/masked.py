@@ -1,0 +1,36 @@
+"""Statistics over the rows of a batch that count."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def row_means(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Means [T] of x [T, B] over rows that count; 0 where none does."""
+    return jnp.where(mask, x, 0.0).sum(1) / jnp.maximum(mask.sum(1), 1)
+
+
+def update_scale(scale: jax.Array, values: jax.Array, mask: jax.Array, tau: jax.Array) -> jax.Array:
+    """Move S toward the spread of values, from their 5th to their 95th percentile, at least 1.
+
+    Args:
+        scale: S, [].
+        values, mask: [B]; values that do not count are left out. S stays where none counts.
+        tau: rate of the move, [].
+
+    Returns:
+        [] float32.
+    """
+    n = mask.sum()
+    ordered = jnp.sort(jnp.where(mask, values, jnp.inf))
+
+    def percentile(q):
+        place = q * jnp.maximum(n - 1, 0)
+        below = jnp.floor(place).astype(jnp.int32)
+        share = place - below
+        above = jnp.minimum(below + 1, jnp.maximum(n - 1, 0))
+        return ordered[below] + share * (ordered[above] - ordered[below])
+
+    spread = jnp.maximum(percentile(0.95) - percentile(0.05), 1.0)
+    return jnp.where(n > 0, scale + tau * (spread - scale), scale)
