@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -170,3 +171,33 @@ def from_any(space: Any) -> Space:
     raise TypeError(
         f"{kind} spaces are not supported: actions may be Box or Discrete, observations Box."
     )
+
+
+def mapped_space(map_obs: Callable | None, dim: int, space: Box) -> Box:
+    """Bounds of what a map returns, flat: known where it only picks entries, else infinite.
+
+    Args:
+        map_obs: of one instance's observation; None is the identity.
+        dim: entries it returns.
+        space: of the environment's observations.
+    """
+    if map_obs is None:
+        return Box(space.low, space.high, (dim,), space.dtype)
+    unknown = Box(-math.inf, math.inf, (dim,), space.dtype)
+    source = []
+    # A map that picks entries finds them by any marks put on them.
+    for marks in (np.arange(space.dim) + 0.5, -7.0 - np.arange(space.dim)):
+        try:
+            with jax.ensure_compile_time_eval():  # also while something is being traced
+                obs = jnp.asarray(marks.reshape(space.shape), space.dtype)
+                out = np.asarray(map_obs(obs), np.float64).reshape(-1)
+        except Exception:  # a map may only work on the observations it was made for
+            return unknown
+        hits = out[:, None] == marks
+        if not hits.any(1).all():
+            return unknown
+        source.append(hits.argmax(1))
+    if not np.array_equal(*source):
+        return unknown
+    low, high = (np.asarray(bound)[source[0]] for bound in (space.low, space.high))
+    return Box(low, high, (dim,), space.dtype)

@@ -15,7 +15,6 @@ import lrl_jax as lrl
 from lrl_jax import buffers
 from lrl_jax.algorithms import DQN, SAC, TDMPC2, Features
 from lrl_jax.algorithms.base import from_unit, to_unit
-from lrl_jax.hierarchies.checks import mapped_space
 from lrl_jax.levels import (
     ActionRepeatLevel,
     DQNLevel,
@@ -26,7 +25,7 @@ from lrl_jax.levels import (
 )
 from lrl_jax.nets.two_hot import TwoHot
 from lrl_jax.planners.mppi import MPPI
-from lrl_jax.spaces import Box, Discrete
+from lrl_jax.spaces import Box, Discrete, mapped_space
 
 OBS = Box((-1, 0, -math.inf), (1, 4, math.inf), (3,))
 INPUT = Box(-2, 2, (2,))

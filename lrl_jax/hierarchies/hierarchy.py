@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from lrl_jax.hierarchies.state import Counter, HierarchyState, LevelState
 from lrl_jax.levels.base import Control, as_level
 from lrl_jax.levels.basic import RandomLevel
 from lrl_jax.randomness import Stream
+from lrl_jax.spaces import mapped_space
 
 _COPY_STREAM = 0x636F7079  # sets the random stream of a copy apart from the original's
 
@@ -94,7 +96,7 @@ class Hierarchy:
             self.env_spec,
         )
         self._obs_spaces = [
-            checks.mapped_space(f, shape[0], self.env_spec.obs_space)
+            mapped_space(f, shape[0], self.env_spec.obs_space)
             for f, shape in zip(self.env_obs_maps, shapes, strict=True)
         ]
         self.specs = self._specs(1)
@@ -193,12 +195,14 @@ class Hierarchy:
     def _make_state(self, key: jax.Array, n: int, with_buffers: bool = True) -> HierarchyState:
         specs = self._specs(n)
         key, *keys = jax.random.split(key, self.n_levels + 1)
-        states = tuple(
-            self._make_level_state(i, keys[i], specs[i], n, with_buffers)
-            for i in range(self.n_levels)
-        )
+        states: list[LevelState] = []
+        for i, (spec, level_key) in enumerate(zip(specs, keys, strict=True)):
+            if i:
+                latent = self.levels[i - 1].latent_space(states[-1].learner)
+                spec = dataclasses.replace(spec, parent_latent=latent)
+            states.append(self._make_level_state(i, level_key, spec, n, with_buffers))
         return HierarchyState(
-            levels=states,
+            levels=tuple(states),
             active_level=jnp.zeros(n, jnp.int32),
             n_total_env_steps=Counter.zero(),
             stream=Stream.create(key),

@@ -7,16 +7,20 @@ from lrl_jax.levels.basic import (
     ConstantLevel,
     RandomLevel,
 )
+from lrl_jax.levels.dads_level import DADSLevel
 from lrl_jax.levels.dqn_level import DQNLevel
 from lrl_jax.levels.learner_level import LearnerLevel
 from lrl_jax.levels.planner_level import PlannerLevel
 from lrl_jax.levels.sac_level import SACLevel
+from lrl_jax.levels.skill_level import SkillLevel
+from lrl_jax.levels.splates_level import SPlaTESLevel
 from lrl_jax.levels.tdmpc2_level import TDMPC2Level
 
 __all__ = [
     "ActionRepeatLevel",
     "ActionSequenceLevel",
     "ConstantLevel",
+    "DADSLevel",
     "DQNLevel",
     "LearnerLevel",
     "Level",
@@ -25,5 +29,7 @@ __all__ = [
     "RandomLevel",
     "Row",
     "SACLevel",
+    "SPlaTESLevel",
+    "SkillLevel",
     "TDMPC2Level",
 ]

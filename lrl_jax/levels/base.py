@@ -32,6 +32,8 @@ class LevelSpec:
             decides for itself when to hand back.
         obs_space: bounds of the mapped observation, infinite where they are not known; None for
             infinite bounds.
+        parent_latent: space of the latent states that the level above plans in; None if it does
+            not. Known to `init_learner` only.
     """
 
     index: int
@@ -42,6 +44,7 @@ class LevelSpec:
     n_env_instances: int = 1
     decision_env_steps: int | None = 1
     obs_space: Box | None = None
+    parent_latent: Box | None = None
 
     @property
     def obs_box(self) -> Box:
@@ -148,6 +151,10 @@ class Level:
     def init_learner(self, key: jax.Array, spec: LevelSpec) -> Any:
         """Create what is shared over instances; may consume `key`."""
         return ()
+
+    def latent_space(self, learner: Any) -> Box | None:
+        """Space of the latent states that the level plans in; None if it does not."""
+        return None
 
     def init_memory(self, learner: Any) -> Any:
         """Create what one instance remembers within an episode."""

@@ -16,6 +16,9 @@ from lrl_jax.levels.base import Level, LevelSpec, Row, as_rows
 from lrl_jax.planners.common import check_float, check_int
 from lrl_jax.spaces import Box, Discrete, Space
 
+# Candidates that fill the matrix products of two cores.
+CANDIDATES_PER_CHUNK = 1024
+
 
 @struct.dataclass
 class AlgorithmLearner:
@@ -62,6 +65,8 @@ class LearnerLevel(Level):
         hindsight: relabels sampled rows; None for none.
         control_interval: rows after which control goes back to the level above; None: never.
         level_input_space: what a level above sends, which conditions the networks. None: no input.
+        chunk_size: instances that a costly algorithm decides for at a time. None: all, where it is
+            cheap; where it plans, the least number that has 1,024 candidates together.
     """
 
     algorithm: Any
@@ -73,6 +78,7 @@ class LearnerLevel(Level):
     hindsight: Hindsight | None = None
     control_interval: int | None = None
     level_input_space: Space | None = None
+    chunk_size: int | None = None
 
     def __post_init__(self):
         for name, least in (
@@ -86,6 +92,10 @@ class LearnerLevel(Level):
         if self.control_interval is not None:
             interval = check_int("control_interval", self.control_interval, 1)
             object.__setattr__(self, "control_interval", interval)
+        planner = getattr(self.algorithm, "planner", None)
+        if self.chunk_size is None and planner is not None:
+            size = math.ceil(CANDIDATES_PER_CHUNK / planner.num_samples)
+            object.__setattr__(self, "chunk_size", size)
         space = self.level_input_space
         if space is not None and not isinstance(space, Box | Discrete):
             raise TypeError(f"level_input_space is no Box or Discrete: {space!r}.")
@@ -117,7 +127,7 @@ class LearnerLevel(Level):
         condition = Features(() if space is None else (space,))
         return AlgorithmLearner(
             state=self.algorithm.init(
-                key, math.prod(spec.obs_shape), condition.dim, spec.action_space
+                key, math.prod(spec.obs_shape), self.condition_dim(spec), spec.action_space
             ),
             n_total_env_steps=jnp.zeros((), jnp.float32),
             warm_up_steps=jnp.array(self.warm_up_steps, jnp.float32),
@@ -125,6 +135,11 @@ class LearnerLevel(Level):
             condition=condition,
             action_space=spec.action_space,
         )
+
+    def condition_dim(self, spec: LevelSpec) -> int:
+        """Size of what the networks see beside the observation."""
+        space = self.level_input_space
+        return 0 if space is None else space.dim
 
     def init_memory(self, learner: AlgorithmLearner) -> Any:
         """Memory of the algorithm at the start of an episode."""
@@ -145,15 +160,37 @@ class LearnerLevel(Level):
         inputs = (level_input,) if learner.condition.spaces else ()
         return learner.observation(obs), learner.condition(*inputs, batch_shape=batch)
 
-    def act(self, learner, memory, obs, level_input, key, *, parent, training):
-        del parent
-        x, c = self.features(learner, obs, level_input)
-        action, memory = self.algorithm.act(learner.state, memory, x, c, key, training)
+    def prepare(
+        self, learner, memory, obs, level_input, key, *, parent, training, control=None
+    ) -> tuple[jax.Array, Any, jax.Array]:
+        """Draw a random action during the warm up; a costly `act` is needed only after it.
+
+        Returns:
+            The action, the memory, and whether `act` is needed, bool [].
+        """
+        del obs, level_input, parent, control
+        space = learner.action_space
+        if not training or not self.warm_up_steps:
+            return jnp.zeros(space.shape, space.dtype), memory, jnp.ones((), bool)
+        return self._random_action(learner, key), memory, learner.is_warm
+
+    def act(self, learner, memory, obs, level_input, key, *, parent, training, control=None):
+        action, memory = self.decide(
+            learner, memory, obs, level_input, key, parent, training, control
+        )
         if training and self.warm_up_steps:
-            # The algorithm draws from `key` itself: fold in what none of its splits reaches.
-            drawn = learner.action_space.sample(jax.random.fold_in(key, 0x5EED))
-            action = jnp.where(learner.is_warm, action, drawn)
+            action = jnp.where(learner.is_warm, action, self._random_action(learner, key))
         return action, memory
+
+    def decide(self, learner, memory, obs, level_input, key, parent, training, control):
+        """Decide as the algorithm does; consumes `key`. Returns (action, memory)."""
+        del parent, control
+        x, c = self.features(learner, obs, level_input)
+        return self.algorithm.act(learner.state, memory, x, c, key, training)
+
+    def _random_action(self, learner: AlgorithmLearner, key: jax.Array) -> jax.Array:
+        # The algorithm draws from `key` itself: fold in what none of its splits reaches.
+        return learner.action_space.sample(jax.random.fold_in(key, 0x5EED))
 
     def after_transition(self, learner, memory, row: Row):
         memory, hand_back = super().after_transition(learner, memory, row)
@@ -199,17 +236,40 @@ class LearnerLevel(Level):
     ) -> Batch:
         """A batch for the algorithm, with rewards as `reward` has them; consumes `key`."""
         fields, mask = self.sample_rows(buffer, key)
-        flat = jax.tree.map(lambda x: x.reshape(mask.size, *x.shape[mask.ndim :]), fields)
-        rew = self.reward(learner, parent, as_rows(flat)).reshape(mask.shape)
+        rew = self.reward(learner, parent, flat_rows(fields, mask))
+        return self.make_batch(learner, parent, fields, mask, rew)
+
+    def make_batch(
+        self,
+        learner: AlgorithmLearner,
+        parent: Any,
+        fields: dict[str, Any],
+        mask: jax.Array,
+        rew: jax.Array,
+    ) -> Batch:
+        """Features of sampled rows.
+
+        Args:
+            learner, parent: of this level and the one above.
+            fields: of the rows, with the leading axes of `mask`.
+            mask: rows that count, bool [B] or [T, B].
+            rew: their rewards, flat.
+        """
+        del parent
         obs, condition = self.features(learner, fields["obs"], fields["level_input"])
         obs_next, condition_next = self.features(learner, fields["obs_next"], fields["level_input"])
         return Batch(
             obs=obs,
             condition=condition,
             act=fields["act"],
-            rew=jnp.asarray(rew, jnp.float32),
+            rew=jnp.asarray(rew, jnp.float32).reshape(mask.shape),
             obs_next=obs_next,
             condition_next=condition_next,
             terminated=fields["terminated"],
             mask=mask,
         )
+
+
+def flat_rows(fields: dict[str, Any], mask: jax.Array) -> Row:
+    """Fields with the leading axes of `mask` as rows with one leading axis."""
+    return as_rows(jax.tree.map(lambda x: x.reshape(mask.size, *x.shape[mask.ndim :]), fields))

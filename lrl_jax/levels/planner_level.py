@@ -16,7 +16,7 @@ from lrl_jax.planners import ICEM, BlackboxPlanner, PlanState, PredictorRollout
 from lrl_jax.planners.blackbox import check_aux_rewards
 from lrl_jax.planners.common import check_choice, check_float, check_int
 from lrl_jax.predictors import Partial
-from lrl_jax.spaces import Box, Discrete, Space
+from lrl_jax.spaces import Box, Discrete, Space, mapped_space
 
 # Rows of candidates that fill the matrix products of two cores.
 ROWS_PER_CHUNK = 1024
@@ -40,6 +40,18 @@ class PlannerLearner:
     resample_random_action_prob: jax.Array  # [] float32
     predictor: Any = struct.field(pytree_node=False)
     spec: LevelSpec = struct.field(pytree_node=False)
+
+    def latent(self, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Latent states [..., D] and contexts [..., C] of mapped observations [..., *obs_shape].
+
+        Where the level has an input, the context is that of an input of zeros.
+        """
+        lead = obs.shape[: obs.ndim - len(self.spec.obs_shape)]
+        flat = obs.reshape(-1, math.prod(self.spec.obs_shape))
+        if self.spec.input_space is not None:
+            flat = jnp.pad(flat, ((0, 0), (0, self.spec.input_space.dim)))
+        s, c = self.predictor.encode(self.ps, flat)
+        return s.reshape(*lead, -1), c.reshape(*lead, -1)
 
 
 @struct.dataclass
@@ -222,6 +234,14 @@ class PlannerLevel(Level):
                 f"{room} rows for each of {spec.n_env_instances} instances: raise buffer_size="
                 f"{self.buffer_size} to {rows * spec.n_env_instances} or more."
             )
+
+    def latent_space(self, learner: PlannerLearner) -> Box:
+        """Space of the predictor's latent states; bounds are known where they are entries of it."""
+        predictor, spec = learner.predictor, learner.spec
+        dim = predictor.latent_state_dim
+        if hasattr(predictor.encoder, "apply") or spec.input_space is not None:
+            return Box(-math.inf, math.inf, (dim,))
+        return mapped_space(lambda obs: predictor.encoder(obs[None])[0], dim, spec.obs_box)
 
     def init_memory(self, learner: PlannerLearner) -> PlannerMemory:
         """Memory at the start of an episode."""

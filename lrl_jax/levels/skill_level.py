@@ -1,0 +1,335 @@
+"""What levels share that learn skills which the model of the level above can tell apart."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from lrl_jax.algorithms import SAC, TDMPC2
+from lrl_jax.levels.base import LevelSpec, Row
+from lrl_jax.levels.learner_level import AlgorithmLearner, LearnerLevel, flat_rows
+from lrl_jax.planners.common import check_float, check_int
+from lrl_jax.predictors.schedules import Schedule, check_setting
+from lrl_jax.spaces import Box, Discrete, Space
+
+BACKBONES = ("sac", "tdmpc2")
+
+
+@struct.dataclass
+class Moments:
+    """Running mean and mean square of rewards; the first batch initialises them."""
+
+    mean: jax.Array  # [] float32
+    square: jax.Array  # [] float32
+    initialised: jax.Array  # [] bool
+
+    @classmethod
+    def zero(cls) -> Moments:
+        """Before the first batch."""
+        return cls(jnp.zeros(()), jnp.ones(()), jnp.zeros((), bool))
+
+    @property
+    def std(self) -> jax.Array:
+        """[], at least 1e-3, so that rewards that do not differ are not blown up."""
+        return jnp.sqrt(jnp.maximum(self.square - self.mean**2, 1e-6))
+
+    def update(self, x: jax.Array, mask: jax.Array, momentum: jax.Array) -> Moments:
+        """Move towards the moments of x [B] where `mask` [B]."""
+        weight = mask / jnp.maximum(mask.sum(), 1.0)
+        rate = jnp.where(self.initialised, momentum, 1.0) * mask.any()
+        mean = self.mean + rate * ((x * weight).sum() - self.mean)
+        square = self.square + rate * ((x * x * weight).sum() - self.square)
+        return Moments(mean, square, self.initialised | mask.any())
+
+
+@struct.dataclass
+class SkillLearner(AlgorithmLearner):
+    """What a skill level shares over instances; see `AlgorithmLearner` for the first fields.
+
+    Attributes:
+        alternatives: skills that rewards compare with, [L, *shape of a skill].
+        moments: running moments of the rewards.
+        fixed_std, momentum, offset, least_potential: settings, float32 [].
+        skill_space: of the skills (static).
+    """
+
+    alternatives: jax.Array
+    moments: Moments
+    fixed_std: jax.Array
+    momentum: jax.Array
+    offset: jax.Array
+    least_potential: jax.Array
+    skill_space: Space = struct.field(pytree_node=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class SkillLevel(LearnerLevel):
+    """Learns skills that the model of the level above predicts and tells from one another.
+
+    The level above must have a model over skills, as `PlannerLevel` has. Intrinsic rewards exist
+    only when rows are sampled: they come from the parent's present model. See `LearnerLevel` for
+    the other settings.
+
+    Attributes:
+        algorithm: the backbone: `SAC(...)`, `TDMPC2(...)`, "sac", "tdmpc2", or None for SAC on a
+            CPU and TD-MPC2 on an accelerator.
+        skill_space: Box with bounds, or Discrete; skills are drawn from it uniformly.
+        n_alternatives: skills L drawn for comparison. With Discrete skills all others are compared.
+        fixed_std: of the model's modes in standardized units, a number or a schedule of environment
+            steps.
+        least_potential: the potential is clipped to at least that; None for the backbone's default.
+        standardize: whether rewards are divided by their running std.
+        centre: whether the running mean is removed before; None for the backbone's default.
+        momentum: of the running moments.
+        offset: added to rewards after that; None for the backbone's default.
+        relabel_skills: fraction of sampled rows whose skill is drawn anew.
+        freeze_after_steps: environment steps after which skills learn no more; None for never.
+    """
+
+    algorithm: SAC | TDMPC2 | str | None = None
+    skill_space: Space = Box(-1, 1, (2,))
+    n_alternatives: int = 100
+    fixed_std: float | Schedule = 1.0
+    least_potential: float | None = None
+    standardize: bool = True
+    centre: bool | None = None
+    momentum: float = 0.005
+    offset: float | None = None
+    relabel_skills: float = 0.0
+    freeze_after_steps: float | None = None
+    uses_parent_obs: bool = True
+
+    def __post_init__(self):
+        def put(name, value):
+            object.__setattr__(self, name, value)
+
+        algorithm = self.algorithm
+        if algorithm is None:
+            algorithm = "sac" if jax.default_backend() == "cpu" else "tdmpc2"
+        if isinstance(algorithm, str):
+            if algorithm not in BACKBONES:
+                raise ValueError(f"unknown backbone {algorithm!r}: use one of {BACKBONES}.")
+            algorithm = SAC(hidden=(128, 128), gamma=0.95) if algorithm == "sac" else TDMPC2()
+        if not isinstance(algorithm, SAC | TDMPC2):
+            raise TypeError(f"the backbone must be a SAC or a TDMPC2, got {algorithm!r}.")
+        put("algorithm", algorithm)
+        on_sac = isinstance(algorithm, SAC)
+        for name, value in self._backbone_defaults(on_sac).items():
+            if getattr(self, name) is None:
+                put(name, value)
+        if not isinstance(self.skill_space, Box | Discrete) or not self.skill_space.is_bounded:
+            raise TypeError(
+                f"skills are drawn from a bounded Box or a Discrete: "
+                f"{self.skill_space!r} is neither."
+            )
+        if isinstance(self.skill_space, Discrete) and self.skill_space.n < 2:
+            raise ValueError("one skill alone cannot be told from others: use Discrete(2) or more.")
+        put("level_input_space", self.skill_space)
+        put("n_alternatives", check_int("n_alternatives", self.n_alternatives, 1))
+        put("fixed_std", check_setting("fixed_std", self.fixed_std, 1e-6))
+        check_float("least_potential", self.least_potential, high=0.0)
+        check_float("offset", self.offset)
+        for name in ("momentum", "relabel_skills"):
+            check_float(name, getattr(self, name), 0.0, 1.0)
+        if self.freeze_after_steps is not None:
+            check_float("freeze_after_steps", self.freeze_after_steps, 0.0)
+        if self.hindsight is not None:
+            raise ValueError("skills have no goals to relabel: leave hindsight=None.")
+        super().__post_init__()
+
+    def _backbone_defaults(self, on_sac: bool) -> dict[str, Any]:
+        """Settings that depend on the backbone."""
+        return {"least_potential": -50.0, "centre": True, "offset": 1.0}
+
+    @property
+    def on_sac(self) -> bool:
+        """Whether the backbone is SAC."""
+        return isinstance(self.algorithm, SAC)
+
+    # ------------------------------------------------------------------ state
+
+    def init_learner(self, key: jax.Array, spec: LevelSpec) -> SkillLearner:
+        """Create the backbone's state for this place; consumes `key`."""
+        key, key_skills = jax.random.split(key)
+        base = super().init_learner(key, spec)
+        std = self.fixed_std
+        return SkillLearner(
+            **{f.name: getattr(base, f.name) for f in dataclasses.fields(base)},
+            alternatives=self._alternatives(key_skills),
+            moments=Moments.zero(),
+            fixed_std=jnp.array(std(jnp.zeros(())) if callable(std) else std, jnp.float32),
+            momentum=jnp.array(self.momentum, jnp.float32),
+            offset=jnp.array(self.offset, jnp.float32),
+            least_potential=jnp.array(self.least_potential, jnp.float32),
+            skill_space=self.skill_space,
+        )
+
+    def _alternatives(self, key: jax.Array) -> jax.Array:
+        """Skills to compare with; consumes `key`."""
+        if isinstance(self.skill_space, Discrete):
+            return jnp.arange(self.skill_space.n, dtype=self.skill_space.dtype)
+        return self.draw_skills(key, self.n_alternatives)
+
+    def draw_skills(self, key: jax.Array, *shape: int) -> jax.Array:
+        """Skills [*shape, *shape of a skill] from the prior; consumes `key`."""
+        space = self.skill_space
+        if isinstance(space, Discrete):
+            return jax.random.randint(key, shape, 0, space.n, space.dtype)
+        return jax.random.uniform(
+            key, (*shape, *space.shape), space.dtype, space.low_array, space.high_array
+        )
+
+    def observe_env_steps(self, learner: SkillLearner, n_total_env_steps: jax.Array):
+        """Tell schedules the total of environment steps, float32."""
+        learner = super().observe_env_steps(learner, n_total_env_steps)
+        if callable(self.fixed_std):
+            std = jnp.asarray(self.fixed_std(n_total_env_steps), jnp.float32)
+            learner = learner.replace(fixed_std=std)
+        return learner
+
+    def ready(self, learner: SkillLearner) -> jax.Array:
+        """Whether the warm up is over and the skills are not frozen, bool []."""
+        ready = learner.is_warm
+        if self.freeze_after_steps is not None:
+            ready &= learner.n_total_env_steps < self.freeze_after_steps
+        return ready
+
+    def row_fields(self, memory, row: Row) -> dict[str, jax.Array]:
+        """The place in the stretch of control, and what the level above sees."""
+        return {
+            "k": row.control.n_steps,
+            "start_obs": row.control.start_obs,
+            "parent_obs": row.control.parent_obs,
+            "parent_obs_next": row.parent_obs_next,
+        }
+
+    # ---------------------------------------------------------------- rewards
+
+    def potential(
+        self,
+        learner: SkillLearner,
+        parent: Any,
+        start: jax.Array,
+        context: jax.Array,
+        skill: jax.Array,
+        *ends: jax.Array,
+    ) -> tuple[jax.Array, ...]:
+        """How much likelier an end is under its skill than under all compared, at most log(L + 1).
+
+        phi(s') = log q(s'|s_0, z) - log of the mean of q(s'|s_0, .) over z and its alternatives,
+        in standardized space. The network does not depend on s': it is evaluated once for each
+        pair of start and skill.
+
+        Args:
+            learner, parent: of this level and the one above.
+            start: latent states s_0 of the parent, [B, D].
+            context: its contexts, [B, C].
+            skill: z, [B, *shape of a skill].
+            ends: latent states s', [B, D] each.
+
+        Returns:
+            phi [B] of each of `ends`, clipped below.
+        """
+        others = learner.alternatives
+        batch, n_others = start.shape[0], others.shape[0]
+        skills = jnp.concatenate(
+            [skill[:, None], jnp.broadcast_to(others, (batch, *others.shape))], 1
+        )
+
+        def pairs(x):
+            return jnp.broadcast_to(x[:, None], (batch, 1 + n_others, x.shape[-1]))
+
+        predictor, ps = parent.predictor, parent.ps
+        log_weight, mean, _ = predictor.standardized_mixture(
+            ps, pairs(start), pairs(context), skills
+        )
+        out = []
+        for end in ends:
+            log_q = predictor.standardized_log_prob(
+                ps, log_weight, mean, start[:, None], end[:, None], learner.fixed_std
+            )
+            relative = log_q[:, 1:] - log_q[:, :1]
+            if isinstance(self.skill_space, Discrete):  # all skills, its own included
+                phi = math.log(n_others) - jax.nn.logsumexp(relative, -1)
+            else:
+                relative = jnp.concatenate([jnp.zeros((batch, 1)), relative], -1)
+                phi = math.log(n_others + 1) - jax.nn.logsumexp(relative, -1)
+            out.append(jnp.maximum(phi, learner.least_potential))
+        return tuple(out)
+
+    def raw_reward(self, learner: SkillLearner, parent: Any, rows: Row) -> jax.Array:
+        """Intrinsic reward [B] of rows before it is standardized."""
+        raise TypeError(f"{type(self).__name__} does not define raw_reward.")
+
+    def reward(self, learner: SkillLearner, parent: Any, rows: Row) -> jax.Array:
+        """Intrinsic reward [B] from the parent's present model, standardized."""
+        check_parent(self, parent)
+        return self._standardized(learner, self.raw_reward(learner, parent, rows))
+
+    def _standardized(self, learner: SkillLearner, raw: jax.Array) -> jax.Array:
+        moments = learner.moments
+        if self.centre:
+            raw = raw - moments.mean
+        if self.standardize:
+            raw = raw / moments.std
+        return raw + learner.offset
+
+    # --------------------------------------------------------------- learning
+
+    def sample_rows(self, buffer: Any, key: jax.Array) -> tuple[dict[str, Any], jax.Array]:
+        """Draw rows, some of them with another skill; consumes `key`."""
+        if not self.relabel_skills:
+            return super().sample_rows(buffer, key)
+        key, key_skill, key_chosen = jax.random.split(key, 3)
+        fields, mask = super().sample_rows(buffer, key)
+        skills = self.draw_skills(key_skill, *mask.shape)
+        chosen = jax.random.uniform(key_chosen, mask.shape[-1:]) < self.relabel_skills
+        if mask.ndim == 2:
+            # One skill for each stretch of control that a piece passes through.
+            begins = (fields["k"] == 0).at[0].set(False)
+            stretch = jnp.cumsum(begins.astype(jnp.int32), 0)
+            skills = skills[stretch, jnp.arange(mask.shape[1])]
+        old = fields["level_input"]
+        chosen = jnp.broadcast_to(chosen, mask.shape)
+        chosen = chosen.reshape(*mask.shape, *[1] * (old.ndim - mask.ndim))
+        return {**fields, "level_input": jnp.where(chosen, skills, old)}, mask
+
+    def learn(self, learner: SkillLearner, buffer: Any, key: jax.Array, *, parent: Any):
+        """Make one update; consumes `key`."""
+        check_parent(self, parent)
+        key_rows, key_skills, key_next, key_update = jax.random.split(key, 4)
+        learner = learner.replace(alternatives=self._alternatives(key_skills))
+        fields, mask = self.sample_rows(buffer, key_rows)
+        raw = self.raw_reward(learner, parent, flat_rows(fields, mask))
+        learner = learner.replace(
+            moments=learner.moments.update(raw, mask.reshape(-1), learner.momentum)
+        )
+        rew = self._standardized(learner, raw)
+        batch = self.make_batch(learner, parent, fields, mask, rew)
+        learner, metrics = self.update(learner, parent, fields, batch, key_next, key_update)
+        metrics = {
+            "reward_mean": learner.moments.mean,
+            "reward_std": learner.moments.std,
+            **metrics,
+        }
+        return learner, metrics
+
+    def update(self, learner, parent, fields, batch, key_next, key_update):
+        """One update of the backbone; consumes the keys. Returns learner and metrics."""
+        del parent, fields, key_next
+        state, metrics = self.algorithm.update(learner.state, batch, key_update)
+        return learner.replace(state=state), metrics
+
+
+def check_parent(level: Any, parent: Any) -> None:
+    """Refuse a level above that has no model of skills."""
+    if not hasattr(parent, "predictor") or not hasattr(parent, "latent"):
+        raise TypeError(
+            f"{type(level).__name__} needs a level above with a predictor, such as PlannerLevel, "
+            f"whose model its rewards come from; its learner is {type(parent).__name__}."
+        )

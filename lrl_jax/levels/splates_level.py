@@ -1,0 +1,220 @@
+"""Stable and diverse temporally extended skills (SPlaTES) as a level."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from lrl_jax.algorithms import Batch, Scale
+from lrl_jax.levels.base import LevelSpec, Row
+from lrl_jax.levels.skill_level import SkillLearner, SkillLevel, check_parent
+from lrl_jax.planners.common import check_choice, check_int
+from lrl_jax.predictors.schedules import Schedule
+
+REWARD_MODES = ("last_step", "potential_difference")
+
+
+@struct.dataclass
+class SPlaTESLearner(SkillLearner):
+    """What SPlaTES shares over instances; see `SkillLearner` for the first fields.
+
+    Attributes:
+        start: how the parent's latent states become features.
+    """
+
+    start: Scale
+
+
+@dataclasses.dataclass(frozen=True)
+class SPlaTESLevel(SkillLevel):
+    """Learns skills of K steps whose ends the model above predicts (Gürtler and Martius 2025).
+
+    A skill z is held for K = `control_interval` decisions from s_0 on. Its potential phi tells the
+    end reached from there under z apart from the ends of other skills, by the model over whole
+    skills of the level above. The networks see the observation, z, the step k, s_0 and, on SAC, the
+    change W (s - s_0) so far, in the units that rewards are made of.
+
+    The target bootstraps within a skill with (k + 1, s_0, z). At its end it takes the value
+    averaged over skills: a skill is judged by where it leaves the agent for an unknown next one,
+    which makes skills chainable. See `SkillLevel` for the other settings.
+
+    Attributes:
+        control_interval: steps K of a skill.
+        fixed_std: of the model's modes in standardized units, a number or a schedule.
+        n_alternatives: skills that rewards compare with.
+        reward_mode: "last_step": phi at the end of a skill and 0 before; "potential_difference":
+            phi(s_{k+1}) - phi(s_k), which adds up to the same but for the start. None for the
+            backbone's default.
+        averaged_value: whether the value behind a skill's end is that of fresh skills; else that of
+            starting the same skill again.
+        n_fresh_skills: fresh skills that the average is taken over.
+    """
+
+    control_interval: int | None = 10
+    fixed_std: float | Schedule = 0.5
+    n_alternatives: int = 32
+    reward_mode: str | None = None
+    averaged_value: bool = True
+    n_fresh_skills: int = 2
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice("reward_mode", self.reward_mode, REWARD_MODES)
+        n = check_int("n_fresh_skills", self.n_fresh_skills, 1)
+        object.__setattr__(self, "n_fresh_skills", n)
+        if self.control_interval is None:
+            raise ValueError("control_interval=None: a skill lasts a number of steps, such as 10.")
+
+    def _backbone_defaults(self, on_sac: bool) -> dict[str, Any]:
+        if on_sac:
+            return {
+                "least_potential": -10.0,
+                "centre": False,
+                "offset": 0.0,
+                "reward_mode": "potential_difference",
+            }
+        return {**super()._backbone_defaults(on_sac), "reward_mode": "last_step"}
+
+    # ------------------------------------------------------------------ state
+
+    def condition_dim(self, spec: LevelSpec) -> int:
+        """Size of z, k, s_0 and, on SAC, of the change so far."""
+        if spec.parent_latent is None:
+            raise TypeError(
+                "SPlaTESLevel needs a level above that plans in latent states: a PlannerLevel."
+            )
+        return self.skill_space.dim + 1 + (2 if self.on_sac else 1) * spec.parent_latent.dim
+
+    def init_learner(self, key: jax.Array, spec: LevelSpec) -> SPlaTESLearner:
+        """Create the backbone's state for this place; consumes `key`."""
+        base = super().init_learner(key, spec)
+        return SPlaTESLearner(
+            **{f.name: getattr(base, f.name) for f in dataclasses.fields(base)},
+            start=Scale.of(spec.parent_latent),
+        )
+
+    def conditions(
+        self,
+        learner: SPlaTESLearner,
+        parent: Any,
+        skill: jax.Array,
+        k: jax.Array,
+        start: jax.Array,
+        state: jax.Array,
+    ) -> jax.Array:
+        """What the networks see beside the observation, [..., C].
+
+        Args:
+            learner, parent: of this level and the one above.
+            skill: z, [..., *shape of a skill].
+            k: steps of it so far, [...].
+            start, state: latent states of the parent, s_0 and now, [..., D].
+        """
+        most = max(self.control_interval - 1, 1)
+        parts = [
+            learner.condition(skill, batch_shape=k.shape),
+            (2.0 * k.astype(jnp.float32) / most - 1.0)[..., None],
+            learner.start(start),
+        ]
+        if self.on_sac:
+            parts.append((state - start) @ parent.ps.W)
+        return jnp.concatenate(parts, -1)
+
+    # ----------------------------------------------------------------- acting
+
+    def decide(self, learner, memory, obs, level_input, key, parent, training, control):
+        check_parent(self, parent)
+        start, _ = parent.latent(control.start_obs)
+        state, _ = parent.latent(control.parent_obs)
+        c = self.conditions(learner, parent, level_input, control.n_steps, start, state)
+        x = learner.observation(obs)
+        return self.algorithm.act(learner.state, memory, x, c, key, training)
+
+    # ---------------------------------------------------------------- rewards
+
+    def raw_reward(self, learner: SPlaTESLearner, parent: Any, rows: Row) -> jax.Array:
+        """phi at the last step, or its change over the step, [B]."""
+        start, context = parent.latent(rows["start_obs"])
+        end, _ = parent.latent(rows["parent_obs_next"])
+        args = (learner, parent, start, context, rows.level_input)
+        if self.reward_mode == "last_step":
+            return jnp.where(self._is_last(rows["k"]), self.potential(*args, end)[0], 0.0)
+        state, _ = parent.latent(rows["parent_obs"])
+        before, after = self.potential(*args, state, end)
+        return after - before
+
+    def _is_last(self, k: jax.Array) -> jax.Array:
+        return k + 1 >= self.control_interval
+
+    # --------------------------------------------------------------- learning
+
+    def make_batch(self, learner, parent, fields, mask, rew) -> Batch:
+        start, _ = parent.latent(fields["start_obs"])
+        state, _ = parent.latent(fields["parent_obs"])
+        z, k = fields["level_input"], fields["k"]
+        condition = self.conditions(learner, parent, z, k, start, state)
+        return Batch(
+            obs=learner.observation(fields["obs"]),
+            condition=condition,
+            act=fields["act"],
+            rew=rew.reshape(mask.shape),
+            obs_next=learner.observation(fields["obs_next"]),
+            condition_next=condition,  # `next_conditions` has what follows
+            terminated=fields["terminated"],
+            mask=mask,
+        )
+
+    def next_conditions(
+        self, learner: SPlaTESLearner, parent: Any, fields: dict[str, Any], skills: jax.Array
+    ) -> jax.Array:
+        """Conditions behind rows [...]: within the skill, or of fresh ones behind its end.
+
+        Also where a row was truncated. The episode may go on with another skill there, but the
+        value is that of this one.
+
+        Args:
+            learner, parent: of this level and the one above.
+            fields: of the rows, leading axes [...].
+            skills: fresh skills, [M, ..., *shape of a skill].
+
+        Returns:
+            [M, ..., C].
+        """
+        start, _ = parent.latent(fields["start_obs"])
+        state, _ = parent.latent(fields["parent_obs_next"])
+        z, k = fields["level_input"], fields["k"]
+        last = self._is_last(k)
+        start = jnp.where(last[..., None], state, start)
+        k = jnp.where(last, 0, k + 1)
+        z = jnp.broadcast_to(z, skills.shape)
+        if self.averaged_value:
+            fresh = last.reshape(*last.shape, *[1] * (z.ndim - 1 - last.ndim))
+            z = jnp.where(fresh, skills, z)
+        n = skills.shape[0]
+
+        def repeated(x):
+            return jnp.broadcast_to(x, (n, *x.shape))
+
+        return self.conditions(learner, parent, z, repeated(k), repeated(start), repeated(state))
+
+    def update(self, learner, parent, fields, batch, key_next, key_update):
+        """One update of the backbone; consumes the keys. Returns learner and metrics."""
+        key_skills, key_value = jax.random.split(key_next)
+        n, state = self.n_fresh_skills, learner.state
+        skills = self.draw_skills(key_skills, n, *batch.mask.shape)
+        conditions = self.next_conditions(learner, parent, fields, skills)
+        obs_next = jnp.broadcast_to(batch.obs_next, (n, *batch.obs_next.shape))
+        value = self.algorithm.soft_value(
+            state,
+            obs_next.reshape(-1, obs_next.shape[-1]),
+            conditions.reshape(-1, conditions.shape[-1]),
+            key_value,
+        )
+        value = value.reshape(n, *batch.mask.shape).mean(0)
+        targets = batch.rew + state.settings["gamma"] * jnp.where(batch.terminated, 0.0, value)
+        state, metrics = self.algorithm.update(state, batch, key_update, targets)
+        return learner.replace(state=state), metrics

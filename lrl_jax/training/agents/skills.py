@@ -1,0 +1,210 @@
+"""A planner over learned skills."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from lrl_jax import envs
+from lrl_jax.algorithms import SAC, TDMPC2
+from lrl_jax.levels import DADSLevel, PlannerLevel, SPlaTESLevel
+from lrl_jax.models import ProbabilisticEnsemble
+from lrl_jax.nets import RewardFunction
+from lrl_jax.planners import ICEM
+from lrl_jax.predictors import (
+    IndexEncoder,
+    Partial,
+    PiecewiseLogLinearSchedule,
+    PredictorFactory,
+    RewardPredictor,
+)
+from lrl_jax.spaces import Box
+
+
+@dataclasses.dataclass(frozen=True)
+class SkillAgent:
+    """A planner with a learned model of skills, over a level that learns them.
+
+    For goal-based environments: the planner's state is the achieved goal, its context the desired
+    one, which the skills do not see.
+
+    Attributes:
+        method: "splates" or "dads".
+        backbone: "sac", "tdmpc2" (the paper's sizes) or "tdmpc2-small".
+        skill_dim: entries of a skill, each in [-1, 1].
+        skill_steps: environment steps K of a skill.
+        horizon: skills that a plan looks ahead.
+        num_samples, n_iterations, elite_ratio, sigma: of iCEM.
+        mode: prediction of a mixture that plans follow.
+        n_modes, model_hidden, periods, log_std_min: of the model; the middle two also of the reward
+            network.
+        model_lr, final_model_lr: constant over the first half of the run, then log-linear.
+        running_std_momentum: of the unit of the model's outputs.
+        symmetry_steps: environment steps of the symmetry-breaking start; 0 for none.
+        delta_standardizer: whether changes are standardized.
+        planner_batch_size, model_batch_size: of the reward network and of the model.
+        planner_interval, planner_updates: updates of the planner for so many of its rows.
+        planner_buffer_size: its rows; few enough to forget the random walk.
+        planner_warm_up, no_planning_steps: environment steps without planning at all, and until
+            planning may begin.
+        switch_planner_prob, switch_random_prob: probabilities, a decision, to change the mode.
+        resample_prob: that random mode draws a new skill.
+        hidden, gamma, learning_rate, batch_size: of the backbone SAC; the last three also of
+            TD-MPC2.
+        skill_interval, skill_updates: updates of the skills for so many of their rows.
+        skill_warm_up: environment steps with random actions.
+        skill_buffer_size: rows of the skills' replay.
+        n_alternatives, fixed_std: see `SkillLevel`.
+        reward_mode, averaged_value, n_fresh_skills: see `SPlaTESLevel`; None for its default.
+        relabel_skills: fraction of rows whose skill is drawn anew.
+    """
+
+    method: Literal["splates", "dads"] = "splates"
+    backbone: Literal["sac", "tdmpc2", "tdmpc2-small"] = "sac"
+    skill_dim: int = 2
+    skill_steps: int = 10
+    horizon: int = 12
+    num_samples: int = 64
+    n_iterations: int = 4
+    elite_ratio: float = 0.13
+    sigma: float = 1.0
+    mode: Literal["heaviest", "mean"] = "heaviest"
+    n_modes: int = 4
+    model_hidden: tuple[int, ...] = (128, 128)
+    periods: tuple[float, ...] = (8.0, 4.0, 2.0, 1.0)
+    log_std_min: float = -2.0
+    model_lr: float = 1e-3
+    final_model_lr: float = 1e-4
+    running_std_momentum: float = 0.005
+    symmetry_steps: int = 24_000
+    delta_standardizer: bool = True
+    planner_batch_size: int = 256
+    model_batch_size: int = 512
+    planner_interval: int = 64
+    planner_updates: int = 64
+    planner_buffer_size: int = 8_000
+    planner_warm_up: int = 5_120
+    no_planning_steps: int = 30_000
+    switch_planner_prob: float = 0.3
+    switch_random_prob: float = 0.3
+    resample_prob: float = 1.0
+    hidden: tuple[int, ...] = (128, 128)
+    gamma: float = 0.95
+    learning_rate: float = 3e-4
+    batch_size: int = 256
+    skill_interval: int = 640
+    skill_updates: int = 64
+    skill_warm_up: int = 1_280
+    skill_buffer_size: int = 100_000
+    n_alternatives: int = 32
+    fixed_std: float = 0.5
+    reward_mode: Literal["last_step", "potential_difference"] | None = None
+    averaged_value: bool = True
+    n_fresh_skills: int = 2
+    relabel_skills: float = 0.0
+
+    def __post_init__(self):
+        for name in ("hidden", "periods", "model_hidden"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def levels(self, env: Any, total_steps: int) -> list[Any]:
+        """The levels for `env`, for a run of `total_steps` environment steps."""
+        return [self._planner(env, total_steps), self._skills()]
+
+    def obs_maps(self, env: Any) -> list[Any]:
+        """What each level sees: skills do not see the desired goal."""
+        start, stop = envs.goal_indices(env)["achieved_goal"]
+        return [None, lambda obs: obs[start:stop]]
+
+    def _planner(self, env: Any, total_steps: int) -> PlannerLevel:
+        rate = PiecewiseLogLinearSchedule(
+            (0.0, 0.5 * total_steps, float(total_steps)),
+            (self.model_lr, self.model_lr, self.final_model_lr),
+        )
+        indices = envs.goal_indices(env)
+        model = {
+            "n_modes": self.n_modes,
+            "hidden": self.model_hidden,
+            "periods": self.periods,
+            "log_std_min": self.log_std_min,
+            "running_std_momentum": self.running_std_momentum,
+            "learn_termination": False,
+            "sb_start_duration": self.symmetry_steps,
+        }
+        reward = {"hidden": self.model_hidden, "periods": self.periods}
+        encoder = {
+            "state": tuple(indices["achieved_goal"]),
+            "context": tuple(indices["desired_goal"]),
+        }
+        predictor = {
+            "learn_encoder": False,
+            "encoder_warm_up": 0,
+            "model_lr": rate,
+            "reward_lr": rate,
+            "delta_standardizer": self.delta_standardizer,
+        }
+        factory = PredictorFactory(
+            partial_model=Partial(ProbabilisticEnsemble, keywords=model),
+            partial_val_func=None,
+            partial_rew_func=Partial(RewardFunction, keywords=reward),
+            partial_encoder=Partial(IndexEncoder, keywords=encoder),
+            partial_predictor=Partial(RewardPredictor, keywords=predictor),
+        )
+        return PlannerLevel(
+            factory,
+            optimizer=ICEM(
+                horizon=self.horizon,
+                num_samples=self.num_samples,
+                n_iterations=self.n_iterations,
+                elite_ratio=self.elite_ratio,
+                sigma=self.sigma,
+                return_mode="mean",
+            ),
+            mode=self.mode,
+            buffer_size=self.planner_buffer_size,
+            update_interval=self.planner_interval,
+            n_updates=self.planner_updates,
+            batch_size=self.planner_batch_size,
+            model_batch_size=self.model_batch_size,
+            warm_up_steps=self.planner_warm_up,
+            no_planning_steps=self.no_planning_steps,
+            alternate_with_noise=True,
+            switch_planner_prob=self.switch_planner_prob,
+            switch_random_prob=self.switch_random_prob,
+            resample_random_action_prob=self.resample_prob,
+        )
+
+    def _backbone(self) -> SAC | TDMPC2:
+        if self.backbone == "sac":
+            return SAC(
+                hidden=self.hidden, gamma=self.gamma, learning_rate=self.learning_rate
+            )
+        build = TDMPC2.small if self.backbone == "tdmpc2-small" else TDMPC2
+        return build(
+            gamma=self.gamma,
+            learning_rate=self.learning_rate,
+            policy_learning_rate=self.learning_rate,
+        )
+
+    def _skills(self) -> SPlaTESLevel | DADSLevel:
+        settings = {
+            "skill_space": Box(-1, 1, (self.skill_dim,)),
+            "buffer_size": self.skill_buffer_size,
+            "update_interval": self.skill_interval,
+            "n_updates": self.skill_updates,
+            "batch_size": self.batch_size,
+            "warm_up_steps": self.skill_warm_up,
+            "n_alternatives": self.n_alternatives,
+            "fixed_std": self.fixed_std,
+            "relabel_skills": self.relabel_skills,
+            "control_interval": self.skill_steps,
+        }
+        if self.method == "dads":
+            return DADSLevel(self._backbone(), **settings)
+        return SPlaTESLevel(
+            self._backbone(),
+            reward_mode=self.reward_mode,
+            averaged_value=self.averaged_value,
+            n_fresh_skills=self.n_fresh_skills,
+            **settings,
+        )
