@@ -12,10 +12,11 @@ import pytest
 from probes import BEST, CASES, Probe, stacked_obs, stacked_params
 
 import lrl_jax as lrl
-from lrl_jax.algorithms import DQN, SAC
+from lrl_jax.algorithms import DQN, SAC, TDMPC2
 from lrl_jax.algorithms.base import to_unit
 from lrl_jax.collectors import init_carry
-from lrl_jax.levels import DQNLevel, SACLevel
+from lrl_jax.levels import DQNLevel, SACLevel, TDMPC2Level
+from lrl_jax.planners.mppi import MPPI
 from lrl_jax.predictors import RampSchedule
 
 GAMMA = 0.8
@@ -41,12 +42,32 @@ def dqn_value(algorithm, state, x, action):
     return algorithm.q_values(state.params, state.action_space, x).max(-1)
 
 
+def tdmpc2_value(algorithm, state, x, action):
+    unit = to_unit(state.action_space, action)
+    latent = algorithm.encode(state.params, x)
+    return algorithm.q_values(state.params["q"], latent, unit, jnp.zeros((len(x), 0)))[1].min(0)
+
+
+TDMPC2_SETTINGS = {
+    "latent_dim": 16,
+    "hidden": (32, 32),
+    "encoder_hidden": (32,),
+    "n_critics": 2,
+    "planner": MPPI(horizon=2, num_samples=32, num_policy_samples=4, num_elites=6, n_iterations=3),
+    "gamma": GAMMA,
+    "tau": 0.05,
+    "learning_rate": RATE,
+    "policy_learning_rate": RATE,
+    "encoder_rate_factor": 1.0,
+}
+
 LEARNERS = {
     "SAC": Learner(
         SACLevel(SAC(temperature=1e-3, learn_temperature=False, **NETWORKS), **REPLAY),
         True,
         sac_value,
     ),
+    "TDMPC2": Learner(TDMPC2Level(TDMPC2(**TDMPC2_SETTINGS), **REPLAY), True, tdmpc2_value),
     "DQN": Learner(DQNLevel(DQN(epsilon=0.5, **NETWORKS), **REPLAY), False, dqn_value),
 }
 

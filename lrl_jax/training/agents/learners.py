@@ -134,8 +134,8 @@ class TDMPC2Agent:
     small: bool = True
     gamma: float = 0.99
     learning_rate: float = 3e-4
-    batch_size: int = 256
-    update_interval: int = 1
+    batch_size: int = 128
+    update_interval: int = 2
     n_updates: int = 1
     warm_up_steps: int = 1000
     buffer_size: int = 100_000
