@@ -13,7 +13,7 @@ from lrl_jax.predictors import (
     RampSchedule,
     as_schedule,
 )
-from lrl_jax.predictors.schedules import check_setting
+from lrl_jax.schedules import check_setting
 
 STEPS = np.array([-5.0, 0.0, 10.0, 15.0, 20.0, 110.0, 1e7], np.float32)
 TABLE = [

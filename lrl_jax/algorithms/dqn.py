@@ -14,8 +14,8 @@ from flax import struct
 
 from lrl_jax.algorithms.base import Batch, Scheduled, init_settings, observe_schedules
 from lrl_jax.nets import MLP, DuelingMLP, activation_fn, check_hidden
-from lrl_jax.planners.common import check_int
-from lrl_jax.predictors.schedules import RampSchedule, check_setting
+from lrl_jax.schedules import RampSchedule, check_setting
+from lrl_jax.settings import check_int
 from lrl_jax.spaces import Discrete, Space
 
 _ADAM = optax.scale_by_adam()

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lrl_jax import buffers, envs
-from lrl_jax.planners.common import check_float
+from lrl_jax.settings import check_float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Hindsight:
         if not callable(self.reward_fn):
             raise TypeError(f"reward_fn is not callable: {self.reward_fn!r}.")
         for name in ("achieved_goal", "desired_goal"):
-            given = getattr(self, name)
+            given: Any = getattr(self, name)
             if given is None and name == "desired_goal":
                 continue
             if len(given) != 2 or not 0 <= given[0] < given[1]:

@@ -21,8 +21,8 @@ from lrl_jax.algorithms.base import (
     to_unit,
 )
 from lrl_jax.nets import MLP, TanhGaussianPolicy, activation_fn, check_hidden, tanh_gaussian
-from lrl_jax.planners.common import check_int
-from lrl_jax.predictors.schedules import check_setting
+from lrl_jax.schedules import check_setting
+from lrl_jax.settings import check_int
 from lrl_jax.spaces import Box, Space
 
 _ADAM = optax.scale_by_adam()
@@ -295,6 +295,7 @@ def _step(grads, opt_state, params, settings):
 def _fit_temperature(state: SACState, log_prob: jax.Array) -> SACState:
     """Raise the temperature where the entropy is below its target, lower it above."""
     grad = -(log_prob + state.settings["target_entropy"])
+    update: Any
     update, opt = _ADAM.update(grad, state.temperature_opt)
     rate = state.settings["temperature_learning_rate"]
     return state.replace(log_temperature=state.log_temperature - rate * update, temperature_opt=opt)

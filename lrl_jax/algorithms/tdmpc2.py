@@ -22,9 +22,9 @@ from lrl_jax.algorithms.latent_planning import LatentPlanner
 from lrl_jax.algorithms.masked import row_means, update_scale
 from lrl_jax.nets.normed_mlp import dropout_factors
 from lrl_jax.nets.tdmpc2 import Params, pick_heads
-from lrl_jax.planners.common import check_float
 from lrl_jax.planners.mppi import MPPI, MPPIMemory
-from lrl_jax.predictors.schedules import check_setting
+from lrl_jax.schedules import check_setting
+from lrl_jax.settings import check_float
 from lrl_jax.spaces import Box, Space
 
 _SCHEDULED = (

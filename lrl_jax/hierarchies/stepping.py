@@ -67,7 +67,7 @@ def get_action(levels, maps, training, state, obs, mask) -> tuple[HierarchyState
         act_all = BatchAct(level, level_state.learner, parent_learner(state, i), training)
         args = (mapped, level_input, state.stream.instance_keys(n, salt=i))
         if level.uses_parent_obs:
-            seen = maps[i - 1](obs).astype(level_state.parent_obs.dtype)
+            seen = maps[i - 1](obs).astype(level_state.obs.dtype)
             level_state = level_state.replace(
                 parent_obs=select(decides, seen, level_state.parent_obs)
             )
@@ -119,7 +119,7 @@ def make_row(levels, maps, state: HierarchyState, i: int, obs_next, terminated, 
         return row
     return row.replace(
         control=_control(level_state, state.levels[i - 1]),
-        parent_obs_next=maps[i - 1](obs_next).astype(level_state.parent_obs.dtype),
+        parent_obs_next=maps[i - 1](obs_next).astype(level_state.obs.dtype),
     )
 
 

@@ -9,7 +9,7 @@ import jax
 
 from lrl_jax.levels.base import Row
 from lrl_jax.levels.skill_level import SkillLearner, SkillLevel
-from lrl_jax.predictors.schedules import Schedule
+from lrl_jax.schedules import Schedule
 
 
 @dataclasses.dataclass(frozen=True)

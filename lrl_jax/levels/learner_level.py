@@ -13,7 +13,7 @@ from flax import struct
 from lrl_jax import buffers
 from lrl_jax.algorithms import Batch, Features, Hindsight, Scale
 from lrl_jax.levels.base import Level, LevelSpec, Row, as_rows
-from lrl_jax.planners.common import check_float, check_int
+from lrl_jax.settings import check_float, check_int
 from lrl_jax.spaces import Box, Discrete, Space
 
 # Candidates that fill the matrix products of two cores.

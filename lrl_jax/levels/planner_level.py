@@ -14,8 +14,8 @@ from flax import struct
 from lrl_jax.levels.base import Level, LevelSpec, Row, as_rows
 from lrl_jax.planners import ICEM, BlackboxPlanner, PlanState, PredictorRollout
 from lrl_jax.planners.blackbox import check_aux_rewards
-from lrl_jax.planners.common import check_choice, check_float, check_int
 from lrl_jax.predictors import Partial
+from lrl_jax.settings import check_choice, check_float, check_int
 from lrl_jax.spaces import Box, Discrete, Space, mapped_space
 
 # Rows of candidates that fill the matrix products of two cores.

@@ -13,8 +13,8 @@ from flax import struct
 from lrl_jax.algorithms import SAC, TDMPC2
 from lrl_jax.levels.base import LevelSpec, Row
 from lrl_jax.levels.learner_level import AlgorithmLearner, LearnerLevel, flat_rows
-from lrl_jax.planners.common import check_float, check_int
-from lrl_jax.predictors.schedules import Schedule, check_setting
+from lrl_jax.schedules import Schedule, check_setting
+from lrl_jax.settings import check_float, check_int
 from lrl_jax.spaces import Box, Discrete, Space
 
 BACKBONES = ("sac", "tdmpc2")
@@ -91,7 +91,7 @@ class SkillLevel(LearnerLevel):
         freeze_after_steps: environment steps after which skills learn no more; None for never.
     """
 
-    algorithm: SAC | TDMPC2 | str | None = None
+    algorithm: Any = None
     skill_space: Space = Box(-1, 1, (2,))
     n_alternatives: int = 100
     fixed_std: float | Schedule = 1.0

@@ -12,8 +12,8 @@ from flax import struct
 from lrl_jax.algorithms import Batch, Scale
 from lrl_jax.levels.base import LevelSpec, Row
 from lrl_jax.levels.skill_level import SkillLearner, SkillLevel, check_parent
-from lrl_jax.planners.common import check_choice, check_int
-from lrl_jax.predictors.schedules import Schedule
+from lrl_jax.schedules import Schedule
+from lrl_jax.settings import check_choice, check_int
 
 REWARD_MODES = ("last_step", "potential_difference")
 
@@ -54,7 +54,7 @@ class SPlaTESLevel(SkillLevel):
         n_fresh_skills: fresh skills that the average is taken over.
     """
 
-    control_interval: int | None = 10
+    control_interval: int = 10
     fixed_std: float | Schedule = 0.5
     n_alternatives: int = 32
     reward_mode: str | None = None
@@ -66,7 +66,7 @@ class SPlaTESLevel(SkillLevel):
         check_choice("reward_mode", self.reward_mode, REWARD_MODES)
         n = check_int("n_fresh_skills", self.n_fresh_skills, 1)
         object.__setattr__(self, "n_fresh_skills", n)
-        if self.control_interval is None:
+        if self.control_interval is None:  # type: ignore[unreachable]
             raise ValueError("control_interval=None: a skill lasts a number of steps, such as 10.")
 
     def _backbone_defaults(self, on_sac: bool) -> dict[str, Any]:

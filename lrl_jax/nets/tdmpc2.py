@@ -13,7 +13,7 @@ from lrl_jax.nets.normed_mlp import NormedMLP
 from lrl_jax.nets.simnorm import check_groups
 from lrl_jax.nets.tanh_gaussian import squash_log_std, tanh_gaussian
 from lrl_jax.nets.two_hot import TwoHot
-from lrl_jax.planners.common import check_float, check_int
+from lrl_jax.settings import check_float, check_int
 
 Params = dict[str, Any]
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrl_jax.planners.common import check_float, check_int
+from lrl_jax.settings import check_float, check_int
 
 
 def symlog(x: jax.Array) -> jax.Array:

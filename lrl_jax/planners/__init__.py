@@ -11,14 +11,17 @@ from lrl_jax.planners.blackbox import (
 from lrl_jax.planners.categorical import CategoricalCEM
 from lrl_jax.planners.cem import CEM, ICEM
 from lrl_jax.planners.common import PlanState
+from lrl_jax.planners.mppi import MPPI, MPPIMemory
 from lrl_jax.planners.noise import colouring_matrix
 
 __all__ = [
     "CEM",
     "ICEM",
+    "MPPI",
     "BlackboxPlanner",
     "CategoricalCEM",
     "KnownModelRollout",
+    "MPPIMemory",
     "PlanState",
     "PredictorRollout",
     "Rollout",

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from lrl_jax.planners.common import PlanState, check_float
+from lrl_jax.planners.common import PlanState
+from lrl_jax.settings import check_float
 from lrl_jax.spaces import Space
 
 

@@ -11,6 +11,7 @@ from flax import struct
 
 from lrl_jax.planners import common
 from lrl_jax.planners.common import Best, CostFn, PlanState
+from lrl_jax.settings import check_choice, check_float, check_int
 from lrl_jax.spaces import Discrete
 
 
@@ -66,14 +67,14 @@ class CategoricalCEM(common.KeepsElites):
         def put(name, value):
             object.__setattr__(self, name, value)
 
-        put("horizon", common.check_int("horizon", self.horizon, 1))
-        put("num_samples", common.check_int("num_samples", self.num_samples, 2))
-        put("n_iterations", common.check_int("n_iterations", self.n_iterations, 1))
-        ratio = common.check_float("elite_ratio", self.elite_ratio, 0.0, 1.0, above=True)
+        put("horizon", check_int("horizon", self.horizon, 1))
+        put("num_samples", check_int("num_samples", self.num_samples, 2))
+        put("n_iterations", check_int("n_iterations", self.n_iterations, 1))
+        ratio = check_float("elite_ratio", self.elite_ratio, 0.0, 1.0, above=True)
         put("elite_ratio", ratio)
         for name in ("alpha", "explore", "min_prob", "keep_elites", "shift_elites"):
-            put(name, common.check_float(name, getattr(self, name), 0.0, 1.0))
-        common.check_choice("return_mode", self.return_mode, common.RETURN_MODES)
+            put(name, check_float(name, getattr(self, name), 0.0, 1.0))
+        check_choice("return_mode", self.return_mode, common.RETURN_MODES)
         _ = self.n_elites
         if max(self.n_kept, self.n_shifted) >= self.num_samples:
             raise ValueError(

@@ -14,6 +14,7 @@ from jax.scipy.special import ndtr, ndtri
 from lrl_jax.planners import common
 from lrl_jax.planners.common import Best, CostFn, PlanState
 from lrl_jax.planners.noise import colouring_matrix
+from lrl_jax.settings import check_choice, check_float, check_int
 from lrl_jax.spaces import Box
 
 SAMPLING = ("clip", "truncated_normal")
@@ -81,24 +82,22 @@ class CEM(common.KeepsElites):
         def put(name, value):
             object.__setattr__(self, name, value)
 
-        put("horizon", common.check_int("horizon", self.horizon, 1))
-        put("num_samples", common.check_int("num_samples", self.num_samples, 2))
-        put("n_iterations", common.check_int("n_iterations", self.n_iterations, 1))
-        ratio = common.check_float("elite_ratio", self.elite_ratio, 0.0, 1.0, above=True)
+        put("horizon", check_int("horizon", self.horizon, 1))
+        put("num_samples", check_int("num_samples", self.num_samples, 2))
+        put("n_iterations", check_int("n_iterations", self.n_iterations, 1))
+        ratio = check_float("elite_ratio", self.elite_ratio, 0.0, 1.0, above=True)
         put("elite_ratio", ratio)
-        put("alpha", common.check_float("alpha", self.alpha, 0.0, 1.0))
-        put("noise_beta", common.check_float("noise_beta", self.noise_beta))
-        put("keep_elites", common.check_float("keep_elites", self.keep_elites, 0.0, 1.0))
-        put("shift_elites", common.check_float("shift_elites", self.shift_elites, 0.0, 1.0))
-        put("sample_decay", common.check_float("sample_decay", self.sample_decay, 1.0))
-        common.check_choice("return_mode", self.return_mode, common.RETURN_MODES)
-        common.check_choice("sampling", self.sampling, SAMPLING)
+        put("alpha", check_float("alpha", self.alpha, 0.0, 1.0))
+        put("noise_beta", check_float("noise_beta", self.noise_beta))
+        put("keep_elites", check_float("keep_elites", self.keep_elites, 0.0, 1.0))
+        put("shift_elites", check_float("shift_elites", self.shift_elites, 0.0, 1.0))
+        put("sample_decay", check_float("sample_decay", self.sample_decay, 1.0))
+        check_choice("return_mode", self.return_mode, common.RETURN_MODES)
+        check_choice("sampling", self.sampling, SAMPLING)
         if np.ndim(self.sigma):
-            sigma = tuple(
-                common.check_float("sigma", s, 0.0, above=True) for s in np.ravel(self.sigma)
-            )
+            sigma = tuple(check_float("sigma", s, 0.0, above=True) for s in np.ravel(self.sigma))
         else:
-            sigma = common.check_float("sigma", self.sigma, 0.0, above=True)
+            sigma = check_float("sigma", self.sigma, 0.0, above=True)
         put("sigma", sigma)
         _ = self.n_elites
         least = self.n_shifted + int(self.mean_candidate)

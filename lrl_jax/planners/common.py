@@ -1,10 +1,9 @@
-"""What the optimisers of plans share: their state, elites, and checks of settings."""
+"""What the optimisers of plans share: their state and elites."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,41 +76,6 @@ def insert_rows(
     stop = start + rows.shape[0]
     rows = jnp.where(use, rows, candidates[start:stop])
     return candidates.at[start:stop].set(rows)
-
-
-def check_int(name: str, value: Any, minimum: int) -> int:
-    """Return an int setting; refuse other types and values below `minimum`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an integer, got {value!r}.")
-    value = int(value)
-    if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value}.")
-    return value
-
-
-def check_float(
-    name: str,
-    value: Any,
-    low: float = -math.inf,
-    high: float = math.inf,
-    *,
-    above: bool = False,
-) -> float:
-    """Return a finite float setting in [low, high], or in (low, high] with `above`."""
-    try:
-        value = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, got {value!r}.") from None
-    if not math.isfinite(value) or not low <= value <= high or (above and value == low):
-        wanted = f"{'(' if above else '['}{low:g}, {high:g}]"
-        raise ValueError(f"{name} must be a finite number in {wanted}, got {value}.")
-    return value
-
-
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Refuse a setting that is none of the choices."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}.")
 
 
 def n_elites(num_samples: int, elite_ratio: float, minimum: int = 2) -> int:

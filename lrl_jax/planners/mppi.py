@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from lrl_jax.planners import common
+from lrl_jax.settings import check_float, check_int
 
 ValueFn = Callable[[jax.Array], jax.Array]
 
@@ -66,10 +66,10 @@ class MPPI:
     def __post_init__(self):
         least = {"num_policy_samples": 0}
         for name in ("horizon", "num_samples", "num_policy_samples", "num_elites", "n_iterations"):
-            value = common.check_int(name, getattr(self, name), least.get(name, 1))
+            value = check_int(name, getattr(self, name), least.get(name, 1))
             object.__setattr__(self, name, value)
         for name in ("temperature", "min_std", "max_std"):
-            value = common.check_float(name, getattr(self, name), 0.0)
+            value = check_float(name, getattr(self, name), 0.0)
             object.__setattr__(self, name, value)
         if self.num_policy_samples >= self.num_samples:
             raise ValueError(

@@ -8,13 +8,6 @@ from lrl_jax.predictors.factory import (
     get_default_predictor_factory,
 )
 from lrl_jax.predictors.reward_predictor import RewardPredictor
-from lrl_jax.predictors.schedules import (
-    ConstantSchedule,
-    PiecewiseLinearSchedule,
-    PiecewiseLogLinearSchedule,
-    RampSchedule,
-    as_schedule,
-)
 from lrl_jax.predictors.static_predictor import StaticPredictor
 from lrl_jax.predictors.targets import n_step_targets
 from lrl_jax.predictors.types import (
@@ -24,6 +17,13 @@ from lrl_jax.predictors.types import (
     PredictorState,
     Rollout,
     TargetBatch,
+)
+from lrl_jax.schedules import (
+    ConstantSchedule,
+    PiecewiseLinearSchedule,
+    PiecewiseLogLinearSchedule,
+    RampSchedule,
+    as_schedule,
 )
 
 __all__ = [

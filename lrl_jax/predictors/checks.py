@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lrl_jax.predictors.schedules import check_setting
+from lrl_jax.schedules import check_setting
 
 
 def _is_concrete(x: Any) -> bool:

@@ -17,9 +17,9 @@ from lrl_jax.predictors.base import Predictor
 from lrl_jax.predictors.checks import check_gamma, check_steps
 from lrl_jax.predictors.compiled import compiled
 from lrl_jax.predictors.optim import adam_update, clip_per_tensor, init_adam
-from lrl_jax.predictors.schedules import Schedule, check_setting
 from lrl_jax.predictors.targets import n_step_windows, valid_starts
 from lrl_jax.predictors.types import ModelBatch, PredictorState, TargetBatch
+from lrl_jax.schedules import Schedule, check_setting
 
 LEARNING_RATES = {  # part of the parameters: setting
     "encoder": "encoder_lr",

@@ -1,6 +1,6 @@
 """Training: configs and presets, pure train functions, runs with their folders."""
 
-from lrl_jax.training.agents import DQNAgent, PlannerAgent, SACAgent, TDMPC2Agent
+from lrl_jax.training.agents import DQNAgent, PlannerAgent, SACAgent, SkillAgent, TDMPC2Agent
 from lrl_jax.training.config import TrainConfig, from_json, load_config, to_json
 from lrl_jax.training.presets import DEFAULT_PRESET, PRESETS
 from lrl_jax.training.run import Summary, load_run, load_trainer, run_training
@@ -12,6 +12,7 @@ __all__ = [
     "DQNAgent",
     "PlannerAgent",
     "SACAgent",
+    "SkillAgent",
     "Summary",
     "TDMPC2Agent",
     "TrainConfig",

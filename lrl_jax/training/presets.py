@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from lrl_jax.training.agents import DQNAgent, PlannerAgent, SACAgent, TDMPC2Agent
+from lrl_jax.training.agents import DQNAgent, PlannerAgent, SACAgent, SkillAgent, TDMPC2Agent
 from lrl_jax.training.config import TrainConfig
 
 MAZE_SAC = SACAgent(update_interval=640, n_updates=256, warm_up_steps=5000, buffer_size=200_000)
@@ -17,6 +17,10 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "maze2d-simple-planner": (
         "The same in Maze2D-Simple.",
         TrainConfig(agent=PlannerAgent(), env="Maze2D-Simple-v0"),
+    ),
+    "maze2d-medium-splates": (
+        "Planner over skills that SPlaTES learns with SAC, in Maze2D-Medium (minutes on a CPU).",
+        TrainConfig(agent=SkillAgent()),
     ),
     "pendulum-sac": (
         "Soft actor-critic on Pendulum (a minute or two on a CPU).",

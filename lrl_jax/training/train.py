@@ -40,7 +40,8 @@ class Trainer:
         """Make the environment and the hierarchy of a config."""
         env, params = envs.make(config.env)
         levels = config.agent.levels(env, config.total_steps)
-        hierarchy = Hierarchy(levels, env, params)
+        obs_maps = getattr(config.agent, "obs_maps", None)
+        hierarchy = Hierarchy(levels, env, params, obs_maps and obs_maps(env))
         return cls(config, hierarchy, env, params, _tells_success(hierarchy, env, params))
 
     @property

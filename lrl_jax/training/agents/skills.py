@@ -49,8 +49,9 @@ class SkillAgent:
             planning may begin.
         switch_planner_prob, switch_random_prob: probabilities, a decision, to change the mode.
         resample_prob: that random mode draws a new skill.
-        hidden, gamma, learning_rate, batch_size: of the backbone SAC; the last three also of
-            TD-MPC2.
+        hidden, gamma, batch_size: of the backbone SAC; the last two also of TD-MPC2.
+        learning_rate, final_learning_rate: of the backbone, constant over the first half of the
+            run, then log-linear: skills that no longer change can be modelled.
         skill_interval, skill_updates: updates of the skills for so many of their rows.
         skill_warm_up: environment steps with random actions.
         skill_buffer_size: rows of the skills' replay.
@@ -91,6 +92,7 @@ class SkillAgent:
     hidden: tuple[int, ...] = (128, 128)
     gamma: float = 0.95
     learning_rate: float = 3e-4
+    final_learning_rate: float = 1e-4
     batch_size: int = 256
     skill_interval: int = 640
     skill_updates: int = 64
@@ -109,7 +111,7 @@ class SkillAgent:
 
     def levels(self, env: Any, total_steps: int) -> list[Any]:
         """The levels for `env`, for a run of `total_steps` environment steps."""
-        return [self._planner(env, total_steps), self._skills()]
+        return [self._planner(env, total_steps), self._skills(total_steps)]
 
     def obs_maps(self, env: Any) -> list[Any]:
         """What each level sees: skills do not see the desired goal."""
@@ -117,10 +119,7 @@ class SkillAgent:
         return [None, lambda obs: obs[start:stop]]
 
     def _planner(self, env: Any, total_steps: int) -> PlannerLevel:
-        rate = PiecewiseLogLinearSchedule(
-            (0.0, 0.5 * total_steps, float(total_steps)),
-            (self.model_lr, self.model_lr, self.final_model_lr),
-        )
+        rate = _decayed(self.model_lr, self.final_model_lr, total_steps)
         indices = envs.goal_indices(env)
         model = {
             "n_modes": self.n_modes,
@@ -174,19 +173,14 @@ class SkillAgent:
             resample_random_action_prob=self.resample_prob,
         )
 
-    def _backbone(self) -> SAC | TDMPC2:
+    def _backbone(self, total_steps: int) -> SAC | TDMPC2:
+        rate = _decayed(self.learning_rate, self.final_learning_rate, total_steps)
         if self.backbone == "sac":
-            return SAC(
-                hidden=self.hidden, gamma=self.gamma, learning_rate=self.learning_rate
-            )
+            return SAC(hidden=self.hidden, gamma=self.gamma, learning_rate=rate)
         build = TDMPC2.small if self.backbone == "tdmpc2-small" else TDMPC2
-        return build(
-            gamma=self.gamma,
-            learning_rate=self.learning_rate,
-            policy_learning_rate=self.learning_rate,
-        )
+        return build(gamma=self.gamma, learning_rate=rate, policy_learning_rate=rate)
 
-    def _skills(self) -> SPlaTESLevel | DADSLevel:
+    def _skills(self, total_steps: int) -> SPlaTESLevel | DADSLevel:
         settings = {
             "skill_space": Box(-1, 1, (self.skill_dim,)),
             "buffer_size": self.skill_buffer_size,
@@ -200,11 +194,16 @@ class SkillAgent:
             "control_interval": self.skill_steps,
         }
         if self.method == "dads":
-            return DADSLevel(self._backbone(), **settings)
+            return DADSLevel(self._backbone(total_steps), **settings)
         return SPlaTESLevel(
-            self._backbone(),
+            self._backbone(total_steps),
             reward_mode=self.reward_mode,
             averaged_value=self.averaged_value,
             n_fresh_skills=self.n_fresh_skills,
             **settings,
         )
+
+
+def _decayed(first: float, last: float, total_steps: int) -> PiecewiseLogLinearSchedule:
+    steps = (0.0, 0.5 * total_steps, float(total_steps))
+    return PiecewiseLogLinearSchedule(steps, (first, first, last))
