@@ -54,10 +54,11 @@ class Hindsight:
     def __post_init__(self):
         if not callable(self.reward_fn):
             raise TypeError(f"reward_fn is not callable: {self.reward_fn!r}.")
-        for name in ("achieved_goal", "desired_goal"):
-            given: Any = getattr(self, name)
-            if given is None and name == "desired_goal":
-                continue
+        names = (
+            ("achieved_goal",) if self.desired_goal is None else ("achieved_goal", "desired_goal")
+        )
+        for name in names:
+            given = tuple(getattr(self, name))
             if len(given) != 2 or not 0 <= given[0] < given[1]:
                 raise ValueError(f"{name} must be (start, stop) of some entries, got {given}.")
             object.__setattr__(self, name, (int(given[0]), int(given[1])))
