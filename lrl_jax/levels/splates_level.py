@@ -201,9 +201,20 @@ class SPlaTESLevel(SkillLevel):
 
         return self.conditions(learner, parent, z, repeated(k), repeated(start), repeated(state))
 
-    def update(self, learner, parent, fields, batch, key_next, key_update):
-        """One update of the backbone; consumes the keys. Returns learner and metrics."""
-        key_skills, key_value = jax.random.split(key_next)
+    def targets(
+        self,
+        learner: SPlaTESLearner,
+        parent: Any,
+        fields: dict[str, Any],
+        batch: Batch,
+        key: jax.Array,
+    ) -> jax.Array:
+        """Values that the critics learn, [B]; consumes `key`.
+
+        r + gamma (1 - terminated) V, with V the value of going on within the skill, or the mean over
+        fresh skills behind its end.
+        """
+        key_skills, key_value = jax.random.split(key)
         n, state = self.n_fresh_skills, learner.state
         skills = self.draw_skills(key_skills, n, *batch.mask.shape)
         conditions = self.next_conditions(learner, parent, fields, skills)
@@ -215,6 +226,10 @@ class SPlaTESLevel(SkillLevel):
             key_value,
         )
         value = value.reshape(n, *batch.mask.shape).mean(0)
-        targets = batch.rew + state.settings["gamma"] * jnp.where(batch.terminated, 0.0, value)
-        state, metrics = self.algorithm.update(state, batch, key_update, targets)
+        return batch.rew + state.settings["gamma"] * jnp.where(batch.terminated, 0.0, value)
+
+    def update(self, learner, parent, fields, batch, key_next, key_update):
+        """One update of the backbone; consumes the keys. Returns learner and metrics."""
+        targets = self.targets(learner, parent, fields, batch, key_next)
+        state, metrics = self.algorithm.update(learner.state, batch, key_update, targets)
         return learner.replace(state=state), metrics

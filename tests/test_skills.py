@@ -1,0 +1,409 @@
+"""Skill levels: rewards and targets against float64 NumPy, bookkeeping against plain Python."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lrl_jax as lrl
+from lrl_jax import buffers
+from lrl_jax.algorithms import SAC
+from lrl_jax.levels import DADSLevel, PlannerLevel, RandomLevel, SPlaTESLevel
+from lrl_jax.levels.base import as_rows
+from lrl_jax.models import ProbabilisticEnsemble
+from lrl_jax.planners import CEM, CategoricalCEM
+from lrl_jax.predictors import IndexEncoder, Partial, PredictorFactory, RewardPredictor
+from lrl_jax.spaces import Box, Discrete
+
+K, B, L = 3, 24, 5
+CLOSE = {"rtol": 1e-5, "atol": 1e-4}  # phi is a difference of logarithms: digits cancel
+OBS = Box((-10,) * 4 + (-1,), (10,) * 4 + (1,), (5,))
+
+
+class Spaces:
+    """Observations: state, context, and what only the skills see."""
+
+    name = "spaces"
+    default_params = None
+
+    def observation_space(self, params):
+        return OBS
+
+    def action_space(self, params):
+        return Box(-1, 1, (2,))
+
+
+def factory(**model) -> PredictorFactory:
+    settings = {"hidden": (8,), "n_modes": 3, "learn_termination": False, **model}
+    return PredictorFactory(
+        partial_model=Partial(ProbabilisticEnsemble, keywords=settings),
+        partial_val_func=None,
+        partial_rew_func=None,
+        partial_encoder=Partial(IndexEncoder, keywords={"state": (0, 2), "context": (2, 4)}),
+        partial_predictor=Partial(
+            RewardPredictor, keywords={"learn_encoder": False, "encoder_warm_up": 0}
+        ),
+    )
+
+
+@functools.cache
+def hierarchy(kind: str, **settings: Any) -> lrl.Hierarchy:
+    """A planner over skills; the skills see the last and the first entry, in that order."""
+    common: dict[str, Any] = {
+        "buffer_size": 512,
+        "batch_size": B,
+        "warm_up_steps": 0,
+        "update_interval": 8,
+        "n_alternatives": L,
+    }
+    optimizer: Any = CEM(horizon=2, num_samples=8, n_iterations=1, elite_ratio=0.5)
+    sac = SAC(hidden=(8,), gamma=0.9, temperature=0.2)
+    if kind == "dads-discrete":
+        skills = DADSLevel(sac, skill_space=Discrete(4), **common, **settings)
+        optimizer = CategoricalCEM(horizon=2, num_samples=8, n_iterations=1, elite_ratio=0.5)
+    elif kind == "dads":
+        skills = DADSLevel(sac, **common, **settings)
+    else:
+        skills = SPlaTESLevel(sac, control_interval=K, **common, **settings)
+    planner = PlannerLevel(
+        factory(n_models=2), optimizer=optimizer, warm_up_steps=30, buffer_size=512, n_updates=0
+    )
+    return lrl.Hierarchy(
+        [planner, skills], Spaces(), None, [None, lambda obs: obs[jnp.array([4, 0])]]
+    )
+
+
+def transition(n: int, t: int, p_end: float = 0.1):
+    rng = np.random.default_rng(t)
+    obs = rng.uniform(-1, 1, (n, 5)).astype(np.float32)
+    return obs, rng.normal(size=n).astype(np.float32), *(rng.random((2, n)) < p_end)
+
+
+def play(h, state, ticks: int, learn: bool = False, p_end: float = 0.1):
+    """Observations continue from tick to tick within an episode."""
+    n = state.n_env_instances
+    obs = transition(n, 10_000)[0]
+    for t in range(ticks):
+        obs_next, rew, terminated, truncated = transition(n, t, p_end)
+        state, _ = h.get_action(state, obs)
+        state = h.process_transition(state, obs_next, rew, terminated, truncated)
+        done = terminated | truncated
+        obs = np.where(done[:, None], transition(n, 20_000 + t)[0], obs_next)
+        if learn:
+            state, _ = h.learn(state)
+    return state
+
+
+@functools.cache
+def played(kind: str, **settings):
+    """State after some ticks, the parent with a standardizer and a unit that are not trivial."""
+    h = hierarchy(kind, **settings)
+    state = play(h, h.init(jax.random.key(0), 4), 40)
+    parent = state.levels[0].learner
+    ps = parent.ps
+    running = ps.running_std.replace(second_moment=jnp.array([0.3, 0.8]))
+    params = {**ps.params, "standardizer": jnp.array([[1.7, 0.2], [0.2, 0.9]])}
+    parent = parent.replace(ps=ps.replace(params=params, running_std=running))
+    return h.levels[1], state.levels[1].learner, parent, state.levels[1].buffer
+
+
+def double(tree):
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+
+
+# --- the model and the potential in NumPy ---------------------------------------------------------
+
+
+def log_q(parent, start, skill, end, std):
+    """log q(end | start, skill) of one row."""
+    params = double(parent.ps.params["model"])
+    w, unit = double(parent.ps.W), np.sqrt(double(parent.ps.running_std.second_moment))
+    space = parent.predictor.model.action_space
+    encoded = np.eye(space.n)[int(skill)] if isinstance(space, Discrete) else np.asarray(skill)
+    x = np.concatenate([start, encoded])
+    terms = []
+    for m in range(2):
+        p = jax.tree.map(lambda v, m=m: v[m], params)
+        trunk = p["trunk"]["dense_0"]
+        h = np.maximum(x @ trunk["kernel"] + trunk["bias"], 0)
+        mean = (h @ p["mean"]["kernel"] + p["mean"]["bias"]).reshape(3, 2)
+        logits = h @ p["logits"]["kernel"] + p["logits"]["bias"]
+        weight = np.exp(logits) / np.exp(logits).sum()
+        for j in range(3):
+            z = (w @ (end - start) - w @ (unit * mean[j])) / std
+            density = np.exp(-0.5 * z @ z) / (2 * np.pi * std**2)
+            terms.append(weight[j] * density / 2)
+    return math.log(sum(terms))
+
+
+def phi(parent, learner, start, skill, end, std):
+    """log of q over its mean over the skill and its alternatives, clipped."""
+    others = list(np.asarray(learner.alternatives))
+    if isinstance(learner.skill_space, Discrete):
+        others = [o for o in others if o != skill]
+    own = log_q(parent, start, skill, end, std)
+    mean = np.mean([math.exp(own)] + [math.exp(log_q(parent, start, o, end, std)) for o in others])
+    return max(own - math.log(mean), float(learner.least_potential))
+
+
+def sampled(buffer, n: int = B):
+    rows = buffers.gather(buffer, buffers.sample_ids(buffer, jax.random.key(7), n))
+    return rows, double(rows)
+
+
+@pytest.mark.parametrize("kind", ["dads", "dads-discrete"])
+def test_reward_of_dads(kind):
+    level, learner, parent, buffer = played(kind)
+    rows, plain = sampled(buffer)
+    got = level.raw_reward(learner, parent, as_rows(rows))
+    expected = [
+        phi(
+            parent,
+            learner,
+            plain["parent_obs"][b, :2],
+            np.asarray(rows["level_input"][b]),
+            plain["parent_obs_next"][b, :2],
+            1.0,
+        )
+        for b in range(B)
+    ]
+    np.testing.assert_allclose(got, expected, **CLOSE)
+    most = 4 if kind == "dads-discrete" else L + 1
+    assert np.all(got <= math.log(most)) and np.std(got) > 0.01
+
+
+def test_potential_of_splates():
+    level, learner, parent, buffer = played("splates", reward_mode="last_step")
+    rows, plain = sampled(buffer)
+    got = level.raw_reward(learner, parent, as_rows(rows))
+    expected = [
+        phi(
+            parent,
+            learner,
+            plain["start_obs"][b, :2],
+            plain["level_input"][b],
+            plain["parent_obs_next"][b, :2],
+            0.5,
+        )
+        if plain["k"][b] == K - 1
+        else 0.0
+        for b in range(B)
+    ]
+    np.testing.assert_allclose(got, expected, **CLOSE)
+    assert {0, K - 1} <= set(plain["k"].astype(int).tolist())
+
+
+def test_differences_of_the_potential_telescope():
+    level, learner, parent, buffer = played("splates")
+    assert level.reward_mode == "potential_difference"
+    rows = {k: jnp.asarray(v) for k, v in buffers.stored(buffer).items() if k != "instance"}
+    got = np.asarray(level.raw_reward(learner, parent, as_rows(rows)))
+    plain = double(rows)
+    whole = 0
+    for i in np.flatnonzero(plain["k"] == K - 1):
+        if i < K - 1 or plain["k"][i - K + 1] != 0 or i - K + 1 < 0:
+            continue
+        start, z = plain["start_obs"][i, :2], plain["level_input"][i]
+        args = (parent, learner, start, z)
+        ends = plain["parent_obs_next"][i, :2], plain["parent_obs"][i - K + 1, :2]
+        difference = phi(*args, ends[0], 0.5) - phi(*args, ends[1], 0.5)
+        np.testing.assert_allclose(got[i - K + 1 : i + 1].sum(), difference, **CLOSE)
+        whole += 1
+    assert whole > 5
+
+
+def test_potentials_are_clipped_and_the_standard_deviation_may_follow_a_schedule():
+    level, learner, parent, buffer = played("splates")
+    rows, _ = sampled(buffer)
+    low = learner.replace(least_potential=jnp.float32(-0.01))
+    start, _ = parent.latent(rows["start_obs"])
+    end, _ = parent.latent(rows["parent_obs_next"])
+    args = (parent, start, jnp.zeros((B, 2)), rows["level_input"], end)
+    free, clipped = level.potential(learner, *args)[0], level.potential(low, *args)[0]
+    np.testing.assert_allclose(clipped, np.maximum(free, -0.01))
+    assert np.min(free) < -0.01
+    moving = SPlaTESLevel("sac", fixed_std=lambda steps: 1.0 - steps / 100)
+    assert float(moving.observe_env_steps(learner, jnp.float32(50)).fixed_std) == 0.5
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def test_rows_know_their_skill_its_start_and_their_place():
+    """Also behind episodes that cut a skill short: the next skill is whole."""
+    h = hierarchy("splates")
+    state = play(h, h.init(jax.random.key(0), 3), 60, p_end=0.08)
+    rows = buffers.stored(state.levels[1].buffer)
+    cut, seen = 0, 0
+    for i in range(3):
+        own = {k: v[rows["instance"] == i] for k, v in rows.items()}
+        k = 0
+        for t in range(len(own["k"])):
+            assert own["k"][t] == k
+            if k == 0:
+                start, z = own["parent_obs"][t], own["level_input"][t]
+            np.testing.assert_array_equal(own["start_obs"][t], start)
+            np.testing.assert_array_equal(own["level_input"][t], z)
+            # The skill sees entries 4 and 0 of what its parent sees.
+            np.testing.assert_array_equal(own["obs"][t], own["parent_obs"][t][[4, 0]])
+            np.testing.assert_array_equal(own["obs_next"][t], own["parent_obs_next"][t][[4, 0]])
+            done = own["terminated"][t] or own["truncated"][t]
+            cut += done and k < K - 1
+            k = 0 if done or k == K - 1 else k + 1
+            seen += 1
+    assert seen == 180 and cut > 5
+
+
+# --- targets --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_targets(averaged):
+    """Within a skill, at its end, with terminations and truncations in either."""
+    level, learner, parent, buffer = played("splates", averaged_value=averaged, n_fresh_skills=2)
+    rows, plain = sampled(buffer, 64)
+    ends = plain["k"] == K - 1
+    kinds = set(zip(ends, plain["terminated"] > 0, plain["truncated"] > 0, strict=True))
+    assert len({k[:2] for k in kinds}) == 4 and any(k[2] and not k[1] for k in kinds)
+    rew = jnp.linspace(-1, 1, 64)
+    batch = level.make_batch(learner, parent, rows, jnp.ones(64, bool), rew)
+    key = jax.random.key(5)
+    got = level.targets(learner, parent, rows, batch, key)
+    key_skills, key_value = jax.random.split(key)
+    fresh = np.asarray(level.draw_skills(key_skills, 2, 64), np.float64)
+    noise = np.asarray(jax.random.normal(key_value, (128, 2)), np.float64).reshape(2, 64, 2)
+    w = double(parent.ps.W)
+    expected = []
+    for b in range(64):
+        values = []
+        for m in range(2):
+            end = plain["parent_obs_next"][b, :2]
+            start, z, k = plain["start_obs"][b, :2], plain["level_input"][b], plain["k"][b] + 1
+            if ends[b]:
+                start, k = end, 0
+                z = fresh[m, b] if averaged else z
+            obs = plain["obs_next"][b] / [1, 10]
+            x = np.concatenate([obs, z, [2 * k / (K - 1) - 1], start / 10, (end - start) @ w])
+            values.append(soft_value(learner.state, x, noise[m, b]))
+        alive = 0.0 if plain["terminated"][b] else 1.0
+        expected.append(float(rew[b]) + 0.9 * alive * np.mean(values))
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def soft_value(state, x, noise):
+    def mlp(p, x):
+        h = np.maximum(x @ p["dense_0"]["kernel"] + p["dense_0"]["bias"], 0)
+        return h @ p["out"]["kernel"] + p["out"]["bias"]
+
+    out = mlp(double(state.actor)["MLP_0"], x)
+    mean, log_std = out[:2], -5 + 3.5 * (np.tanh(out[2:]) + 1)
+    u = mean + np.exp(log_std) * noise
+    normal = -0.5 * noise**2 - 0.5 * np.log(2 * np.pi) - log_std
+    log_prob = (normal - np.log(1 - np.tanh(u) ** 2)).sum()
+    critics = double(state.target_critics)
+    q = [
+        mlp(jax.tree.map(lambda p, i=i: p[i], critics), np.concatenate([x, np.tanh(u)]))[0]
+        for i in range(2)
+    ]
+    return min(q) - float(state.temperature) * log_prob
+
+
+# --- learning -------------------------------------------------------------------------------------
+
+
+def test_rewards_are_standardized_by_running_moments():
+    level, learner, parent, buffer = played("splates", centre=True, offset=1.0)
+    new, metrics = level.learn(learner, buffer, jax.random.key(2), parent=parent)
+    # The first batch initialises the moments: its rewards have mean 1 and std 1.
+    key_rows, key_skills, *_ = jax.random.split(jax.random.key(2), 4)
+    fields, _ = level.sample_rows(buffer, key_rows)
+    moved = learner.replace(alternatives=level._alternatives(key_skills))
+    raw = np.asarray(level.raw_reward(moved, parent, as_rows(fields)), np.float64)
+    np.testing.assert_allclose(new.moments.mean, raw.mean(), **CLOSE)
+    np.testing.assert_allclose(new.moments.std, raw.std(), rtol=1e-4)
+    rew = level.reward(new, parent, as_rows(fields))
+    np.testing.assert_allclose(np.mean(rew), 1.0, atol=1e-4)
+    np.testing.assert_allclose(np.std(rew), 1.0, rtol=1e-4)
+    mask = jnp.arange(4) < 2
+    later = new.moments.update(jnp.array([1.0, 3.0, 99.0, 99.0]), mask, jnp.float32(0.1))
+    np.testing.assert_allclose(later.mean, 0.9 * raw.mean() + 0.1 * 2.0, rtol=1e-4)
+    assert np.isfinite(metrics["critic_loss"])
+
+
+@pytest.mark.parametrize("kind", ["splates", "dads", "dads-discrete"])
+def test_a_hierarchy_of_skills_learns_and_evaluates(kind, tmp_path):
+    h = hierarchy(kind)
+    first = h.init(jax.random.key(0), 4)
+    state = play(h, first, 20, learn=True)
+    old, new = (jax.tree.leaves(s.levels[1].learner.state.actor) for s in (first, state))
+    assert any(not np.array_equal(a, b) for a, b in zip(old, new, strict=True))
+    assert all(np.isfinite(x).all() for x in new)
+    obs = transition(4, 1)[0]
+    _, a = h.eval().get_action(state, obs)
+    _, b = h.eval().get_action(state, obs)
+    np.testing.assert_array_equal(a, b)
+    h.save(state, tmp_path / "skills")
+    loaded = h.load(tmp_path / "skills")
+    _, c = h.eval().get_action(loaded, obs)
+    np.testing.assert_array_equal(a, c)
+
+
+def test_relabelled_rows_get_skills_of_the_prior():
+    level, _, _, buffer = played("splates", relabel_skills=0.5)
+    plain = dataclasses.replace(level, relabel_skills=0.0)
+    key = jax.random.key(3)
+    level, plain = (dataclasses.replace(x, batch_size=400) for x in (level, plain))
+    new, _ = level.sample_rows(buffer, key)
+    stored = {tuple(z) for z in np.asarray(buffers.stored(buffer)["level_input"]).tolist()}
+    fresh = np.array([tuple(z) not in stored for z in np.asarray(new["level_input"]).tolist()])
+    assert 0.4 < fresh.mean() < 0.6
+    same, _ = plain.sample_rows(buffer, key)
+    assert all(tuple(z) in stored for z in np.asarray(same["level_input"]).tolist())
+
+
+def test_frozen_skills_learn_no_more():
+    level, learner, _, _ = played("splates", freeze_after_steps=100.0)
+    assert bool(level.ready(learner.replace(n_total_env_steps=jnp.float32(99))))
+    assert not bool(level.ready(learner.replace(n_total_env_steps=jnp.float32(100))))
+
+
+@pytest.mark.parametrize(
+    "cls, settings, error, words",
+    [
+        (SPlaTESLevel, {"algorithm": "ppo"}, ValueError, "backbone"),
+        (SPlaTESLevel, {"algorithm": 3}, TypeError, "backbone"),
+        (SPlaTESLevel, {"skill_space": Box(-math.inf, math.inf, (2,))}, TypeError, "bounded"),
+        (DADSLevel, {"skill_space": Discrete(1)}, ValueError, "two|2"),
+        (SPlaTESLevel, {"n_alternatives": 0}, ValueError, "n_alternatives"),
+        (SPlaTESLevel, {"fixed_std": 0.0}, ValueError, "fixed_std"),
+        (SPlaTESLevel, {"least_potential": 1.0}, ValueError, "least_potential"),
+        (SPlaTESLevel, {"momentum": 2.0}, ValueError, "momentum"),
+        (SPlaTESLevel, {"relabel_skills": -0.1}, ValueError, "relabel_skills"),
+        (SPlaTESLevel, {"freeze_after_steps": -1}, ValueError, "freeze_after_steps"),
+        (SPlaTESLevel, {"reward_mode": "sum"}, ValueError, "reward_mode"),
+        (SPlaTESLevel, {"n_fresh_skills": 0}, ValueError, "n_fresh_skills"),
+        (SPlaTESLevel, {"control_interval": None}, ValueError, "control_interval"),
+    ],
+)
+def test_bad_settings(cls, settings, error, words):
+    with pytest.raises(error, match=words):
+        cls(**{"algorithm": "sac", **settings})
+
+
+def test_skills_need_a_level_above_with_a_model():
+    with pytest.raises(ValueError, match="no level is above"):
+        lrl.Hierarchy([SPlaTESLevel("sac")], Spaces())
+    h = lrl.Hierarchy([RandomLevel(), SPlaTESLevel("sac")], Spaces())
+    with pytest.raises(TypeError, match="PlannerLevel"):
+        h.init(jax.random.key(0), 2)
+    dads = lrl.Hierarchy([RandomLevel(), DADSLevel("sac", warm_up_steps=0)], Spaces())
+    state = dads.init(jax.random.key(0), 2)
+    state, _ = dads.get_action(state, transition(2, 0)[0])
+    state = dads.process_transition(state, *transition(2, 0))
+    with pytest.raises(TypeError, match="predictor"):
+        dads.learn(state)
