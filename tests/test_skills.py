@@ -12,17 +12,30 @@ import pytest
 
 import lrl_jax as lrl
 from lrl_jax import buffers
-from lrl_jax.algorithms import SAC
+from lrl_jax.algorithms import SAC, TDMPC2
 from lrl_jax.levels import DADSLevel, PlannerLevel, RandomLevel, SPlaTESLevel
 from lrl_jax.levels.base import as_rows
 from lrl_jax.models import ProbabilisticEnsemble
-from lrl_jax.planners import CEM, CategoricalCEM
+from lrl_jax.nets import TwoHot
+from lrl_jax.planners import CEM, MPPI, CategoricalCEM
 from lrl_jax.predictors import IndexEncoder, Partial, PredictorFactory, RewardPredictor
 from lrl_jax.spaces import Box, Discrete
 
 K, B, L = 3, 24, 5
 CLOSE = {"rtol": 1e-5, "atol": 1e-4}  # phi is a difference of logarithms: digits cancel
 OBS = Box((-10,) * 4 + (-1,), (10,) * 4 + (1,), (5,))
+
+
+TINY_TDMPC2 = TDMPC2(
+    latent_dim=8,
+    group_size=4,
+    hidden=(8,),
+    encoder_hidden=(8,),
+    n_critics=2,
+    gamma=0.9,
+    two_hot=TwoHot(num_bins=11),
+    planner=MPPI(horizon=2, num_samples=8, num_policy_samples=2, num_elites=3, n_iterations=2),
+)
 
 
 class Spaces:
@@ -68,6 +81,8 @@ def hierarchy(kind: str, **settings: Any) -> lrl.Hierarchy:
         optimizer = CategoricalCEM(horizon=2, num_samples=8, n_iterations=1, elite_ratio=0.5)
     elif kind == "dads":
         skills = DADSLevel(sac, **common, **settings)
+    elif kind == "splates-tdmpc2":
+        skills = SPlaTESLevel(TINY_TDMPC2, control_interval=K, **common, **settings)
     else:
         skills = SPlaTESLevel(sac, control_interval=K, **common, **settings)
     planner = PlannerLevel(
@@ -295,6 +310,43 @@ def test_targets(averaged):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_targets_on_tdmpc2():
+    """The head of the averaged value behind a skill's end, the critics within."""
+    level, learner, parent, buffer = played("splates-tdmpc2")
+    # Heads start at zero: without this all values are zero.
+    rng = np.random.default_rng(0)
+
+    def moved(tree):
+        shift = lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32)  # noqa: E731
+        return jax.tree.map(shift, tree)
+
+    heads = learner.skill_value
+    learner = learner.replace(
+        state=learner.state.replace(target_q=moved(learner.state.target_q)),
+        skill_value=heads.replace(params=moved(heads.params)),
+    )
+    fields, mask = level.sample_rows(buffer, jax.random.key(3))
+    rew = jnp.linspace(-1, 1, mask.size)
+    batch = level.make_batch(learner, parent, fields, mask, rew)
+    key = jax.random.key(5)
+    full, got = level.latent_targets(learner, parent, fields, batch, key)
+    algorithm, state = level.algorithm, learner.state
+    latents = algorithm.encode(state.params, full.obs_next)
+    within = algorithm.td_targets(state, full, latents, jax.random.split(key)[1])
+    start = fields["parent_obs_next"][..., :2] / 10
+    _, value = level._heads(2).value(learner.skill_value.params, latents, start)
+    behind = rew.reshape(mask.shape) + 0.9 * np.where(fields["terminated"], 0, value)
+    last = np.asarray(fields["k"]) == K - 1
+    np.testing.assert_allclose(got, np.where(last, behind, within), rtol=1e-5, atol=1e-6)
+    assert np.abs(np.asarray(behind - within))[last].max() > 1e-3
+    # Conditions: z, k, s_0; behind the end those of a fresh skill that starts there.
+    k = np.asarray(full.condition_next[..., 2])
+    np.testing.assert_allclose(
+        k, np.where(last, -1, 2 * (fields["k"] + 1) / (K - 1) - 1), atol=1e-6
+    )
+    np.testing.assert_allclose(full.condition_next[..., 3:][last], start[last], atol=1e-6)
+
+
 def soft_value(state, x, noise):
     def mlp(p, x):
         h = np.maximum(x @ p["dense_0"]["kernel"] + p["dense_0"]["bias"], 0)
@@ -335,14 +387,17 @@ def test_rewards_are_standardized_by_running_moments():
     assert np.isfinite(metrics["critic_loss"])
 
 
-@pytest.mark.parametrize("kind", ["splates", "dads", "dads-discrete"])
+@pytest.mark.parametrize("kind", ["splates", "splates-tdmpc2", "dads", "dads-discrete"])
 def test_a_hierarchy_of_skills_learns_and_evaluates(kind, tmp_path):
     h = hierarchy(kind)
     first = h.init(jax.random.key(0), 4)
     state = play(h, first, 20, learn=True)
-    old, new = (jax.tree.leaves(s.levels[1].learner.state.actor) for s in (first, state))
-    assert any(not np.array_equal(a, b) for a, b in zip(old, new, strict=True))
-    assert all(np.isfinite(x).all() for x in new)
+    # Everything learned moves, the heads of the averaged value included.
+    names = ("state", "skill_value") if kind == "splates-tdmpc2" else ("state",)
+    for name in names:
+        old, new = (jax.tree.leaves(getattr(s.levels[1].learner, name)) for s in (first, state))
+        assert any(not np.array_equal(a, b) for a, b in zip(old, new, strict=True))
+        assert all(np.isfinite(x).all() for x in new)
     obs = transition(4, 1)[0]
     _, a = h.eval().get_action(state, obs)
     _, b = h.eval().get_action(state, obs)

@@ -4,6 +4,7 @@ from lrl_jax.algorithms.base import Batch, Features, Scale
 from lrl_jax.algorithms.dqn import DQN, DQNState
 from lrl_jax.algorithms.hindsight import Hindsight
 from lrl_jax.algorithms.sac import SAC, SACState
+from lrl_jax.algorithms.skill_value import SkillValue, SkillValueState
 from lrl_jax.algorithms.tdmpc2 import TDMPC2, TDMPC2State
 
 __all__ = [
@@ -16,5 +17,7 @@ __all__ = [
     "Hindsight",
     "SACState",
     "Scale",
+    "SkillValue",
+    "SkillValueState",
     "TDMPC2State",
 ]

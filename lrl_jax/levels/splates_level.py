@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from lrl_jax.algorithms import Batch, Scale
+from lrl_jax.algorithms import Batch, Scale, SkillValue, SkillValueState
+from lrl_jax.algorithms.base import from_unit
 from lrl_jax.levels.base import LevelSpec, Row
 from lrl_jax.levels.skill_level import SkillLearner, SkillLevel, check_parent
+from lrl_jax.nets.tdmpc2 import pick_heads
 from lrl_jax.schedules import Schedule
 from lrl_jax.settings import check_choice, check_int
 
@@ -24,9 +26,11 @@ class SPlaTESLearner(SkillLearner):
 
     Attributes:
         start: how the parent's latent states become features.
+        skill_value: state of the averaged value and the converter, on TD-MPC2; else None.
     """
 
     start: Scale
+    skill_value: SkillValueState | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +44,9 @@ class SPlaTESLevel(SkillLevel):
 
     The target bootstraps within a skill with (k + 1, s_0, z). At its end it takes the value
     averaged over skills: a skill is judged by where it leaves the agent for an unknown next one,
-    which makes skills chainable. See `SkillLevel` for the other settings.
+    which makes skills chainable. On SAC the average is taken over a few fresh skills; on TD-MPC2 it
+    is a head of its own, which plans, that end with the skill, bootstrap with as well. See
+    `SkillLevel` for the other settings.
 
     Attributes:
         control_interval: steps K of a skill.
@@ -51,7 +57,8 @@ class SPlaTESLevel(SkillLevel):
             backbone's default.
         averaged_value: whether the value behind a skill's end is that of fresh skills; else that of
             starting the same skill again.
-        n_fresh_skills: fresh skills that the average is taken over.
+        n_fresh_skills: fresh skills that the average is taken over, on SAC.
+        act_by: on TD-MPC2, "mppi" to plan within the skill, or "policy".
     """
 
     control_interval: int = 10
@@ -60,10 +67,12 @@ class SPlaTESLevel(SkillLevel):
     reward_mode: str | None = None
     averaged_value: bool = True
     n_fresh_skills: int = 2
+    act_by: str = "mppi"
 
     def __post_init__(self):
         super().__post_init__()
         check_choice("reward_mode", self.reward_mode, REWARD_MODES)
+        check_choice("act_by", self.act_by, ("mppi", "policy"))
         n = check_int("n_fresh_skills", self.n_fresh_skills, 1)
         object.__setattr__(self, "n_fresh_skills", n)
         if self.control_interval is None:  # type: ignore[unreachable]
@@ -91,11 +100,20 @@ class SPlaTESLevel(SkillLevel):
 
     def init_learner(self, key: jax.Array, spec: LevelSpec) -> SPlaTESLearner:
         """Create the backbone's state for this place; consumes `key`."""
+        key, key_value = jax.random.split(key)
         base = super().init_learner(key, spec)
+        start, skill_value = Scale.of(spec.parent_latent), None
+        if not self.on_sac:
+            heads = self._heads(start.centre.shape[0])
+            skill_value = heads.init(key_value, self.algorithm.latent_dim)
         return SPlaTESLearner(
             **{f.name: getattr(base, f.name) for f in dataclasses.fields(base)},
-            start=Scale.of(spec.parent_latent),
+            start=start,
+            skill_value=skill_value,
         )
+
+    def _heads(self, start_dim: int) -> SkillValue:
+        return SkillValue(start_dim, self.algorithm.hidden, self.algorithm.two_hot)
 
     def conditions(
         self,
@@ -130,9 +148,38 @@ class SPlaTESLevel(SkillLevel):
         check_parent(self, parent)
         start, _ = parent.latent(control.start_obs)
         state, _ = parent.latent(control.parent_obs)
-        c = self.conditions(learner, parent, level_input, control.n_steps, start, state)
         x = learner.observation(obs)
-        return self.algorithm.act(learner.state, memory, x, c, key, training)
+        k = control.n_steps
+        if not self.on_sac and self.act_by == "mppi":
+            return self._plan(learner, memory, x, parent, level_input, k, start, key, training)
+        c = self.conditions(learner, parent, level_input, k, start, state)
+        if self.on_sac:
+            return self.algorithm.act(learner.state, memory, x, c, key, training)
+        space = learner.action_space
+        noise = jax.random.normal(key, (space.dim,)) if training else jnp.zeros(space.dim)
+        latent = self.algorithm.encode(learner.state.params, x)
+        unit, _ = self.algorithm.policy(learner.state.params, latent, c, noise)
+        return from_unit(space, unit), memory
+
+    def _plan(self, learner, memory, x, parent, skill, k, start, key, training):
+        """Plan to the end of the skill, and bootstrap there with the averaged value."""
+        horizon, last = self.algorithm.planner.horizon, self.control_interval
+        steps = jnp.minimum(k + jnp.arange(horizon + 1), last - 1)
+        skills = jnp.broadcast_to(skill, (horizon + 1, *skill.shape))
+        starts = jnp.broadcast_to(start, (horizon + 1, *start.shape))
+        c = self.conditions(learner, parent, skills, steps, starts, starts)
+        n_steps = jnp.minimum(horizon, last - k)
+        heads, params = self._heads(start.shape[-1]), learner.skill_value.params
+
+        def terminal_value(latents, q):
+            _, value = heads.value(params, latents, heads.convert(params, latents))
+            return jnp.where(k + n_steps >= last, value, q)
+
+        algorithm, state = self.algorithm, learner.state
+        latent = algorithm.encode(state.params, x)
+        return algorithm.plan(
+            state, memory, latent, c, key, training, n_steps=n_steps, terminal_value=terminal_value
+        )
 
     # ---------------------------------------------------------------- rewards
 
@@ -211,8 +258,8 @@ class SPlaTESLevel(SkillLevel):
     ) -> jax.Array:
         """Values that the critics learn, [B]; consumes `key`.
 
-        r + gamma (1 - terminated) V, with V the value of going on within the skill, or the mean over
-        fresh skills behind its end.
+        r + gamma (1 - terminated) V, with V the value of going on within the skill, or the mean
+        over fresh skills behind its end.
         """
         key_skills, key_value = jax.random.split(key)
         n, state = self.n_fresh_skills, learner.state
@@ -230,6 +277,57 @@ class SPlaTESLevel(SkillLevel):
 
     def update(self, learner, parent, fields, batch, key_next, key_update):
         """One update of the backbone; consumes the keys. Returns learner and metrics."""
+        if not self.on_sac:
+            return self._update_tdmpc2(learner, parent, fields, batch, key_next, key_update)
         targets = self.targets(learner, parent, fields, batch, key_next)
         state, metrics = self.algorithm.update(learner.state, batch, key_update, targets)
         return learner.replace(state=state), metrics
+
+    def latent_targets(self, learner, parent, fields, batch, key) -> tuple[Batch, jax.Array]:
+        """Conditions behind the rows, and values that TD-MPC2's critics learn; consumes `key`.
+
+        Args:
+            learner, parent: of this level and the one above.
+            fields: of the rows, leading axes [T, B].
+            batch: of these rows.
+            key: typed key.
+
+        Returns:
+            The batch with `condition_next`, and the targets [T, B].
+        """
+        key_skills, key_value = jax.random.split(key)
+        algorithm, state = self.algorithm, learner.state
+        skills = self.draw_skills(key_skills, 1, *batch.mask.shape)
+        following = self.next_conditions(learner, parent, fields, skills)[0]
+        batch = batch.replace(condition_next=following)
+        latents = algorithm.encode(state.params, batch.obs_next)
+        targets = algorithm.td_targets(state, batch, latents, key_value)
+        if self.averaged_value:
+            start = learner.start(parent.latent(fields["parent_obs_next"])[0])
+            heads = self._heads(start.shape[-1])
+            _, value = heads.value(learner.skill_value.params, latents, start)
+            value = jnp.where(batch.terminated, 0.0, value)
+            averaged = batch.rew + state.settings["gamma"] * value
+            targets = jnp.where(self._is_last(fields["k"]), averaged, targets)
+        return batch, targets
+
+    def _update_tdmpc2(self, learner, parent, fields, batch, key_next, key_update):
+        algorithm = self.algorithm
+        key_next, key_skills, key_noise, key_heads = jax.random.split(key_next, 4)
+        batch, targets = self.latent_targets(learner, parent, fields, batch, key_next)
+        state, metrics = algorithm.update(learner.state, batch, key_update, targets)
+        # Any state may be the start of a skill: its value is that of a fresh one.
+        now, _ = parent.latent(fields["parent_obs"])
+        skills = self.draw_skills(key_skills, *batch.mask.shape)
+        k = jnp.zeros_like(fields["k"])
+        condition = self.conditions(learner, parent, skills, k, now, now)
+        latents = algorithm.encode(state.params, batch.obs)
+        noise = jax.random.normal(key_noise, (*batch.mask.shape, learner.action_space.dim))
+        critics = pick_heads(state.target_q, key_heads)
+        value = algorithm.next_value(state, critics, latents, condition, noise)
+        start = learner.start(now)
+        rate = state.settings["learning_rate"]
+        skill_value, more = self._heads(start.shape[-1]).update(
+            learner.skill_value, latents, start, value, batch.mask, rate
+        )
+        return learner.replace(state=state, skill_value=skill_value), {**metrics, **more}
