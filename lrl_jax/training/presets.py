@@ -41,7 +41,10 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
             n_env_instances=4,
             total_steps=20_000,
             round_ticks=1,
-            test_interval=2000,
+            # An episode of planning costs as much as half as many steps of training.
+            test_interval=4000,
+            test_episodes=8,
+            final_test_episodes=64,
         ),
     ),
     "cartpole-dqn": (
