@@ -19,7 +19,7 @@ from lrl_jax.training import PRESETS, TrainConfig, Trainer
 
 PRESETS_MEASURED = ("pendulum-sac", "cartpole-dqn", "pendulum-tdmpc2")
 INSTANCES, SEEDS = (1, 64), (1, 16)
-STEPS_PER_CALL = 256
+STEPS_PER_CALL = 128  # of one seed
 SIZE = 256
 BAR = 0.8
 NOTE = "learning included, tests not; steps of all seeds together."
@@ -51,7 +51,8 @@ def preset_rows(name: str, quick: bool) -> list[Row]:
         for seeds in SEEDS[:1] if quick else SEEDS:
             agent = dataclasses.replace(config.agent, warm_up_steps=0)
             round_steps = n * config.round_ticks
-            steps = max(1, (8 if quick else STEPS_PER_CALL) // round_steps) * round_steps
+            wanted = 8 if quick else STEPS_PER_CALL if seeds == 1 else STEPS_PER_CALL // 2
+            steps = max(1, wanted // round_steps) * round_steps
             small = dataclasses.replace(
                 config,
                 agent=agent,
@@ -59,7 +60,7 @@ def preset_rows(name: str, quick: bool) -> list[Row]:
                 total_steps=steps,
                 test_interval=steps,
             )
-            rows.append(learning(small, name, seeds, 3 if quick else 5))
+            rows.append(learning(small, name, seeds, 5 if seeds == 1 and not quick else 3))
     return rows
 
 

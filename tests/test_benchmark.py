@@ -1,5 +1,6 @@
 """The benchmark helper, and one tiny run of each benchmark."""
 
+import dataclasses
 import json
 import time
 
@@ -9,7 +10,15 @@ import pytest
 
 import benchmarks
 from benchmarks import __main__ as command
-from benchmarks import gating, main_job, planning, predictor, success_over_seeds, throughput
+from benchmarks import (
+    gating,
+    learners,
+    main_job,
+    planning,
+    predictor,
+    success_over_seeds,
+    throughput,
+)
 from lrl_jax import benchmark
 from lrl_jax.training import PRESETS
 
@@ -102,6 +111,24 @@ def test_predictor():
 
 def test_planning():
     check(planning.measure(3, 1, **TINY), 1)
+
+
+def test_learners(monkeypatch):
+    monkeypatch.setattr(learners, "SIZE", 16)
+    check(learners.sac_update(2, 1), 1)
+    # 16 passes through a hidden product of 256^3, and what the thin layers add.
+    flops = learners.sac_flops(256, 256, 4, 2)
+    assert 1.0 < flops / (16 * 2 * 256**3) < 1.08
+    config = PRESETS["cartpole-dqn"][1]
+    small = dataclasses.replace(
+        config,
+        agent=dataclasses.replace(config.agent, hidden=(8,), warm_up_steps=0),
+        n_env_instances=2,
+        total_steps=32,
+        test_interval=32,
+    )
+    row = learners.learning(small, "dqn", 2, 1)
+    assert row.work == 64 and row.timing.median > 0
 
 
 def test_main_job():
