@@ -638,3 +638,26 @@ def test_device_and_constant():
     assert all(x.devices() == {device} for x in jax.tree.leaves(state))
     _, action = hierarchy.get_action(state, np.zeros((2, 3), np.float32))
     np.testing.assert_array_equal(action, [[0.5, -1.0]] * 2)
+
+
+def test_device_names():
+    hierarchy = lrl.Hierarchy([ConstantLevel(np.array([0.5, -1.0]))], Spaces(), device="cpu")
+    state = hierarchy.init(jax.random.key(0), 2)
+    assert all(x.devices() == {jax.devices("cpu")[0]} for x in jax.tree.leaves(state))
+
+
+def test_save_and_load_with_keys_of_another_kind(tmp_path):
+    hierarchy = shared()
+    state = play(hierarchy, hierarchy.init(jax.random.key(0, impl="rbg"), 2), 3)[0]
+    hierarchy.save(state, tmp_path / "rbg")
+    loaded = hierarchy.load(tmp_path / "rbg")
+    assert jax.random.key_impl(loaded.stream.key) == jax.random.key_impl(state.stream.key)
+    for (_, a), (_, b) in zip(leaves(state), leaves(loaded), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_largest_floats_are_no_bounds():
+    assert not Box(-3.4e38, 3.4e38, (2,)).is_bounded
+    assert Box(-1e6, 1e6, (2,)).is_bounded
+    with pytest.raises(ValueError, match="unbounded"):
+        Box(-3.4e38, 3.4e38, (2,)).sample(jax.random.key(0))

@@ -462,3 +462,16 @@ def test_skills_need_a_level_above_with_a_model():
     state = dads.process_transition(state, *transition(2, 0))
     with pytest.raises(TypeError, match="predictor"):
         dads.learn(state)
+
+
+def test_a_planner_refuses_what_its_predictor_and_buffer_do_not_allow():
+    optimizer = CEM(horizon=2, num_samples=8, n_iterations=1, elite_ratio=0.5)
+    planner = PlannerLevel(factory(), optimizer=optimizer, use_value=True)
+    with pytest.raises(ValueError, match="partial_val_func"):
+        lrl.Hierarchy([planner], Spaces()).init(jax.random.key(0), 2)
+    long = dataclasses.replace(
+        factory(), partial_predictor=Partial(RewardPredictor, keywords={"k_steps": 9})
+    )
+    planner = PlannerLevel(long, optimizer=optimizer, buffer_size=8)
+    with pytest.raises(ValueError, match="9 rows"):
+        lrl.Hierarchy([planner], Spaces()).init(jax.random.key(0), 2)
