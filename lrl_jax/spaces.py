@@ -185,15 +185,19 @@ def mapped_space(map_obs: Callable | None, dim: int, space: Box) -> Box:
         return Box(space.low, space.high, (dim,), space.dtype)
     unknown = Box(-math.inf, math.inf, (dim,), space.dtype)
     source = []
-    # A map that picks entries finds them by any marks put on them.
-    for marks in (np.arange(space.dim) + 0.5, -7.0 - np.arange(space.dim)):
+    # A map that picks entries finds them by any marks put on them; the marks have no relation to
+    # each other that sums or differences of entries could meet.
+    for seed in (0, 1):
+        marks = np.random.default_rng(seed).uniform(-1e3, 1e3, space.dim).astype(space.dtype)
+        if len(np.unique(marks)) < space.dim:
+            return unknown
         try:
             with jax.ensure_compile_time_eval():  # also while something is being traced
                 obs = jnp.asarray(marks.reshape(space.shape), space.dtype)
                 out = np.asarray(map_obs(obs), np.float64).reshape(-1)
         except Exception:  # a map may only work on the observations it was made for
             return unknown
-        hits = out[:, None] == marks
+        hits = out[:, None] == marks.astype(np.float64)
         if not hits.any(1).all():
             return unknown
         source.append(hits.argmax(1))

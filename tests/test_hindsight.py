@@ -170,6 +170,10 @@ def test_ratios_and_terminations():
         terminated_fn=lambda achieved, goal, info: achieved[:, 0] == goal[:, 0],
     ).relabel(buffer, ids, rows, jax.random.key(1))
     np.testing.assert_array_equal(ends["terminated"], ends["obs_next"][:, 0] == ends["obs"][:, 1])
+    kept = dataclasses.replace(
+        OBS_GOALS, ratio=1.0, terminated_fn=lambda achieved, goal, info: info["terminated"]
+    ).relabel(buffer, ids, rows, jax.random.key(1))
+    np.testing.assert_array_equal(kept["terminated"], rows["terminated"])
     assert ends["terminated"].any() and not ends["terminated"].all()
 
 

@@ -314,6 +314,17 @@ def test_leaves_can_be_donated(name):
     assert len(set(buffers_of)) == len(buffers_of)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_tests_may_have_more_instances_than_the_replay_has_rows(name):
+    h = hierarchy(name, "alone")
+    state = h.init(jax.random.key(0), 4)
+    test_state = h.for_testing(state, jax.random.key(1), 1000)
+    assert test_state.n_env_instances == 1000 and test_state.levels[0].buffer is None
+    if name == "tdmpc2":
+        with pytest.raises(ValueError, match="pieces of 2 rows do not fit into 1 rows"):
+            h.init(jax.random.key(0), 64)
+
+
 def test_features():
     spaces = (Box((-1, 0), (1, 4), (2,)), Discrete(3), Box((0, -math.inf), (1, math.inf), (2,)))
     features = Features(spaces)
@@ -348,6 +359,8 @@ def test_unit_actions():
         (lambda obs: obs[jnp.array([1, 1])], (0, 0), (4, 4)),
         (lambda obs: 2.0 * obs[:1], (-math.inf,), (math.inf,)),
         (lambda obs: jnp.sort(obs)[:2], (-math.inf,) * 2, (math.inf,) * 2),
+        (lambda obs: 0.5 * (obs[:1] + obs[2:]), (-math.inf,), (math.inf,)),
+        (lambda obs: 2 * obs[1:2] - obs[:1], (-math.inf,), (math.inf,)),
     ],
 )
 def test_bounds_pass_through_maps_that_pick_entries(map_obs, low, high):

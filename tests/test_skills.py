@@ -443,6 +443,7 @@ def test_frozen_skills_learn_no_more():
         (SPlaTESLevel, {"reward_mode": "sum"}, ValueError, "reward_mode"),
         (SPlaTESLevel, {"n_fresh_skills": 0}, ValueError, "n_fresh_skills"),
         (SPlaTESLevel, {"control_interval": None}, ValueError, "control_interval"),
+        (DADSLevel, {"control_interval": 10}, ValueError, "single steps"),
     ],
 )
 def test_bad_settings(cls, settings, error, words):

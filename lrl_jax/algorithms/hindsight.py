@@ -35,14 +35,16 @@ class Hindsight:
     Attributes:
         reward_fn: (achieved goals [B, G], desired goals [B, G], info) -> rewards [B], as
             Gymnasium's `compute_reward`. The achieved goals are those of the next observation; info
-            is a dict of the rows' other fields, [B, ...].
+            is a dict of the rows' other fields, [B, ...]. Stored rewards are sums over
+            `info["elapsed_env_steps"]` environment steps: above a level that holds control for
+            several, `reward_fn` must be on that scale.
         achieved_goal: [start, stop) of the achieved goal in the (mapped, flat) observation, as
             `lrl_jax.envs.goal_indices` gives it.
         desired_goal: the same of the desired goal; None if the level's input is the goal. In that
             case the reward of all rows comes from `reward_fn`.
         ratio: fraction of rows, or pieces, that are relabelled.
-        terminated_fn: like `reward_fn`, whether relabelled rows terminate, bool [B]; None keeps
-            what is stored.
+        terminated_fn: like `reward_fn`, whether rows terminate, bool [B], where `reward_fn` is
+            used; `info["terminated"]` is what is stored. None keeps that.
     """
 
     reward_fn: Callable[[jax.Array, jax.Array, dict[str, jax.Array]], jax.Array]
@@ -142,7 +144,7 @@ class Hindsight:
                 new = old.at[..., slice(*self.desired_goal)].set(goal.astype(old.dtype))
                 rows[name] = jnp.where(chosen[..., None], new, old)
         reached = rows["obs_next"][..., achieved]
-        info = {k: v for k, v in rows.items() if k not in ("rew", "terminated")}
+        info = {k: v for k, v in rows.items() if k != "rew"}
         flat = jax.tree.map(
             lambda x: x.reshape(ids.size, *x.shape[ids.ndim :]), (reached, goal, info)
         )
@@ -151,7 +153,7 @@ class Hindsight:
         rows["rew"] = rew if everywhere else jnp.where(chosen, rew, rows["rew"])
         if self.terminated_fn is not None:
             ends = jnp.asarray(self.terminated_fn(*flat), bool).reshape(ids.shape)
-            rows["terminated"] = jnp.where(chosen, ends, rows["terminated"])
+            rows["terminated"] = ends if everywhere else jnp.where(chosen, ends, rows["terminated"])
         return rows
 
 

@@ -103,6 +103,11 @@ class TDMPC2(LatentPlanner):
         for name in ("consistency", "reward", "value", "termination"):
             check_float(f"{name}_weight", getattr(self, f"{name}_weight"), 0.0)
         check_float("dropout", self.dropout, 0.0, 0.5)
+        if self.planner.horizon < 2:
+            raise ValueError(
+                f"TD-MPC2 learns from pieces of as many rows as the planner's horizon, at least 2, "
+                f"got horizon={self.planner.horizon}."
+            )
         check_float("max_grad_norm", self.max_grad_norm, 0.0, above=True)
 
     @classmethod

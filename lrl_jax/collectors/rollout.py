@@ -94,7 +94,7 @@ def check_env(hierarchy: Hierarchy, env: Any, params: Any) -> None:
 
     def traits(spec, name):
         space = getattr(spec, name)
-        # Levels are not told the bounds of observations, so those may differ.
+        # Bounds of observations only scale what networks see, so those may differ.
         return (space.shape, space.dtype) if name == "obs_space" else space
 
     for name in ("obs_space", "action_space"):

@@ -233,6 +233,7 @@ class Hierarchy:
         )
         if not level.buffer_size or not with_buffer:
             return state
+        level.check_buffer(learner, level.buffer_size // n, n)
         example = self._example_row(i, state, spec)
         return state.replace(buffer=buffers.create(example, n, level.buffer_size))
 

@@ -224,7 +224,8 @@ def _learn_level(level, state: HierarchyState, i: int, key: jax.Array):
     level_state, parent = state.levels[i], parent_learner(state, i)
     owed = level_state.new_rows // level.update_interval
     ready = jnp.asarray(level.ready(level_state.learner), jnp.int32)
-    n_updates = owed * ready * level.n_updates
+    # More than an int32 counts could not be made anyway.
+    n_updates = jnp.minimum(owed, (2**31 - 1) // level.n_updates) * ready * level.n_updates
 
     def update(learner, update_key):
         return level.learn(learner, level_state.buffer, update_key, parent=parent)

@@ -152,6 +152,9 @@ class Level:
         """Create what is shared over instances; may consume `key`."""
         return ()
 
+    def check_buffer(self, learner: Any, capacity: int, n_env_instances: int) -> None:
+        """Raise a ValueError if rings of `capacity` rows, one an instance, are too small."""
+
     def latent_space(self, learner: Any) -> Box | None:
         """Space of the latent states that the level plans in; None if it does not."""
         return None

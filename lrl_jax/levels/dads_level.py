@@ -22,11 +22,19 @@ class DADSLevel(SkillLevel):
 
     Attributes:
         fixed_std: of the model's modes in standardized units.
-        control_interval: decisions before the level above decides again.
+        control_interval: 1, as the model above is one of single steps.
     """
 
     fixed_std: float | Schedule = 1.0
     control_interval: int | None = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.control_interval != 1:
+            raise ValueError(
+                f"control_interval={self.control_interval}, but the model above predicts single "
+                f"steps of DADS: use 1, or SPlaTESLevel for skills of many steps."
+            )
 
     def raw_reward(self, learner: SkillLearner, parent: Any, rows: Row) -> jax.Array:
         """log q(s'|s, z) minus the log of its mean over skills, [B]."""

@@ -111,13 +111,17 @@ class LearnerLevel(Level):
         self.algorithm.check(spec.action_space)
         if self.hindsight is not None:
             space = self.level_input_space
-            self.hindsight.check(math.prod(spec.obs_shape), None if space is None else space.dim)
-        rows, room = self.algorithm.sequence_length, self.buffer_size // spec.n_env_instances
-        if self.n_updates and 1 < rows > room:
+            is_box = isinstance(space, Box)
+            self.hindsight.check(math.prod(spec.obs_shape), space.dim if is_box else None)
+
+    def check_buffer(self, learner: Any, capacity: int, n_env_instances: int) -> None:
+        """Refuse rings that are too small for the pieces that the algorithm learns from."""
+        rows = self.algorithm.sequence_length
+        if self.n_updates and rows > capacity:
             raise ValueError(
-                f"pieces of {rows} rows do not fit into {room} rows for each of "
-                f"{spec.n_env_instances} instances: raise buffer_size={self.buffer_size} to "
-                f"{rows * spec.n_env_instances} or more."
+                f"pieces of {rows} rows do not fit into {capacity} rows for each of "
+                f"{n_env_instances} instances: raise buffer_size={self.buffer_size} to "
+                f"{rows * n_env_instances} or more."
             )
 
     def init_learner(self, key: jax.Array, spec: LevelSpec) -> AlgorithmLearner:
@@ -175,12 +179,14 @@ class LearnerLevel(Level):
         return self._random_action(learner, key), memory, learner.is_warm
 
     def act(self, learner, memory, obs, level_input, key, *, parent, training, control=None):
-        action, memory = self.decide(
+        action, new_memory = self.decide(
             learner, memory, obs, level_input, key, parent, training, control
         )
         if training and self.warm_up_steps:
-            action = jnp.where(learner.is_warm, action, self._random_action(learner, key))
-        return action, memory
+            warm = learner.is_warm
+            action = jnp.where(warm, action, self._random_action(learner, key))
+            new_memory = jax.tree.map(lambda x, y: jnp.where(warm, x, y), new_memory, memory)
+        return action, new_memory
 
     def decide(self, learner, memory, obs, level_input, key, parent, training, control):
         """Decide as the algorithm does; consumes `key`. Returns (action, memory)."""

@@ -226,13 +226,16 @@ class PlannerLevel(Level):
                 "use_value=True needs a value function, but the predictor has none: give the "
                 "factory a partial_val_func, or use use_value=False."
             )
+
+    def check_buffer(self, learner: PlannerLearner, capacity: int, n_env_instances: int) -> None:
+        """Refuse rings that are too small for the trajectories the predictor learns from."""
+        predictor = learner.predictor
         rows = getattr(predictor, "k_steps", 1) + getattr(predictor, "n_steps", 1) - 1
-        room = self.buffer_size // spec.n_env_instances
-        if self.n_updates and rows > room:
+        if self.n_updates and rows > capacity:
             raise ValueError(
                 f"k_steps + n_steps - 1 = {rows} rows of a trajectory do not fit into "
-                f"{room} rows for each of {spec.n_env_instances} instances: raise buffer_size="
-                f"{self.buffer_size} to {rows * spec.n_env_instances} or more."
+                f"{capacity} rows for each of {n_env_instances} instances: raise buffer_size="
+                f"{self.buffer_size} to {rows * n_env_instances} or more."
             )
 
     def latent_space(self, learner: PlannerLearner) -> Box:

@@ -70,7 +70,10 @@ class SPlaTESLevel(SkillLevel):
     act_by: str = "mppi"
 
     def __post_init__(self):
+        all_at_once = self.chunk_size is None and self.act_by == "policy"
         super().__post_init__()
+        if all_at_once:  # one pass through a network is no plan
+            object.__setattr__(self, "chunk_size", None)
         check_choice("reward_mode", self.reward_mode, REWARD_MODES)
         check_choice("act_by", self.act_by, ("mppi", "policy"))
         n = check_int("n_fresh_skills", self.n_fresh_skills, 1)
@@ -170,12 +173,20 @@ class SPlaTESLevel(SkillLevel):
         c = self.conditions(learner, parent, skills, steps, starts, starts)
         n_steps = jnp.minimum(horizon, last - k)
         heads, params = self._heads(start.shape[-1]), learner.skill_value.params
+        algorithm, state = self.algorithm, learner.state
 
         def terminal_value(latents, q):
-            _, value = heads.value(params, latents, heads.convert(params, latents))
+            starts = heads.convert(params, latents)
+            if self.averaged_value:
+                _, value = heads.value(params, latents, starts)
+            else:  # the same skill again, from there
+                z = jnp.broadcast_to(learner.condition(skill), (len(starts), self.skill_space.dim))
+                again = jnp.concatenate([z, -jnp.ones((len(starts), 1)), starts], -1)
+                noise = jnp.zeros((len(starts), state.action_space.dim))
+                unit, _ = algorithm.policy(state.params, latents, again, noise)
+                value = algorithm.q_values(state.params["q"], latents, unit, again)[1].mean(0)
             return jnp.where(k + n_steps >= last, value, q)
 
-        algorithm, state = self.algorithm, learner.state
         latent = algorithm.encode(state.params, x)
         return algorithm.plan(
             state, memory, latent, c, key, training, n_steps=n_steps, terminal_value=terminal_value

@@ -32,7 +32,7 @@ class SkillAgent:
         method: "splates" or "dads".
         backbone: "sac", "tdmpc2" (the paper's sizes) or "tdmpc2-small".
         skill_dim: entries of a skill, each in [-1, 1].
-        skill_steps: environment steps K of a skill.
+        skill_steps: environment steps K of a skill; DADS decides at every step.
         horizon: skills that a plan looks ahead.
         num_samples, n_iterations, elite_ratio, sigma: of iCEM.
         mode: prediction of a mixture that plans follow.
@@ -181,7 +181,7 @@ class SkillAgent:
         return build(gamma=self.gamma, learning_rate=rate, policy_learning_rate=rate)
 
     def _skills(self, total_steps: int) -> SPlaTESLevel | DADSLevel:
-        settings = {
+        settings: dict[str, Any] = {
             "skill_space": Box(-1, 1, (self.skill_dim,)),
             "buffer_size": self.skill_buffer_size,
             "update_interval": self.skill_interval,
@@ -191,7 +191,6 @@ class SkillAgent:
             "n_alternatives": self.n_alternatives,
             "fixed_std": self.fixed_std,
             "relabel_skills": self.relabel_skills,
-            "control_interval": self.skill_steps,
         }
         if self.method == "dads":
             return DADSLevel(self._backbone(total_steps), **settings)
@@ -200,6 +199,7 @@ class SkillAgent:
             reward_mode=self.reward_mode,
             averaged_value=self.averaged_value,
             n_fresh_skills=self.n_fresh_skills,
+            control_interval=self.skill_steps,
             **settings,
         )
 
