@@ -33,7 +33,7 @@ class Trainer:
     hierarchy: Hierarchy
     env: Any
     params: Any
-    has_success: bool
+    has_success: bool = True
 
     @classmethod
     def build(cls, config: TrainConfig) -> Trainer:
