@@ -18,12 +18,19 @@ from lrl_jax import (  # noqa: E402
     spaces,
     training,
 )
-from lrl_jax.collectors import Collector, CollectStats, Transitions, rollout  # noqa: E402
+from lrl_jax.collectors import (  # noqa: E402
+    AsyncCollector,
+    Collector,
+    CollectStats,
+    Transitions,
+    rollout,
+)
 from lrl_jax.envs import make  # noqa: E402
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, RandomHierarchy  # noqa: E402
 from lrl_jax.training import load_run, take_seed  # noqa: E402
 
 __all__ = [
+    "AsyncCollector",
     "CollectStats",
     "Collector",
     "Hierarchy",

@@ -371,11 +371,11 @@ def test_test_runs_leave_training_alone():
     without.collect(n_steps=9, learn=True)
     assert len(stats.tests) == 5
     assert_same(with_tests.state, without.state)
-    before = on_host(with_tests._carry)
+    before = on_host(with_tests._engine.carry)
     test_state = with_tests.hierarchy.get_copy(with_tests.state)
     handed_in = on_host(test_state)
     with_tests.test(9, test_state, n_steps=7)
-    assert_same(on_host(with_tests._carry), before)
+    assert_same(on_host(with_tests._engine.carry), before)
     assert_same(on_host(test_state), handed_in)
 
 
@@ -446,7 +446,7 @@ def test_reset():
     assert not after.active_level.any()
     for a, b in zip(after.levels, state.levels, strict=True):
         assert_same((a.learner, a.buffer), (b.learner, b.buffer))
-    assert not np.asarray(collector._carry.obs)[:, 0].any()
+    assert not np.asarray(collector._engine.obs)[:, 0].any()
     # The same seed, the same run; and a running return does not outlive a reset.
     runs = []
     for seed in (4, 4, 5):

@@ -1,5 +1,6 @@
 """Gathering experience: rollouts, the Collector, statistics."""
 
+from lrl_jax.collectors.async_collector import AsyncCollector
 from lrl_jax.collectors.collector import Collector
 from lrl_jax.collectors.evaluate import Episodes, evaluate
 from lrl_jax.collectors.rollout import (
@@ -14,6 +15,7 @@ from lrl_jax.collectors.stats import CollectStats, CollectStatsBase, SequenceSum
 from lrl_jax.collectors.video import VideoLogger
 
 __all__ = [
+    "AsyncCollector",
     "CollectStats",
     "CollectStatsBase",
     "Collector",

@@ -1,9 +1,10 @@
-"""Collector: the host loop that gathers experience in chunks of jitted ticks."""
+"""Collector: the host loop that gathers experience, counts it, and lets the hierarchy learn."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,54 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from lrl_jax.collectors.rollout import (
-    RolloutCarry,
-    Transitions,
-    check_env,
-    init_carry,
-    mean_over_updates,
-    tick,
-)
+from lrl_jax.buffers import Buffer
+from lrl_jax.collectors.counting import Owed, n_open
+from lrl_jax.collectors.device_engine import DeviceEngine, Way
+from lrl_jax.collectors.host_engine import HostEngine
+from lrl_jax.collectors.preprocess import Preprocess
+from lrl_jax.collectors.recording import Record, Store, statistics
+from lrl_jax.collectors.rollout import check_env, rollout
 from lrl_jax.collectors.stats import CollectStats
+from lrl_jax.collectors.video import VideoLogger
 from lrl_jax.devices import resolve_device
+from lrl_jax.envs.gymnasium_adapter import is_gymnasium
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
-from lrl_jax.hierarchies.env_spec import is_gymnasium
-from lrl_jax.randomness import Stream
 
 _MAX_CHUNK = 128  # ticks whose records the device holds at a time
-
-
-def _chunk(hierarchy, env, capacity, learn, record, params, carry, n_ticks):
-    """Up to `capacity` ticks, their number traced, so that any number compiles once.
-
-    Returns the carry and what was recorded, leaves [capacity, ...], zero behind `n_ticks`.
-    """
-
-    def step(carry):
-        carry, transitions, ended = tick(hierarchy, env, params, carry)
-        metrics = {}
-        if learn:
-            state, metrics = hierarchy.learn(carry.hierarchy)
-            carry = carry.replace(hierarchy=state)
-        return carry, {
-            "ended": ended,
-            "reward": transitions.rew.sum(),
-            "metrics": metrics,
-            "transitions": transitions if record else None,
-            "obs_next": transitions.obs_next if capacity == 1 else None,
-        }
-
-    def body(i, loop):
-        carry, out = loop
-        carry, new = step(carry)
-        out = jax.tree.map(
-            lambda all_, x: jax.lax.dynamic_update_index_in_dim(all_, x, i, 0), out, new
-        )
-        return carry, out
-
-    _, shapes = jax.eval_shape(step, carry)
-    out = jax.tree.map(lambda s: jnp.zeros((capacity, *s.shape), s.dtype), shapes)
-    return jax.lax.fori_loop(0, n_ticks, body, (carry, out))
+_MAX_STEPS = 1_000_000  # ticks after which a call that counts episodes gives up
+_ALLOCATIONS = {"any": "n_episodes", "quota": "n_episodes_quota"}
 
 
 class Collector:
@@ -68,20 +37,30 @@ class Collector:
 
     Args:
         hierarchy: acts; in train mode it explores, stores and learns.
-        env: gymnax environment to collect in.
+        env: environment to collect in: gymnax's, or Gymnasium's, single or vector.
         test_env: environment to test in, `env` if None; with its default parameters.
         device: where the state is put; the hierarchy's or the default device if None.
         writer: TensorBoard writer (anything with add_scalar(name, value, step)); the hierarchy's
             if None.
         checkpoint_dir: folder of checkpoints; None for none.
         checkpoint_interval: ticks between checkpoints; None for one at the end only.
-        env_params: parameters of `env`, its defaults if None.
-        n_env_instances: number of instances, n.
+        env_params: parameters of a gymnax `env`, its defaults if None.
+        n_env_instances: number of instances, n; a Gymnasium environment has its own.
         state: HierarchyState of n instances to start from; a new one if None.
+        buffer: rows of a replay buffer of environment transitions that is filled in all that is
+            collected, beside the levels' own; None for none.
+        preprocess_fn: sees all data of the environment first; what it changes is what is acted
+            on, stored and counted. Called with keywords, arrays with a leading axis of instances:
+            `obs` and `env_id` at a reset; `obs_next`, `rew`, `terminated`, `truncated`, `done`,
+            `info`, `act` and `env_id` at a step. It returns a dict of what it changes. It is traced
+            in gymnax environments, and gets NumPy arrays in Gymnasium's.
         exploration_noise: whether levels add their training noise also where nothing is learned.
 
     Attributes:
         state: the HierarchyState, readable and settable.
+        buffer: the replay buffer (see `lrl_jax.buffers.stored`), or None.
+        collect_step, collect_episode, collect_time: environment steps, finished episodes and
+            seconds of all calls since the last `reset_stat`.
     """
 
     def __init__(
@@ -97,22 +76,15 @@ class Collector:
         env_params: Any = None,
         n_env_instances: int | None = None,
         state: HierarchyState | None = None,
+        buffer: int | None = None,
+        preprocess_fn: Callable[..., Any] | None = None,
         exploration_noise: bool = False,
     ):
         if not isinstance(hierarchy, Hierarchy):
             raise TypeError(f"hierarchy must be a Hierarchy, got {type(hierarchy).__name__}.")
-        for each in (env, test_env):
-            if each is not None and is_gymnasium(each):
-                raise TypeError(
-                    f"{type(each).__name__} is a Gymnasium environment; this Collector runs gymnax "
-                    f"environments, such as lrl_jax.make(id) returns."
-                )
-        self.env, self.test_env = env, test_env if test_env is not None else env
-        self.env_params = env.default_params if env_params is None else env_params
-        self.test_params = self.env_params if test_env is None else test_env.default_params
-        check_env(hierarchy, self.env, self.env_params)
-        check_env(hierarchy, self.test_env, self.test_params)
         self.hierarchy = hierarchy
+        self.env, self.test_env = env, test_env if test_env is not None else env
+        self.preprocess = None if preprocess_fn is None else Preprocess(preprocess_fn)
         self.writer = writer if writer is not None else hierarchy.writer
         self.device = resolve_device(device) if device is not None else hierarchy.device
         self.checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
@@ -120,66 +92,118 @@ class Collector:
         self.exploration_noise = bool(exploration_noise)
         if n_env_instances is None:
             n_env_instances = 1 if state is None else state.n_env_instances
+            if is_gymnasium(env):
+                n_env_instances = getattr(env, "num_envs", 1)
         self.n_env_instances = checks.whole_number("n_env_instances", n_env_instances, 1)
+        self.env_params = env_params
+        if not is_gymnasium(env) and env_params is None:
+            self.env_params = getattr(env, "default_params", None)
+        self._engine = self._make_engine(env, self.env_params, self.n_env_instances)
+        if test_env is not None:
+            params = None if is_gymnasium(test_env) else test_env.default_params
+            check_env(hierarchy, test_env, params)
+        if buffer is not None:
+            size = checks.whole_number("buffer", buffer, self.n_env_instances)
+            self._engine.store = Store.create(hierarchy, self.n_env_instances, size)
         self._initial_state = state
-        self._carry: RolloutCarry | None = None
-        self._shared = False  # somebody else may hold the arrays of the carry
+        self._is_reset = False
+        self.reset_stat()
 
-    def reset(self, seed: int | None = None) -> None:
-        """Start a run: reset the environments and put the hierarchy back to level 0.
+    def _make_engine(self, env: Any, params: Any, n: int) -> DeviceEngine | HostEngine:
+        check_env(self.hierarchy, env, params)
+        if not is_gymnasium(env):
+            return DeviceEngine(env, params, n, self.preprocess)
+        if params is not None:
+            raise ValueError("env_params are for gymnax environments: this one is Gymnasium's.")
+        engine = HostEngine(self.hierarchy, env, self.preprocess)
+        if engine.n != n:
+            raise ValueError(
+                f"the environment has {engine.n} instances, but n_env_instances={n}: leave it out."
+            )
+        return engine
+
+    # ------------------------------------------------------------------ resets
+
+    def reset(
+        self,
+        seed: int | None = None,
+        *,
+        reset_buffer: bool = False,
+        gym_reset_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        """Start a run: reset the environments, put the hierarchy back to level 0, count anew.
 
         Args:
             seed: of all random streams, those of the decisions included. None goes on with the
                 streams there are (0 at first), so that environments start elsewhere each time.
-                Learners and stored rows are kept; with none yet they are initialised.
+                Learners and the levels' stored rows are kept; with none yet they are initialised.
+            reset_buffer: whether the collector's own buffer is emptied.
+            gym_reset_kwargs: further arguments of a Gymnasium environment's reset.
         """
-        state = self._initial_state if self._carry is None else self._carry.hierarchy
         if seed is not None:
-            key = jax.random.key(checks.whole_number("seed", seed, 0))
-        elif self._carry is None:
-            key = jax.random.key(0)
-        else:
-            key = self._carry.stream.tick_key(255)
-        carry = init_carry(
-            self.hierarchy,
-            self.env,
-            self.env_params,
-            key,
-            self.n_env_instances,
-            state,
-        )
-        if seed is not None:
-            stream = Stream.create(jax.random.fold_in(key, 0xDEC1))
-            carry = carry.replace(hierarchy=carry.hierarchy.replace(stream=stream))
-        self._carry = carry if self.device is None else jax.device_put(carry, self.device)
-        self._shared = True
+            seed = checks.whole_number("seed", seed, 0)
+        state = self._engine.state() if self._is_reset else self._initial_state
+        self._engine.reset(self.hierarchy, state, seed, gym_reset_kwargs)
+        self._is_reset = True
+        if self.device is not None:
+            self._engine.set_state(jax.device_put(self._engine.state(), self.device))
+        self.reset_stat()
+        if reset_buffer:
+            self.reset_buffer(keep_statistics=True)
+
+    def reset_env(self, gym_reset_kwargs: dict[str, Any] | None = None) -> None:
+        """Reset all environments in mid-episode: returns, lengths and trajectories begin anew."""
+        self._ready()
+        self._engine.reset(self.hierarchy, self._engine.state(), None, gym_reset_kwargs)
+
+    def reset_buffer(self, keep_statistics: bool = False) -> None:
+        """Empty the collector's own buffer; the levels' are theirs.
+
+        Args:
+            keep_statistics: whether the totals of steps, episodes and time go on.
+        """
+        if self._engine.store is not None:
+            self._engine.store = self._engine.store.cleared()
+        if not keep_statistics:
+            self.reset_stat()
+
+    def reset_stat(self) -> None:
+        """Set the totals of steps, episodes and time to zero; episodes under way go on."""
+        self.collect_step, self.collect_episode, self.collect_time = 0, 0, 0.0
 
     @property
     def state(self) -> HierarchyState:
         """State of the hierarchy. Stays valid when the collector goes on."""
-        self._shared = True
-        return self._ready().hierarchy
+        return self._ready().state()
 
     @state.setter
     def state(self, state: HierarchyState) -> None:
-        carry = self._ready()
+        engine = self._ready()
         if state.n_env_instances != self.n_env_instances:
             raise ValueError(
                 f"the state has {state.n_env_instances} instances, the collector "
                 f"{self.n_env_instances}: use hierarchy.set_n_env_instances."
             )
-        self._shared = True
-        self._carry = carry.replace(hierarchy=state)
+        engine.set_state(state)
 
-    def _ready(self) -> RolloutCarry:
-        if self._carry is None:
+    @property
+    def buffer(self) -> Buffer | None:
+        """Replay buffer of environment transitions. Stays valid when the collector goes on."""
+        store = self._engine.store
+        if store is None:
+            return None
+        return jax.tree.map(jnp.copy, store.buffer)
+
+    def _ready(self) -> DeviceEngine | HostEngine:
+        if not self._is_reset:
             self.reset()
-        assert self._carry is not None
-        return self._carry
+        return self._engine
+
+    # -------------------------------------------------------------- collecting
 
     def collect(
         self,
-        n_steps: int,
+        n_steps: int | None = None,
         env_expects_numpy: bool = False,
         record_transitions: bool = False,
         learn: bool = False,
@@ -188,17 +212,31 @@ class Collector:
         test_interval: int | None = None,
         n_test_steps: int = 1000,
         verbose: bool = False,
-        post_step_callback: Callable[[int, jax.Array], Any] | None = None,
-        video_logger: Any = None,
-    ) -> CollectStats | tuple[CollectStats, Transitions]:
-        """Take the steps numbered n_steps_start to n_steps - 1 in every instance.
+        post_step_callback: Callable[[int, Any], Any] | None = None,
+        video_logger: VideoLogger | None = None,
+        *,
+        n_total_steps: int | None = None,
+        n_episodes: int | None = None,
+        random: bool = False,
+        render: float | None = None,
+        no_grad: bool = True,
+        gym_reset_kwargs: dict[str, Any] | None = None,
+        episode_allocation: str = "any",
+        max_steps: int | None = None,
+    ) -> Any:
+        """Collect exactly so many steps or episodes; give one of the three numbers.
 
-        Intervals count ticks and are due after step t where t % interval == 0, checkpoints also
-        at the end. Scalars are logged at t * n.
+        Intervals count ticks (one step of all instances) and are due after step t where
+        t % interval == 0, checkpoints also at the end. Scalars are logged at t * n.
+
+        Exactly `n_episodes` episodes count, each from its start to its end, so that short ones are
+        not favoured: the first min(n_episodes, n) instances go on with the episode they are in; one
+        that finishes starts another as long as fewer than `n_episodes` have been started, and sits
+        out after that.
 
         Args:
             n_steps: number of steps in each instance, those already taken included.
-            env_expects_numpy: for Gymnasium environments; without a meaning here.
+            env_expects_numpy: without a meaning: Gymnasium environments get NumPy arrays.
             record_transitions: also return the transitions, leaves [ticks, n, ...].
             learn: make the updates owed after each tick. Without, and without
                 `exploration_noise`, the hierarchy is in eval mode: levels act without noise,
@@ -210,16 +248,47 @@ class Collector:
             verbose: show a progress bar.
             post_step_callback: called with (t, obs_next) after each step; obs_next is the true
                 final observation where an episode ended.
-            video_logger: gets every frame of instance 0; see VideoLogger.
+            video_logger: gets every frame of instance 0, and its plans in mazes; see VideoLogger.
+            n_total_steps: number of steps of all instances together. In the last tick the
+                lowest-numbered take what is owed; the others are not touched.
+            n_episodes: number of episodes of all instances together.
+            random: act uniformly at random; the hierarchy neither sees nor stores anything, and
+                starts at level 0 afterwards.
+            render: seconds between frames that are shown; None for none.
+            no_grad: False lets gradients through, see below.
+            gym_reset_kwargs: `options` of resets of single Gymnasium environments on the way.
+            episode_allocation: "any": whichever instance is free takes the next episode; "quota":
+                instance i takes n_episodes // n of them, or one more, where instances differ.
+            max_steps: ticks after which a call that counts episodes gives up, 1,000,000 if None;
+                `stats.truncated_by_limit` then says how many were still open.
+
+        With `no_grad=False` in a gymnax environment, `collect(n_steps, record_transitions=True)`
+        can be called where `collector.state` holds values that are differentiated: the transitions
+        returned carry gradients, as far as environment and levels have them. The collector itself
+        stays where it was.
 
         Returns:
             CollectStats, or (CollectStats, Transitions).
         """
         del env_expects_numpy
-        n_steps = checks.whole_number("n_steps", n_steps, 1)
+        mode, amount = _asked(n_steps, n_total_steps, n_episodes, episode_allocation)
         start = checks.whole_number("n_steps_start", n_steps_start, 0)
-        if start >= n_steps:
-            raise ValueError(f"n_steps_start={start} leaves no step up to n_steps={n_steps}.")
+        if mode != "n_steps" and start:
+            raise ValueError(f"n_steps_start={start} goes with n_steps only.")
+        if mode == "n_steps" and start >= amount:
+            raise ValueError(f"n_steps_start={start} leaves no step up to n_steps={amount}.")
+        if random and learn:
+            raise ValueError("random=True leaves the hierarchy alone: it cannot learn=True.")
+        if random and not self.hierarchy.action_space.is_bounded:
+            raise ValueError(
+                f"random actions cannot be drawn from the unbounded {self.hierarchy.action_space}."
+            )
+        if max_steps is not None:
+            max_steps = checks.whole_number("max_steps", max_steps, 1)
+            if not mode.startswith("n_episodes"):
+                raise ValueError("max_steps goes with n_episodes only: other calls end anyway.")
+        if render is not None and (isinstance(render, bool) or not render >= 0):
+            raise ValueError(f"render={render!r} must be the seconds between frames, at least 0.")
         intervals = {
             "log": _interval("log_interval", log_interval) if self.writer is not None else None,
             "test": _interval("test_interval", test_interval),
@@ -229,56 +298,85 @@ class Collector:
         hierarchy = self.hierarchy
         if not learn and not self.exploration_noise:
             hierarchy = hierarchy.eval()
-        one_by_one = post_step_callback is not None or video_logger is not None
+        if not no_grad:
+            return self._differentiable(hierarchy, mode, amount - start, record_transitions, learn)
+        engine = self._ready()
+        _refuse_traced(engine)
         n = self.n_env_instances
-        capacity = 1 if one_by_one else max(1, min(_MAX_CHUNK, n_steps - start, 2**20 // n))
-        run = hierarchy.jitted(
-            _chunk, self.env, capacity, bool(learn), record_transitions, donate=1
-        )
-        chunks, tests, t, seconds = [], [], start, 0.0
-        n_logged = 0  # chunks that earlier scalars covered
-        with tqdm(total=n_steps, initial=start, disable=not verbose, unit="tick") as progress:
-            while t < n_steps:
-                stop = min([n_steps, t + capacity, *_next_due(intervals.values(), t)])
+        limit = amount if mode == "n_steps" else start + (max_steps or _MAX_STEPS)
+        one_by_one = not (post_step_callback is None and video_logger is None and render is None)
+        most = limit - start if mode == "n_steps" else _MAX_CHUNK
+        capacity = 1 if one_by_one else max(1, min(_MAX_CHUNK, most, 2**20 // n))
+        way = Way(mode, bool(learn), bool(record_transitions), bool(random), capacity)
+        owed = engine.begin(Owed.begin(mode, amount - start, n), gym_reset_kwargs)
+        records: list[Record] = []
+        tests: list[tuple[int, dict[str, Any]]] = []
+        t, seconds, n_logged = start, 0.0, 0  # n_logged: records that earlier scalars covered
+        shown = _Frames(self.hierarchy, self.env, video_logger, render)
+        bar_end = amount if mode == "n_steps" else None
+        with tqdm(total=bar_end, initial=start, disable=not verbose, unit="tick") as progress:
+            while t < limit:
+                stop = min([limit, t + capacity, *_next_due(intervals.values(), t)])
+                shown.before(engine)
                 began = time.monotonic()
-                chunk = self._advance(run, stop - t)
+                record, owed = engine.run(hierarchy, way, owed, stop - t)
                 seconds += time.monotonic() - began
-                chunks.append(chunk)
-                progress.update(stop - t)
-                t = stop
+                records.append(record)
+                progress.update(record.n_ticks)
+                ended = record.n_ticks < stop - t
+                t += record.n_ticks
                 last = t - 1
-                if post_step_callback is not None:
-                    post_step_callback(last, jnp.asarray(chunk["obs_next"][0]))
-                if video_logger is not None:
-                    video_logger.record(
-                        self.env, jax.tree.map(lambda x: x[0], self._ready().env_state)
-                    )
-                if _due(intervals["log"], last):
-                    self._log(last * n, _stats(chunks[n_logged:], n, 0.0))
-                    n_logged = len(chunks)
-                if _due(intervals["test"], last):
-                    result = self.test(
-                        last, hierarchy.get_copy(self._ready().hierarchy), n_test_steps
-                    )
+                if one_by_one and record.n_ticks:
+                    if post_step_callback is not None:
+                        post_step_callback(last, record.obs_next)
+                    shown.after(engine)
+                if _due(intervals["log"], last) and not ended:
+                    self._log(last * n, statistics(records[n_logged:], 0.0))
+                    n_logged = len(records)
+                if _due(intervals["test"], last) and not ended:
+                    copy = hierarchy.get_copy(engine.state())
+                    result = self.test(last, copy, n_test_steps)
                     tests.append((last, result))
                     progress.set_postfix(success=result["test_success_in_ep"], refresh=False)
-                if _due(intervals["checkpoint"], last) or t == n_steps:
-                    self.save_checkpoint(t, n_steps)
-        stats = _stats(chunks, n, seconds)
+                if _due(intervals["checkpoint"], last) and not ended:
+                    self.save_checkpoint(t, limit if mode == "n_steps" else t)
+                if ended or not np.any(owed.active):
+                    break
+        engine.end(hierarchy, way, owed)
+        due = _due(intervals["checkpoint"], t - 1)
+        if self.checkpoint_dir is not None and not due:
+            self.save_checkpoint(t, limit if mode == "n_steps" else t)
+        still_open = n_open(owed, mode)
+        if still_open:
+            warnings.warn(
+                f"{still_open} episodes were still open after {t} steps of each instance: they are "
+                f"not counted. Raise max_steps, or give the environment a time limit.",
+                stacklevel=2,
+            )
+        stats = statistics(records, seconds, still_open)
         stats = dataclasses.replace(stats, tests=tuple(tests))
+        self.collect_step += stats.n_collected_steps
+        self.collect_episode += stats.n_collected_episodes
+        self.collect_time += seconds
         if not record_transitions:
             return stats
-        parts = [c["transitions"] for c in chunks]
+        parts = [r.transitions for r in records]
         return stats, jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
-    def _advance(self, run: Callable, n_ticks: int) -> dict[str, Any]:
-        """Run a chunk on the state the collector owns; returns its record on the host."""
-        carry = self._ready()
-        if self._shared:
-            carry = jax.tree.map(jnp.copy, carry)
-            self._shared = False
-        self._carry, out = run(self.env_params, carry, jnp.asarray(n_ticks, jnp.int32))
-        return jax.tree.map(lambda x: x[:n_ticks], jax.device_get(out)) | {"n_ticks": n_ticks}
+    def _differentiable(self, hierarchy, mode, n_ticks, record_transitions, learn):
+        engine = self._ready()
+        if not isinstance(engine, DeviceEngine):
+            raise ValueError("no_grad=False: Gymnasium environments have no gradients.")
+        if mode != "n_steps" or learn or not record_transitions or self.preprocess is not None:
+            raise ValueError(
+                "no_grad=False goes with n_steps, record_transitions=True and learn=False, without "
+                "a preprocess_fn: gradients go through a fixed number of ticks to the transitions."
+            )
+        assert engine.carry is not None
+        _, out = rollout(hierarchy, self.env, self.env_params, engine.carry, n_ticks, record=True)
+        engine.drop_traced()
+        stats = CollectStats(n_collected_steps=n_ticks * self.n_env_instances)
+        return stats, out.transitions
 
     def _log(self, step: int, stats: CollectStats) -> None:
         for name, value in stats.items():
@@ -290,7 +388,7 @@ class Collector:
         if self.checkpoint_dir is None:
             return None
         path = self.checkpoint_dir / f"step_{t:0{len(str(n_steps))}d}"
-        self.hierarchy.save(self._ready().hierarchy, path)
+        self.hierarchy.save(self._ready().state(), path)
         return path
 
     def test(
@@ -299,15 +397,18 @@ class Collector:
         test_state: HierarchyState,
         n_steps: int,
         env_expects_numpy: bool = False,
-        video_logger: Any = None,
+        video_logger: VideoLogger | None = None,
     ) -> dict[str, Any]:
         """Test from a reset, in eval mode, over the episodes that finish.
+
+        Where a Gymnasium `test_env` is the training environment itself, that is reset again
+        afterwards: give the collector a `test_env` of its own.
 
         Args:
             t: training step, where scalars are logged (times n).
             test_state: state to test, such as `hierarchy.get_copy(state)`; not changed.
             n_steps: ticks.
-            env_expects_numpy: without a meaning here.
+            env_expects_numpy: without a meaning.
             video_logger: gets every frame of instance 0.
 
         Returns:
@@ -317,25 +418,36 @@ class Collector:
         """
         del env_expects_numpy
         n_steps = checks.whole_number("n_steps", n_steps, 1)
-        hierarchy, n = self.hierarchy.eval(), test_state.n_env_instances
+        hierarchy = self.hierarchy.eval()
         key = jax.random.fold_in(test_state.stream.key, 0x7E57)
-        carry = init_carry(hierarchy, self.test_env, self.test_params, key, n, test_state)
+        env, n = self.test_env, test_state.n_env_instances
+        on_host = is_gymnasium(env)
+        if on_host:
+            n = getattr(env, "num_envs", 1)
         # The replay takes no part: carrying it would copy it.
-        levels = tuple(s.replace(buffer=None) for s in carry.hierarchy.levels)
-        carry = carry.replace(hierarchy=carry.hierarchy.replace(levels=levels))
+        stripped = hierarchy.for_testing(test_state, key, n)
+        stripped = stripped.replace(stream=test_state.stream)
+        params = None
+        if not on_host:
+            params = self.env_params if env is self.env else env.default_params
+        engine = self._make_engine(env, params, n)
+        engine.reset(hierarchy, stripped, None, key=key)
         capacity = 1 if video_logger is not None else min(_MAX_CHUNK, n_steps)
-        run = hierarchy.jitted(_chunk, self.test_env, capacity, False, False)
-        chunks = []
-        for first in range(0, n_steps, capacity):
-            n_ticks = min(capacity, n_steps - first)
-            carry, out = run(self.test_params, carry, jnp.asarray(n_ticks, jnp.int32))
-            chunks.append(
-                jax.tree.map(lambda x, k=n_ticks: x[:k], jax.device_get(out)) | {"n_ticks": n_ticks}
-            )
-            if video_logger is not None:
-                video_logger.record(self.test_env, jax.tree.map(lambda x: x[0], carry.env_state))
-        stats = _stats(chunks, n, 0.0)
-        ends = np.concatenate([c["ended"].success_at_end[c["ended"].done] for c in chunks])
+        way = Way(capacity=capacity)
+        owed = engine.begin(Owed.begin("n_steps", n_steps, n), None)
+        shown = _Frames(hierarchy, env, video_logger, None)
+        records: list[Record] = []
+        taken = 0
+        while taken < n_steps:
+            shown.before(engine)
+            record, owed = engine.run(hierarchy, way, owed, min(capacity, n_steps - taken))
+            records.append(record)
+            taken += record.n_ticks
+            shown.after(engine)
+        if on_host and env is self.env and self._is_reset:
+            self.reset_env()
+        stats = statistics(records, 0.0)
+        ends = np.concatenate([r.ended.success_at_end[r.ended.done] for r in records])
         result = {
             "test_reward": stats["mean_reward"],
             "test_return": stats["mean_return"],
@@ -349,37 +461,94 @@ class Collector:
         return result
 
 
+class _Frames:
+    """Shows and keeps the frames of instance 0, with its plans where it plans in a maze."""
+
+    def __init__(self, hierarchy: Hierarchy, env: Any, video: VideoLogger | None, render: Any):
+        self._hierarchy, self._env, self._video, self._render = hierarchy, env, video, render
+        self._planned = getattr(hierarchy.levels[0], "planned_states", None)
+        self._plan: Any = None
+        self._decides, self._obs = False, None
+
+    def before(self, engine: Any) -> None:
+        """Before a tick."""
+        if self._video is None or self._planned is None or not hasattr(self._env, "layout"):
+            return
+        state = engine.state()
+        self._decides = int(state.active_level[0]) == 0
+        self._obs = self._hierarchy.see(0, jnp.asarray(engine.obs)[:1])[0]
+
+    def after(self, engine: Any) -> None:
+        """After a tick."""
+        if self._decides:
+            level = engine.state().levels[0]
+            memory = jax.tree.map(lambda x: x[0], level.memory)
+            plan = self._hierarchy.jitted(_planned)(level.learner, memory, self._obs)
+            self._plan = np.asarray(plan)
+            self._decides = False
+        if self._video is not None:
+            plan = () if self._plan is None else (self._plan,)
+            self._video.record(self._env, engine.frame(), *plan)
+        if self._render is not None:
+            _show(self._env, engine.frame())
+            time.sleep(self._render)
+
+
+def _planned(hierarchy, learner, memory, obs):
+    return hierarchy.levels[0].planned_states(learner, memory, obs)
+
+
+def _show(env: Any, env_state: Any) -> None:
+    """Show a frame: Gymnasium environments do so themselves, others in a matplotlib window."""
+    if is_gymnasium(env):
+        env.render()
+        return
+    if not callable(getattr(env, "render", None)):
+        raise TypeError(f"{type(env).__name__} cannot be rendered: it has no method render(state).")
+    import matplotlib.pyplot as plt
+
+    plt.imshow(np.asarray(env.render(env_state)))
+    plt.axis("off")
+    plt.pause(0.001)
+    plt.clf()
+
+
+def _asked(n_steps: Any, n_total_steps: Any, n_episodes: Any, allocation: str) -> tuple[str, int]:
+    """Mode of counting and the number asked for."""
+    given = {"n_steps": n_steps, "n_total_steps": n_total_steps, "n_episodes": n_episodes}
+    numbers = {name: value for name, value in given.items() if value is not None}
+    if len(numbers) != 1:
+        raise ValueError(
+            f"give exactly one of n_steps, n_total_steps and n_episodes, got "
+            f"{numbers or 'none of them'}."
+        )
+    ((mode, value),) = numbers.items()
+    if allocation not in _ALLOCATIONS:
+        raise ValueError(
+            f"episode_allocation={allocation!r} is unknown: use one of {sorted(_ALLOCATIONS)}."
+        )
+    if mode != "n_episodes" and allocation != "any":
+        raise ValueError(f"episode_allocation={allocation!r} goes with n_episodes only.")
+    amount = checks.whole_number(mode, value, 1)
+    return (_ALLOCATIONS[allocation] if mode == "n_episodes" else mode), amount
+
+
+def _refuse_traced(engine: Any) -> None:
+    if isinstance(engine, DeviceEngine) and engine.is_traced:
+        raise ValueError(
+            "the state is being differentiated or traced: pass no_grad=False with n_steps and "
+            "record_transitions=True, or use lrl_jax.rollout, which is pure."
+        )
+
+
 def _interval(name: str, value: int | None) -> int | None:
     return None if value is None else checks.whole_number(name, value, 1)
 
 
 def _due(interval: int | None, t: int) -> bool:
-    return interval is not None and t % interval == 0
+    return interval is not None and t >= 0 and t % interval == 0
 
 
 def _next_due(intervals: Any, t: int) -> list[int]:
     """For each interval the first number of ticks above t after which something is due."""
     return [-(-t // i) * i + 1 for i in intervals if i is not None]
-
-
-def _stats(chunks: list[dict[str, Any]], n: int, seconds: float) -> CollectStats:
-    """Statistics of chunks recorded by `_chunk`, on the host."""
-    ended = [c["ended"] for c in chunks]
-
-    def finished(name):
-        return np.concatenate([getattr(e, name)[e.done] for e in ended])
-
-    n_steps = sum(c["n_ticks"] for c in chunks) * n
-    joined = jax.tree.map(lambda *x: np.concatenate(x), *[c["metrics"] for c in chunks])
-    returns = finished("episode_return")
-    return CollectStats(
-        n_collected_episodes=len(returns),
-        n_collected_steps=n_steps,
-        collect_time=seconds,
-        collect_speed=n_steps / seconds if seconds else 0.0,
-        returns=returns,
-        lens=finished("length"),
-        successes=finished("success"),
-        mean_reward=float(sum(c["reward"].sum() for c in chunks) / n_steps),
-        learning={k: float(v) for k, v in mean_over_updates(joined).items()},
-    )

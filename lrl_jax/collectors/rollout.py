@@ -10,9 +10,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from lrl_jax.collectors.preprocess import Preprocess
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
 from lrl_jax.hierarchies.env_spec import env_spec
+from lrl_jax.hierarchies.gating import select
 from lrl_jax.randomness import Stream
+
+# What keys of a tick are for, beside the steps of the environments.
+_RANDOM, _ENDED_BY_USER = 0xA0, 0xA1
 
 
 @struct.dataclass
@@ -214,37 +219,75 @@ class Pending:
 
 
 def decide_and_step(
-    hierarchy: Hierarchy, env: Any, params: Any, carry: RolloutCarry
+    hierarchy: Hierarchy,
+    env: Any,
+    params: Any,
+    carry: RolloutCarry,
+    mask: jax.Array | None = None,
+    *,
+    random: bool = False,
+    preprocess: Preprocess | None = None,
 ) -> tuple[RolloutCarry, Pending, jax.Array]:
-    """First half of a tick: decide and step the environments. Returns also the actions."""
+    """First half of a tick: decide and step the environments. Returns also the actions.
+
+    Args:
+        hierarchy, env, params, carry: see `rollout`.
+        mask: bool [n]; instances outside are left as they are, bit for bit. All if None.
+        random: act uniformly at random and leave the hierarchy alone.
+        preprocess: sees the data first.
+    """
     n = carry.episode_length.shape[0]
-    state, action = hierarchy.get_action(carry.hierarchy, carry.obs)
+    space = hierarchy.action_space
+    if random:
+        state = carry.hierarchy
+        action = jax.vmap(space.sample)(carry.stream.instance_keys(n, salt=_RANDOM))
+    else:
+        state, action = hierarchy.get_action(carry.hierarchy, carry.obs, mask)
+    keys = carry.stream.instance_keys(n)
     obs, env_state, rew, terminated, truncated, info = jax.vmap(env.step, in_axes=(0, 0, 0, None))(
-        carry.stream.instance_keys(n), carry.env_state, hierarchy.action_space.clip(action), params
+        keys, carry.env_state, space.clip(action), params
     )
-    pending = Pending(
-        obs_next=jnp.asarray(info["final_observation"], carry.obs.dtype),
-        rew=jnp.asarray(rew, jnp.float32).reshape(n),
-        terminated=jnp.asarray(terminated, bool).reshape(n),
-        truncated=jnp.asarray(truncated, bool).reshape(n),
-        success=success_of(info, n),
-    )
+    obs = obs.astype(carry.obs.dtype)
+    obs_next = jnp.asarray(info["final_observation"], carry.obs.dtype)
+    rew = jnp.asarray(rew, jnp.float32).reshape(n)
+    terminated, truncated = (jnp.asarray(x, bool).reshape(n) for x in (terminated, truncated))
+    if preprocess is not None:
+        ids, done = jnp.arange(n), terminated | truncated
+        obs_next, rew, terminated, truncated, info, action, may_end = preprocess.on_step(
+            obs_next, rew, terminated, truncated, info, action, ids
+        )
+        if may_end:
+            ended = (terminated | truncated) & ~done
+            reset_keys = carry.stream.instance_keys(n, salt=_ENDED_BY_USER)
+            again = jax.vmap(env.reset, in_axes=(0, None))(reset_keys, params)
+            again = jax.tree.map(lambda x, y: x.astype(y.dtype), again, (obs, env_state))
+            obs, env_state = select(ended, again, (obs, env_state))
+            done = done | ended
+        obs = select(done, preprocess.on_reset(obs, ids), obs_next)
+    pending = Pending(obs_next, rew, terminated, truncated, success_of(info, n))
+    env_state = jax.tree.map(lambda x, old: x.astype(old.dtype), env_state, carry.env_state)
+    if mask is not None:
+        env_state, obs = select(mask, (env_state, obs), (carry.env_state, carry.obs))
     carry = carry.replace(
-        env_state=jax.tree.map(lambda x, old: x.astype(old.dtype), env_state, carry.env_state),
-        obs=obs.astype(carry.obs.dtype),
-        hierarchy=state,
-        stream=carry.stream.advance(),
+        env_state=env_state, obs=obs, hierarchy=state, stream=carry.stream.advance()
     )
     return carry, pending, action
 
 
 def settle(
-    hierarchy: Hierarchy, carry: RolloutCarry, step: Pending, mask: jax.Array | None = None
+    hierarchy: Hierarchy,
+    carry: RolloutCarry,
+    step: Pending,
+    mask: jax.Array | None = None,
+    *,
+    random: bool = False,
 ) -> tuple[RolloutCarry, Ended]:
     """Second half of a tick: the hierarchy's bookkeeping and the episodes' sums."""
-    state = hierarchy.process_transition(
-        carry.hierarchy, step.obs_next, step.rew, step.terminated, step.truncated, mask
-    )
+    state = carry.hierarchy
+    if not random:
+        state = hierarchy.process_transition(
+            state, step.obs_next, step.rew, step.terminated, step.truncated, mask
+        )
     valid = jnp.ones_like(step.terminated) if mask is None else mask
     done = (step.terminated | step.truncated) & valid
     success = step.success & valid
@@ -268,13 +311,27 @@ def settle(
 
 
 def tick(
-    hierarchy: Hierarchy, env: Any, params: Any, carry: RolloutCarry
+    hierarchy: Hierarchy,
+    env: Any,
+    params: Any,
+    carry: RolloutCarry,
+    mask: jax.Array | None = None,
+    *,
+    random: bool = False,
+    preprocess: Preprocess | None = None,
 ) -> tuple[RolloutCarry, Transitions, Ended]:
-    """One step of all instances: decide, step the environments, do the bookkeeping."""
+    """One step of all instances, or of those in `mask`; see `decide_and_step`."""
     obs = carry.obs
-    carry, pending, action = decide_and_step(hierarchy, env, params, carry)
-    carry, ended = settle(hierarchy, carry, pending)
-    return carry, _recorded(obs, action, pending), ended
+    carry, pending, action = decide_and_step(
+        hierarchy, env, params, carry, mask, random=random, preprocess=preprocess
+    )
+    carry, ended = settle(hierarchy, carry, pending, mask, random=random)
+    transitions = _recorded(obs, action, pending)
+    if mask is not None:
+        transitions = transitions.replace(valid=mask)
+        nothing = jax.tree.map(jnp.zeros_like, transitions)
+        transitions = select(mask, transitions, nothing)
+    return carry, transitions, ended
 
 
 def _recorded(obs: jax.Array, action: jax.Array, step: Pending) -> Transitions:

@@ -54,6 +54,9 @@ class CollectStats(CollectStatsBase, Mapping):
         mean_reward: mean reward per environment step.
         learning: metrics of the updates, `level{i}/{name}`.
         tests: results of the interim tests, (step, keys of `Collector.test`).
+        truncated_by_limit: episodes that were still open when `max_steps` was reached; they are
+            not counted.
+        n_steps_beyond: steps that an `AsyncCollector` took beyond those asked for.
     """
 
     collect_time: float = 0.0
@@ -64,6 +67,8 @@ class CollectStats(CollectStatsBase, Mapping):
     mean_reward: float = 0.0
     learning: dict[str, float] = dataclasses.field(default_factory=dict)
     tests: tuple[tuple[int, dict[str, Any]], ...] = ()
+    truncated_by_limit: int = 0
+    n_steps_beyond: int = 0
 
     @property
     def returns_stat(self) -> SequenceSummaryStats | None:

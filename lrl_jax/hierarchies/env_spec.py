@@ -9,6 +9,7 @@ import gymnasium
 import jax
 
 from lrl_jax import spaces
+from lrl_jax.envs.gymnasium_adapter import flat_space, is_gymnasium
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,11 +19,6 @@ class EnvSpec:
     name: str
     obs_space: spaces.Box
     action_space: spaces.Space
-
-
-def is_gymnasium(env: Any) -> bool:
-    """Whether the environment is Gymnasium's, single or vector."""
-    return isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv)
 
 
 def env_spec(env: Any, env_params: Any = None) -> EnvSpec:
@@ -36,8 +32,7 @@ def env_spec(env: Any, env_params: Any = None) -> EnvSpec:
         obs = env.single_observation_space if vector else env.observation_space
         action = env.single_action_space if vector else env.action_space
         name = env.spec.id if env.spec is not None else type(env).__name__
-        if isinstance(obs, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
-            obs = gymnasium.spaces.flatten_space(obs)
+        obs = flat_space(obs)
     elif callable(getattr(env, "action_space", None)):
         params = env.default_params if env_params is None else env_params
         # gymnax computes bounds with jax.numpy; inside a jitted function they must stay numbers.

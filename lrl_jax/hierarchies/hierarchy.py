@@ -17,6 +17,7 @@ from lrl_jax import buffers
 from lrl_jax.devices import resolve_device
 from lrl_jax.hierarchies import checkpoint, checks, stepping
 from lrl_jax.hierarchies.env_spec import env_spec
+from lrl_jax.hierarchies.gating import select
 from lrl_jax.hierarchies.state import Counter, HierarchyState, LevelState
 from lrl_jax.levels.base import Control, as_level
 from lrl_jax.levels.basic import RandomLevel
@@ -128,6 +129,10 @@ class Hierarchy:
 
     def _specs(self, n: int):
         return checks.level_specs(self.levels, self._obs_spaces, self.env_spec, n)
+
+    def see(self, i: int, obs: jax.Array) -> jax.Array:
+        """What level i sees of observations [n, *obs_shape], [n, dim]."""
+        return self._maps[i](obs)
 
     @property
     def n_levels(self) -> int:
@@ -324,24 +329,36 @@ class Hierarchy:
         checks.instances_of(state, self.n_levels)
         return self._learn(state)
 
-    def reset(self, state: HierarchyState) -> HierarchyState:
-        """Put all instances back to level 0 with fresh memory; learner and counters stay.
+    def reset(self, state: HierarchyState, mask: jax.Array | None = None) -> HierarchyState:
+        """Put instances back to level 0 with fresh memory; learner, buffers and counters stay.
 
-        For the beginning of a run, not for the end of an episode.
+        For the beginning of a run, or where an environment was reset in mid-episode; not for the
+        end of an episode.
+
+        Args:
+            state: of n instances.
+            mask: bool [n], the instances to put back. All if None.
         """
         n = checks.instances_of(state, self.n_levels)
+        if mask is not None:
+            mask = checks.batch("mask", mask, (n,), np.bool_, bool)
 
         def fresh(level, s: LevelState) -> LevelState:
-            return s.replace(
-                memory=_repeat(level.init_memory(s.learner), n),
-                cum_reward=jnp.zeros_like(s.cum_reward),
-                elapsed_env_steps=jnp.zeros_like(s.elapsed_env_steps),
-                n_steps_in_control=jnp.zeros_like(s.n_steps_in_control),
-                seam=jnp.ones_like(s.seam),
-            )
+            new = {
+                "memory": _repeat(level.init_memory(s.learner), n),
+                "cum_reward": jnp.zeros_like(s.cum_reward),
+                "elapsed_env_steps": jnp.zeros_like(s.elapsed_env_steps),
+                "n_steps_in_control": jnp.zeros_like(s.n_steps_in_control),
+                "seam": jnp.ones_like(s.seam),
+            }
+            old = {name: getattr(s, name) for name in new}
+            return s.replace(**(new if mask is None else select(mask, new, old)))
 
         levels = tuple(fresh(*pair) for pair in zip(self.levels, state.levels, strict=True))
-        return state.replace(levels=levels, active_level=jnp.zeros_like(state.active_level))
+        active = jnp.zeros_like(state.active_level)
+        if mask is not None:
+            active = select(mask, active, state.active_level)
+        return state.replace(levels=levels, active_level=active)
 
     def get_copy(self, state: HierarchyState) -> HierarchyState:
         """A state for test rollouts: same learners, fresh memory, a random stream of its own."""

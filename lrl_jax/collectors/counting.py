@@ -1,0 +1,75 @@
+"""Which instances step when a number of steps or of episodes is to be collected exactly.
+
+The rule is the same for environments on the device and on the host: functions here take arrays of
+either kind.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+#: n_steps counts ticks, n_total_steps steps of all instances, the others episodes.
+MODES = ("n_steps", "n_total_steps", "n_episodes", "n_episodes_quota")
+
+
+@struct.dataclass
+class Owed:
+    """What is still to be collected.
+
+    Attributes:
+        active: which instances take the next step, bool [n].
+        left: ticks, steps or starts of episodes left, int32 []; with quotas the episodes that each
+            instance has yet to finish, int32 [n].
+    """
+
+    active: Any
+    left: Any
+
+    @classmethod
+    def begin(cls, mode: str, amount: int, n: int) -> Owed:
+        """Before the first step, in NumPy.
+
+        Args:
+            mode: one of MODES.
+            amount: number of ticks, steps or episodes.
+            n: number of instances.
+        """
+        index = np.arange(n)
+        if mode == "n_steps":
+            return cls(np.ones(n, bool), np.int32(amount))
+        if mode == "n_total_steps":
+            return cls(index < amount, np.int32(amount))
+        if mode == "n_episodes":
+            # Those that start at once go on with the episode they are in.
+            return cls(index < amount, np.int32(max(0, amount - n)))
+        quota = (amount // n + (index < amount % n)).astype(np.int32)
+        return cls(quota > 0, quota)
+
+    def after(self, mode: str, done: Any) -> Owed:
+        """After a step of the active instances, in which `done` [n] ended an episode."""
+        xp = jnp if isinstance(done, jax.Array) else np
+        if mode == "n_steps":
+            left = self.left - 1
+            return self.replace(active=self.active & (left > 0), left=left)
+        if mode == "n_total_steps":
+            left = self.left - self.active.sum(dtype=xp.int32)
+            return self.replace(active=xp.arange(len(done)) < left, left=left)
+        done = done & self.active
+        if mode == "n_episodes":
+            # Of those that finished the highest-numbered get the starts that are left.
+            from_top = xp.cumsum(done[::-1])[::-1]
+            goes_on = done & (from_top <= self.left)
+            left = self.left - goes_on.sum(dtype=xp.int32)
+            return self.replace(active=(self.active & ~done) | goes_on, left=left)
+        left = self.left - done.astype(xp.int32)
+        return self.replace(active=left > 0, left=left)
+
+
+def n_open(owed: Owed, mode: str) -> int:
+    """Episodes that count but have not ended, on the host; 0 where steps are counted."""
+    return int(np.sum(owed.active)) if mode.startswith("n_episodes") else 0

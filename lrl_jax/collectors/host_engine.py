@@ -1,0 +1,401 @@
+"""Collecting in Gymnasium environments: a loop on the host with one jitted call a step."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from lrl_jax.collectors.counting import Owed
+from lrl_jax.collectors.device_engine import Way
+from lrl_jax.collectors.preprocess import Preprocess
+from lrl_jax.collectors.recording import Record, Store
+from lrl_jax.collectors.rollout import Ended, Transitions
+from lrl_jax.envs.gymnasium_adapter import HostEnv, success_in
+from lrl_jax.hierarchies import Hierarchy, HierarchyState
+from lrl_jax.randomness import Stream
+from lrl_jax.spaces import Box
+
+
+def _decide(hierarchy, state, obs, mask):
+    """First tick of a chunk. Returns the state, and actions as decided and as sent."""
+    state, action = hierarchy.get_action(state, obs, mask)
+    return state, action, hierarchy.action_space.clip(action)
+
+
+def _settle(hierarchy, learn, state, step, mask):
+    """What follows a step: bookkeeping, and the updates owed."""
+    state = hierarchy.process_transition(state, *step, mask)
+    return hierarchy.learn(state) if learn else (state, {})
+
+
+def _settle_and_decide(hierarchy, learn, state, step, mask, obs, next_mask):
+    """Between two steps, in one call."""
+    state, metrics = _settle(hierarchy, learn, state, step, mask)
+    return *_decide(hierarchy, state, obs, next_mask), metrics
+
+
+def _add(hierarchy, store, transitions):
+    del hierarchy
+    return store.add(transitions)
+
+
+@dataclasses.dataclass
+class _Tick:
+    """A tick's data, [n, ...] each, kept until it is recorded."""
+
+    obs: np.ndarray
+    act: np.ndarray
+    step: tuple[np.ndarray, ...]  # obs_next, rew, terminated, truncated
+    valid: np.ndarray
+    ended: Ended
+
+
+class HostEngine:
+    """Environments, hierarchy and buffer of a collector whose environments are Gymnasium's.
+
+    Args:
+        hierarchy: built for the environment.
+        env: Gymnasium environment, single or vector.
+        preprocess: sees the data first, or None.
+
+    Attributes:
+        n: number of instances.
+        store: replay buffer, or None.
+    """
+
+    def __init__(self, hierarchy: Hierarchy, env: Any, preprocess: Preprocess | None = None):
+        if any(getattr(level, "stagger", False) for level in hierarchy.levels):
+            raise ValueError(
+                "stagger=True sets the clocks of environments, which Gymnasium's do not show: "
+                "switch it off."
+            )
+        self.host = HostEnv(env, hierarchy.env_spec.obs_space.dtype)
+        self.env, self.n = env, self.host.n
+        self.preprocess = preprocess
+        self.store: Store | None = None
+        self._state: HierarchyState | None = None
+        self._shared = True
+        self._rng = np.random.default_rng(0)
+        self._ids = np.arange(self.n)
+        self._obs = np.zeros((self.n, *hierarchy.obs_shape), self.host.dtype)
+        self._returns = np.zeros(self.n, np.float32)
+        self._lengths = np.zeros(self.n, np.int32)
+        self._success = np.zeros(self.n, bool)
+        # Instances that were stepped without anybody looking: reset before they are used again.
+        self._stale = np.zeros(self.n, bool)
+
+    # ------------------------------------------------------------------ state
+
+    def reset(
+        self,
+        hierarchy: Hierarchy,
+        state: HierarchyState | None,
+        seed: int | None,
+        reset_kwargs: dict[str, Any] | None = None,
+        key: jax.Array | None = None,
+    ) -> None:
+        """Reset all environments and put the hierarchy back to level 0.
+
+        Args:
+            hierarchy: acts.
+            state: of n instances; a new one if None.
+            seed: of all random streams, those of the environments included; None goes on with them.
+            reset_kwargs: further arguments of the environments' reset.
+            key: of the environments, in place of a seed.
+        """
+        kwargs = dict(reset_kwargs or {})
+        env_seed = kwargs.pop("seed", seed)
+        if key is not None:
+            env_seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
+        key = jax.random.key(0 if seed is None else seed)
+        if state is None:
+            state = hierarchy.init(jax.random.split(key, 3)[2], self.n)
+        elif state.n_env_instances != self.n:
+            raise ValueError(
+                f"the state has {state.n_env_instances} instances, the environment {self.n}: use "
+                f"hierarchy.set_n_env_instances."
+            )
+        else:
+            state = hierarchy.reset(state)
+        if seed is not None:
+            state = state.replace(stream=Stream.create(jax.random.fold_in(key, 0xDEC1)))
+            self._rng = np.random.default_rng(seed)
+        self._state, self._shared = state, True
+        self._obs = self.host.reset(env_seed, **kwargs)
+        if self.preprocess is not None:
+            self._obs = np.asarray(self.preprocess.on_reset(self._obs, self._ids))
+        for sums in (self._returns, self._lengths, self._success, self._stale):
+            sums[:] = 0
+        if self.store is not None:
+            self.store = self.store.cut()
+
+    def state(self) -> HierarchyState:
+        """State of the hierarchy. Stays valid when the engine goes on."""
+        self._shared = True
+        assert self._state is not None
+        return self._state
+
+    def set_state(self, state: HierarchyState) -> None:
+        """Go on with another state, of n instances."""
+        self._shared, self._state = True, state
+
+    @property
+    def obs(self) -> np.ndarray:
+        """Observations to act on next, [n, ...]."""
+        return self._obs
+
+    def frame(self) -> Any:
+        """Gymnasium environments draw themselves."""
+        return None
+
+    # -------------------------------------------------------------- collecting
+
+    def begin(self, owed: Owed, reset_kwargs: dict[str, Any] | None) -> Owed:
+        """Before the first tick of a call; `reset_kwargs["options"]` goes to resets on the way."""
+        kwargs = dict(reset_kwargs or {})
+        options = kwargs.pop("options", None)
+        if options and self.host.mode is AutoresetMode.SAME_STEP:
+            raise ValueError(
+                "gym_reset_kwargs: an environment in mode SAME_STEP resets itself, without "
+                "options: make it with autoreset_mode=AutoresetMode.DISABLED."
+            )
+        self.host.options = options
+        if kwargs:
+            raise ValueError(
+                f"gym_reset_kwargs has {sorted(kwargs)}, but single instances are reset with "
+                f"options only: pass the rest to reset."
+            )
+        return owed
+
+    def run(self, hierarchy: Hierarchy, way: Way, owed: Owed, n_ticks: int) -> tuple[Record, Owed]:
+        """Take up to `n_ticks` ticks; returns their record and what is still owed."""
+        record = _Recorder(way, self.n, hierarchy)
+        everyone = way.mode == "n_steps"
+        jitted = hierarchy.jitted
+        first, between = jitted(_decide, donate=0), jitted(_settle_and_decide, way.learn, donate=0)
+        before: _Tick | None = None
+        for _ in range(n_ticks):
+            if not owed.active.any():
+                break
+            mask = None if everyone else owed.active
+            if self._stale.any():
+                before = self._finish(hierarchy, way, before, record)
+                self._restart(hierarchy, self._stale & owed.active)
+            obs = self._obs
+            if way.random:
+                act = sent = self._random_actions(hierarchy)
+            else:
+                state = self._owned()
+                if before is None:
+                    self._state, act, sent = first(state, obs, mask)
+                else:
+                    last = before.valid if not everyone else None
+                    self._state, act, sent, metrics = between(state, before.step, last, obs, mask)
+                    record.metrics.append(metrics)
+                act, sent = np.asarray(act), np.asarray(sent)
+            self.host.send(sent)
+            if before is not None:
+                self._keep(hierarchy, before, record)  # while the environments are busy
+            before = self._receive(obs, act, owed.active)
+            owed = owed.after(way.mode, before.ended.done)
+        self._finish(hierarchy, way, before, record)
+        return record.result(), owed
+
+    def end(self, hierarchy: Hierarchy, way: Way, owed: Owed) -> None:
+        """After the last tick of a call."""
+        del owed
+        if way.random:
+            # The environments have moved on under the hierarchy: it starts anew.
+            self.set_state(hierarchy.reset(self.state()))
+
+    def _owned(self) -> HierarchyState:
+        if self._shared:
+            self._state = jax.tree.map(jnp.copy, self._state)
+            self._shared = False
+        assert self._state is not None
+        return self._state
+
+    def _finish(self, hierarchy, way, before: _Tick | None, record: _Recorder) -> None:
+        """Settle the last tick, so that the state is whole."""
+        if before is None:
+            return
+        if not way.random:
+            settle = hierarchy.jitted(_settle, way.learn, donate=0)
+            mask = None if way.mode == "n_steps" else before.valid
+            self._state, metrics = settle(self._owned(), before.step, mask)
+            record.metrics.append(metrics)
+        self._keep(hierarchy, before, record)
+
+    def _keep(self, hierarchy, tick: _Tick, record: _Recorder) -> None:
+        record.add(tick)
+        if self.store is not None:
+            transitions = Transitions(tick.obs, tick.act, *_order(tick.step), tick.valid)
+            self.store = hierarchy.jitted(_add, donate=0)(self.store, transitions)
+
+    def _random_actions(self, hierarchy: Hierarchy) -> np.ndarray:
+        space = hierarchy.action_space
+        shape = (self.n, *space.shape)
+        if isinstance(space, Box):
+            return self._rng.uniform(space.low_array, space.high_array, shape).astype(space.dtype)
+        return self._rng.integers(0, space.n, shape, space.dtype)
+
+    def _restart(self, hierarchy: Hierarchy, mask: np.ndarray) -> None:
+        """Reset the instances in `mask` in mid-episode."""
+        if not mask.any():
+            return
+        obs = self.host.reset_some(mask)
+        self._obs = self._seen(obs, mask)
+        self._state = hierarchy.reset(self.state(), mask)
+        for sums in (self._returns, self._lengths, self._success, self._stale):
+            sums[mask] = 0
+        if self.store is not None:
+            self.store = self.store.cut(jnp.asarray(mask))
+
+    def _seen(self, obs: np.ndarray, fresh: np.ndarray) -> np.ndarray:
+        """Observations, those of fresh instances as the user's function leaves them."""
+        if self.preprocess is None or not fresh.any():
+            return obs
+        obs = obs.copy()
+        obs[fresh] = self.preprocess.on_reset(obs[fresh], self._ids[fresh])
+        return obs
+
+    def _receive(self, obs: np.ndarray, act: np.ndarray, active: np.ndarray) -> _Tick:
+        """The environments' answer, with the sums of the episodes."""
+        answer = self.host.receive()
+        obs_next, rew = answer.obs_next, answer.rew
+        terminated, truncated, info = answer.terminated, answer.truncated, answer.info
+        fresh = terminated | truncated
+        following = answer.obs
+        if self.preprocess is not None:
+            ids = self._ids[active]
+            given = (obs_next, rew, terminated, truncated)
+            *changed, info, new_act, _ = self.preprocess.on_step(
+                *(x[active] for x in given), info, act[active], ids
+            )
+            obs_next, rew, terminated, truncated = (x.copy() for x in given)
+            for array, value in zip((obs_next, rew, terminated, truncated), changed, strict=True):
+                array[active] = value
+            act = act.copy()
+            act[active] = new_act
+            early = (terminated | truncated) & ~fresh & active
+            if early.any():
+                following = self.host.reset_some(early)
+            fresh = fresh | early
+            following = np.where(_wide(fresh, following), following, obs_next)
+            following = self._seen(following, fresh & active)
+        self._obs = following
+        success = success_in(info, self.n)
+        everyone = bool(active.all())
+        if everyone:
+            self._returns += rew
+            self._lengths += 1
+            self._success |= success
+            done = terminated | truncated
+        else:
+            self._returns += np.where(active, rew, 0)
+            self._lengths += active
+            self._success |= success & active
+            done = (terminated | truncated) & active
+            self._stale |= ~active
+        ended = Ended(done, self._returns, self._lengths, self._success, success)
+        if done.any():
+            ended = Ended(
+                done=done,
+                episode_return=np.where(done, self._returns, 0),
+                length=np.where(done, self._lengths, 0),
+                success=done & self._success,
+                success_at_end=done & success,
+            )
+            for sums in (self._returns, self._lengths, self._success):
+                sums[done] = 0
+        valid = active if everyone else active.copy()
+        return _Tick(obs, act, (obs_next, rew, terminated, truncated), valid, ended)
+
+
+def _order(step):
+    """obs_next, rew, terminated, truncated in the order of Transitions' fields."""
+    obs_next, rew, terminated, truncated = step
+    return rew, terminated, truncated, obs_next
+
+
+def _wide(mask: np.ndarray, like: np.ndarray) -> np.ndarray:
+    return mask.reshape(-1, *[1] * (like.ndim - 1))
+
+
+class _Recorder:
+    """Gathers ticks into a Record."""
+
+    def __init__(self, way: Way, n: int, hierarchy: Hierarchy):
+        self._way, self._n, self._hierarchy = way, n, hierarchy
+        self._nothing = np.zeros(n, bool)
+        self._ended: list[tuple[int, Ended]] = []
+        self._reward: list[float] = []
+        self._steps: list[int] = []
+        self._ticks: list[_Tick] = []
+        self._last: _Tick | None = None
+        self.metrics: list[dict[str, jax.Array]] = []
+
+    def add(self, tick: _Tick) -> None:
+        """Add a tick."""
+        everyone = tick.valid.all()
+        rew = tick.step[1] if everyone else tick.step[1][tick.valid]
+        self._reward.append(float(rew.sum()))
+        self._steps.append(self._n if everyone else int(tick.valid.sum()))
+        if tick.ended.done.any():
+            self._ended.append((len(self._steps) - 1, tick.ended))
+        if self._way.record:
+            self._ticks.append(tick)
+        self._last = tick
+
+    def result(self) -> Record:
+        """All that was added."""
+        shape = (len(self._steps), self._n)
+        types = {"done": bool, "episode_return": np.float32, "length": np.int32}
+        columns = {
+            name: np.zeros(shape, types.get(name, bool))
+            for name in ("done", "episode_return", "length", "success", "success_at_end")
+        }
+        for t, ended in self._ended:
+            for name, column in columns.items():
+                column[t] = getattr(ended, name)
+        metrics = jax.device_get(self.metrics)
+        metrics = jax.tree.map(lambda *x: np.stack(x), *metrics) if metrics else {}
+        obs_next = None
+        if self._way.capacity == 1 and self._last is not None:
+            obs_next = self._last.step[0]
+        return Record(
+            ended=Ended(**columns),
+            reward=np.array(self._reward, np.float64),
+            steps=np.array(self._steps, np.int64),
+            metrics=metrics,
+            transitions=self._transitions() if self._way.record else None,
+            obs_next=obs_next,
+        )
+
+    def _transitions(self) -> Transitions:
+        def stack(arrays, shape, dtype):
+            return np.stack(arrays) if arrays else np.zeros((0, self._n, *shape), dtype)
+
+        obs, act = self._hierarchy.env_spec.obs_space, self._hierarchy.action_space
+        ticks = self._ticks
+        valid = stack([t.valid for t in ticks], (), bool)
+
+        def column(arrays, shape, dtype):
+            values = stack(arrays, shape, dtype)
+            mask = valid.reshape(*valid.shape, *[1] * (values.ndim - 2))
+            return np.where(mask, values, np.zeros((), values.dtype))
+
+        return Transitions(
+            obs=column([t.obs for t in ticks], obs.shape, obs.dtype),
+            act=column([t.act for t in ticks], act.shape, act.dtype),
+            rew=column([t.step[1] for t in ticks], (), np.float32),
+            terminated=column([t.step[2] for t in ticks], (), bool),
+            truncated=column([t.step[3] for t in ticks], (), bool),
+            obs_next=column([t.step[0] for t in ticks], obs.shape, obs.dtype),
+            valid=valid,
+        )

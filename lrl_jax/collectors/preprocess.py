@@ -1,0 +1,110 @@
+"""A user's function that sees all data of environments before it is used."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+STEP_KEYS = ("obs_next", "rew", "terminated", "truncated", "done", "info", "act", "env_id")
+RESET_KEYS = ("obs", "env_id")
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """`preprocess_fn` of a collector; arrays are NumPy's or JAX's, as they come.
+
+    Attributes:
+        fn: gets `obs` and `env_id` at a reset, and `obs_next`, `rew`, `terminated`, `truncated`,
+            `done`, `info`, `act` and `env_id` at a step, each with a leading axis of instances,
+            as keywords. What it returns under these names replaces them.
+    """
+
+    fn: Callable[..., Any]
+
+    def __post_init__(self):
+        if not callable(self.fn):
+            raise TypeError(f"preprocess_fn is not callable: {self.fn!r}.")
+
+    def on_reset(self, obs: Any, env_id: Any) -> Any:
+        """Observations [n, ...] after a reset of the instances `env_id` [n]."""
+        out = self._call(RESET_KEYS, obs=obs, env_id=env_id)
+        return _like("obs", out.get("obs", obs), obs)
+
+    def on_step(
+        self,
+        obs_next: Any,
+        rew: Any,
+        terminated: Any,
+        truncated: Any,
+        info: Any,
+        act: Any,
+        ids: Any,
+    ) -> tuple[Any, Any, Any, Any, Any, Any, bool]:
+        """A step of the instances `ids` [n].
+
+        An episode that the environment ended stays ended: it counts as truncated if the function
+        says neither.
+
+        Returns:
+            obs_next, rew, terminated, truncated, info, act, and whether the function may end
+            episodes that the environment has not ended.
+        """
+        done = terminated | truncated
+        out = self._call(
+            STEP_KEYS,
+            obs_next=obs_next,
+            rew=rew,
+            terminated=terminated,
+            truncated=truncated,
+            done=done,
+            info=info,
+            act=act,
+            env_id=ids,
+        )
+        new_terminated = _like("terminated", out.get("terminated", terminated), terminated)
+        new_truncated = _like("truncated", out.get("truncated", truncated), truncated)
+        if "done" in out:
+            new_truncated = new_truncated | (_like("done", out["done"], done) & ~new_terminated)
+        new_truncated = new_truncated | (done & ~new_terminated)
+        return (
+            _like("obs_next", out.get("obs_next", obs_next), obs_next),
+            _like("rew", out.get("rew", rew), rew),
+            new_terminated,
+            new_truncated,
+            out.get("info", info),
+            _like("act", out.get("act", act), act),
+            bool({"terminated", "truncated", "done"} & set(out)),
+        )
+
+    def _call(self, allowed: tuple[str, ...], **given: Any) -> Mapping[str, Any]:
+        out = self.fn(**given)
+        if out is None:
+            return {}
+        if not isinstance(out, Mapping):
+            raise TypeError(
+                f"preprocess_fn returned {type(out).__name__}: return a dict of what it changes."
+            )
+        unknown = sorted(set(out) - set(allowed) - {"policy"})
+        if unknown:
+            raise ValueError(
+                f"preprocess_fn returned {unknown}, but what it can change here is "
+                f"{', '.join(allowed)}."
+            )
+        return out
+
+
+def _like(name: str, new: Any, old: Any) -> Any:
+    """The new value in the old one's type; its shape must be the same."""
+    xp = jnp if isinstance(old, jax.Array) else np
+    array = new if isinstance(new, jax.Array) and xp is jnp else xp.asarray(new)
+    if array.shape != old.shape:
+        raise ValueError(
+            f"preprocess_fn returned {name} of shape {array.shape}, but it was {old.shape}: the "
+            f"hierarchy was built for that."
+        )
+    return array.astype(old.dtype)

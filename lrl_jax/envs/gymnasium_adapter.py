@@ -1,0 +1,243 @@
+"""Gymnasium environments behind one interface, whatever their way of resetting themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+
+def is_gymnasium(env: Any) -> bool:
+    """Whether the environment is Gymnasium's, single or vector."""
+    return isinstance(env, gymnasium.Env | VectorEnv)
+
+
+def flat_space(space: gymnasium.Space) -> gymnasium.Space:
+    """The Box that `flatten_batch` maps observations to; other simple spaces as they are.
+
+    Entries of a Dict come in the order of their sorted keys.
+    """
+    if isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
+        boxes = [_as_box(part) for _, part in _parts(space)]
+        return gymnasium.spaces.Box(
+            np.concatenate([box.low.reshape(-1) for box in boxes]),
+            np.concatenate([box.high.reshape(-1) for box in boxes]),
+            dtype=np.result_type(np.float32, *(box.dtype for box in boxes)).type,
+        )
+    return space
+
+
+def flatten_batch(space: gymnasium.Space, obs: Any, dtype: Any) -> np.ndarray:
+    """Observations of n instances as one new array [n, ...].
+
+    Args:
+        space: of ONE instance.
+        obs: as a vector environment returns them.
+        dtype: of the result.
+    """
+    if not isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
+        return np.array(obs, dtype)  # a copy: vector environments may write over theirs
+    columns = [_columns(part, obs[key]) for key, part in _parts(space)]
+    return np.concatenate(columns, axis=1, dtype=dtype, casting="unsafe")
+
+
+def _parts(space: Any) -> list[tuple[Any, gymnasium.Space]]:
+    if isinstance(space, gymnasium.spaces.Dict):
+        return [(key, space.spaces[key]) for key in sorted(space.spaces)]
+    return list(enumerate(space.spaces))
+
+
+def _as_box(space: gymnasium.Space) -> gymnasium.spaces.Box:
+    flat = flat_space(space)
+    if isinstance(flat, gymnasium.spaces.Box):
+        return flat
+    box = gymnasium.spaces.flatten_space(flat)
+    if not isinstance(box, gymnasium.spaces.Box):
+        raise TypeError(f"observations in {space} cannot be flattened to numbers.")
+    return box
+
+
+def _columns(space: gymnasium.Space, obs: Any) -> np.ndarray:
+    """A part of the observation, [n, entries]."""
+    if isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
+        return np.concatenate([_columns(part, obs[key]) for key, part in _parts(space)], axis=1)
+    if isinstance(space, gymnasium.spaces.Box | gymnasium.spaces.MultiBinary):
+        values = np.asarray(obs)
+        return values.reshape(len(values), -1)
+    return np.stack([gymnasium.spaces.flatten(space, one) for one in obs])
+
+
+@dataclasses.dataclass
+class HostStep:
+    """A step of n environments, each array [n, ...].
+
+    Attributes:
+        obs_next: next observation, the true final one where an episode ended.
+        obs: observation to act on next: after the reset, where an episode ended.
+        rew: float32.
+        terminated, truncated: bool.
+        info: of the vector environment; entries of final steps are in their usual place.
+    """
+
+    obs_next: np.ndarray
+    obs: np.ndarray
+    rew: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    info: dict[str, Any]
+
+
+class HostEnv:
+    """A Gymnasium vector environment that has reset itself after every step that ended episodes.
+
+    All three modes of resetting look alike from here: `step` returns the true final observation and
+    that after the reset, and no step is a fake one.
+
+    Args:
+        env: Gymnasium environment, single or vector.
+        dtype: of the observations.
+
+    Attributes:
+        options: of resets after the end of an episode, or None.
+
+    Raises:
+        TypeError, ValueError: for vector environments that cannot reset single instances.
+    """
+
+    options: dict[str, Any] | None = None
+
+    def __init__(self, env: Any, dtype: Any = np.float32):
+        self.env = env
+        if isinstance(env, VectorEnv):
+            self.vector = env
+        else:
+            self.vector = SyncVectorEnv([lambda: env], autoreset_mode=AutoresetMode.DISABLED)
+        self.n = self.vector.num_envs
+        self.dtype = np.dtype(dtype)
+        self.space = self.vector.single_observation_space
+        self.mode = self.vector.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
+        self.mode = AutoresetMode(self.mode)
+        base = self.vector.unwrapped
+        self.can_pause = isinstance(base, SyncVectorEnv | AsyncVectorEnv)
+        if not self.can_pause and self.mode is not AutoresetMode.SAME_STEP:
+            raise TypeError(
+                f"{type(base).__name__} resets in mode {self.mode.name} and does not say that it "
+                f"can reset single instances: make it with "
+                f"gymnasium.make_vec(id, num_envs, vectorization_mode='sync')."
+            )
+        shared = getattr(base, "shared_memory", True)
+        if isinstance(base, AsyncVectorEnv) and not shared and self.mode is AutoresetMode.NEXT_STEP:
+            raise ValueError(
+                "an AsyncVectorEnv without shared memory cannot reset single instances in mode "
+                "NEXT_STEP: use shared_memory=True or autoreset_mode=AutoresetMode.SAME_STEP."
+            )
+        self._obs: np.ndarray | None = None
+        self._splits = callable(getattr(self.vector, "step_async", None)) and isinstance(
+            base, AsyncVectorEnv
+        )
+        self._pending = False
+
+    def reset(self, seed: Any = None, **kwargs: Any) -> np.ndarray:
+        """Reset all instances; returns observations [n, ...].
+
+        Args:
+            seed: of the vector environment; an int or a list of n.
+            **kwargs: further arguments of its `reset`.
+        """
+        obs, _ = self.vector.reset(seed=seed, **kwargs)
+        self._obs = flatten_batch(self.space, obs, self.dtype)
+        return self._obs
+
+    def reset_some(self, mask: np.ndarray) -> np.ndarray:
+        """Reset the instances in `mask` [n]; returns observations of all [n, ...].
+
+        Raises:
+            TypeError: where the vector environment cannot do so.
+        """
+        if not mask.any():
+            assert self._obs is not None
+            return self._obs
+        if not self.can_pause:
+            raise TypeError(
+                f"{type(self.vector.unwrapped).__name__} cannot reset single instances: collect "
+                f"n_steps, or make it with vectorization_mode='sync'."
+            )
+        obs, _ = self.vector.reset(options={**(self.options or {}), "reset_mask": mask.copy()})
+        fresh = flatten_batch(self.space, obs, self.dtype)
+        assert self._obs is not None
+        # Others keep what they had: some environments return nothing new for them.
+        self._obs = np.where(mask.reshape(-1, *[1] * (fresh.ndim - 1)), fresh, self._obs)
+        return self._obs
+
+    def send(self, action: np.ndarray) -> None:
+        """Begin a step with actions [n, ...]; ends with `receive`."""
+        if self._splits:
+            self.vector.step_async(action)  # type: ignore[attr-defined]
+        else:
+            self._answer = self.vector.step(action)
+        self._pending = True
+
+    def receive(self) -> HostStep:
+        """The step that was begun."""
+        answer = self.vector.step_wait() if self._splits else self._answer  # type: ignore
+        self._pending = False
+        raw, rew, terminated, truncated, info = answer
+        obs_next = flatten_batch(self.space, raw, self.dtype)
+        done = terminated | truncated
+        self._obs = obs_next
+        obs = obs_next
+        if done.any():
+            if self.mode is AutoresetMode.SAME_STEP:
+                obs_next = obs_next.copy()
+                for i in np.flatnonzero(done):
+                    final = _first(self.space, info["final_obs"][i])
+                    obs_next[i] = flatten_batch(self.space, final, self.dtype)[0]
+                info = _with_final(info, done)
+            else:
+                obs = self.reset_some(done)
+        return HostStep(
+            obs_next, obs, rew.astype(np.float32), terminated.copy(), truncated.copy(), info
+        )
+
+    def step(self, action: np.ndarray) -> HostStep:
+        """A whole step."""
+        self.send(action)
+        return self.receive()
+
+
+def _first(space: gymnasium.Space, obs: Any) -> Any:
+    """One instance's observation as that of a vector of one."""
+    if isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
+        parts = {key: _first(part, obs[key]) for key, part in _parts(space)}
+        return parts if isinstance(space, gymnasium.spaces.Dict) else list(parts.values())
+    return np.asarray(obs)[None]
+
+
+def _with_final(info: dict[str, Any], done: np.ndarray) -> dict[str, Any]:
+    """What SAME_STEP keeps under `final_info`, at its usual place for the steps that ended."""
+    final = info.get("final_info")
+    if not isinstance(final, dict):
+        return info
+    merged = dict(info)
+    for name, values in final.items():
+        if name.startswith("_") or not isinstance(values, np.ndarray):
+            continue
+        old = info.get(name)
+        if isinstance(old, np.ndarray) and old.shape == values.shape:
+            mask = done.reshape(-1, *[1] * (values.ndim - 1))
+            merged[name] = np.where(mask, values, old)
+        elif old is None:
+            merged[name] = values
+    return merged
+
+
+def success_in(info: dict[str, Any], n: int) -> np.ndarray:
+    """`is_success` or `success` of a vector environment's info, bool [n]."""
+    for name in ("is_success", "success"):
+        if name in info:
+            values = np.asarray(info[name])
+            return np.array([bool(value) for value in values.reshape(n)])
+    return np.zeros(n, bool)
