@@ -172,7 +172,7 @@ class SAC:
         obs: jax.Array,
         condition: jax.Array,
         key: jax.Array,
-        training: bool,
+        training: bool | jax.Array,
     ) -> tuple[jax.Array, Any]:
         """Decide for one instance; the mean action unless `training`. Consumes `key`.
 
@@ -181,16 +181,17 @@ class SAC:
             memory: of `init_memory`.
             obs, condition: features [X], [C].
             key: typed key.
-            training: whether to explore.
+            training: whether to explore, bool []; may be traced.
 
         Returns:
             Action [*A] in units of the action space, and the memory.
         """
         mean, log_std = self._policy(state, jnp.concatenate([obs, condition]))
-        if training:
-            unit, _ = tanh_gaussian(mean, log_std, jax.random.normal(key, mean.shape))
-        else:
+        if training is False:
             unit = jnp.tanh(mean)
+        else:
+            noise = jax.random.normal(key, mean.shape) * training
+            unit, _ = tanh_gaussian(mean, log_std, noise)
         return from_unit(state.action_space, unit), memory
 
     def _policy(self, state, x):

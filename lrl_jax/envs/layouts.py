@@ -1,4 +1,4 @@
-"""Maze layouts: the four built-in ones as text, parsing, and checks of positions in them."""
+"""Maze layouts: the built-in ones as text, parsing, and checks of positions in them."""
 
 from __future__ import annotations
 
@@ -59,13 +59,25 @@ LARGE = """
 ############
 """
 
-_MEDIUM_CORNERS = ((1.5, 1.5), (6.5, 6.5), (6.5, 1.5), (1.5, 6.5))
+EMPTY = """
+########
+#......#
+#......#
+#......#
+#......#
+#......#
+#......#
+########
+"""
+
+_CORNERS = ((1.5, 1.5), (6.5, 6.5), (6.5, 1.5), (1.5, 6.5))
 
 BUILTIN: dict[str, dict[str, Any]] = {
     "Maze2D-Simple-v0": dict(layout=SIMPLE, starts=((1.5, 1.5),), goals=((8.5, 8.5),)),
-    "Maze2D-Medium-v0": dict(layout=MEDIUM, starts=_MEDIUM_CORNERS, goals=_MEDIUM_CORNERS),
+    "Maze2D-Medium-v0": dict(layout=MEDIUM, starts=_CORNERS, goals=_CORNERS),
     "Maze2D-Corridor-v0": dict(layout=CORRIDOR, starts=((1.5, 2.5),), goals=((18.5, 2.5),)),
     "Maze2D-Large-v0": dict(layout=LARGE, max_steps=800),
+    "Maze2D-Empty-v0": dict(layout=EMPTY, starts=_CORNERS, goals=_CORNERS),
 }
 """Settings of `Maze2D` behind each built-in id."""
 
@@ -114,12 +126,13 @@ def free_centres(grid: Grid) -> Points:
     )
 
 
-def wall_distance(grid: Grid, x: float, y: float) -> float:
-    """Distance from the point (x, y) to the nearest wall cell; inf where there are no walls."""
+def wall_distance(grid: Grid, x: Any, y: Any) -> np.ndarray:
+    """Distance from points (x, y), [...] each, to the nearest wall cell; inf without walls."""
     rows, columns = np.nonzero(np.asarray(grid))
+    x, y = np.asarray(x)[..., None], np.asarray(y)[..., None]
     dx = np.maximum(np.maximum(columns - x, x - (columns + 1)), 0.0)
     dy = np.maximum(np.maximum(rows - y, y - (rows + 1)), 0.0)
-    return float(np.hypot(dx, dy).min(initial=np.inf))
+    return np.hypot(dx, dy).min(axis=-1, initial=np.inf)
 
 
 def check_points(grid: Grid, points: Any, what: str, radius: float, tolerance: float) -> Points:

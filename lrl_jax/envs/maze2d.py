@@ -12,7 +12,7 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from lrl_jax.envs.layouts import check_points, free_centres, parse_layout
+from lrl_jax.envs.layouts import check_points, free_centres, parse_layout, wall_distance
 
 BODY_RADIUS = 0.15
 GOAL_RADIUS = 0.3
@@ -289,6 +289,30 @@ class Maze2D(environment.Environment[Maze2DState, Maze2DParams]):
         """Always False."""
         del state, params
         return jnp.zeros((), bool)
+
+    def free_positions(self, key: jax.Array, n: int, margin: float = 0.0) -> np.ndarray:
+        """Positions [n, 2] of the body, uniform over where it fits; consumes `key` (host only).
+
+        Args:
+            key: typed key.
+            n: number of positions.
+            margin: further distance to the walls.
+
+        Raises:
+            ValueError: if no place is that far from all walls.
+        """
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+        least, found = BODY_RADIUS + margin, np.zeros((0, 2))
+        for _ in range(1000):
+            points = rng.uniform((0.0, 0.0), (self.width, self.height), (max(n, 1024), 2))
+            free = wall_distance(self.layout, points[:, 0], points[:, 1]) >= least
+            found = np.concatenate([found, points[free]])
+            if len(found) >= n:
+                return found[:n].astype(np.float32)
+        raise ValueError(
+            f"hardly a place is {least:g} from all walls of this maze: {len(found)} found of {n}. "
+            f"Use a smaller margin than {margin:g}."
+        )
 
     def _move(self, position: jax.Array, action: jax.Array) -> jax.Array:
         """Position `[2]` after a step with the velocity `action` `[2]`."""

@@ -14,6 +14,7 @@ from lrl_jax.levels.planner_level import PlannerLevel
 from lrl_jax.levels.sac_level import SACLevel
 from lrl_jax.levels.skill_level import SkillLevel
 from lrl_jax.levels.splates_level import SPlaTESLevel
+from lrl_jax.levels.subgoal_planner_level import SubgoalPlannerLevel
 from lrl_jax.levels.tdmpc2_level import TDMPC2Level
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "SACLevel",
     "SPlaTESLevel",
     "SkillLevel",
+    "SubgoalPlannerLevel",
     "TDMPC2Level",
 ]

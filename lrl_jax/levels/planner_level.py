@@ -63,6 +63,7 @@ class PlannerMemory:
     random_action: jax.Array  # [*A] action held in random mode
     fresh: jax.Array  # [] bool, no random action has been drawn yet
     planning_mode: jax.Array  # [] bool, mode of the last decision
+    n_held: jax.Array  # [] int32, decisions made with the first action of the plan, modulo `hold`
 
 
 def reward_per_env_step(rows: Any) -> jax.Array:
@@ -96,6 +97,8 @@ class PlannerLevel(Level):
         mode: prediction of a mixture, its "heaviest" component or its "mean".
         use_value, use_termination: whether the value of the last state and the probability of
             termination enter the cost of a plan.
+        hold: decisions that each action of a plan is held for. With more than one, plans look
+            `hold` times as far ahead and are made anew every `hold` decisions.
         aux_rewards: pairs (weight, fn), fn(rollout, plans) -> [N], added to a plan's return.
         buffer_size: rows of the replay buffer, over all instances.
         update_interval, n_updates: updates owed: `n_updates` for each `update_interval` rows.
@@ -128,6 +131,7 @@ class PlannerLevel(Level):
     mode: str = "heaviest"
     use_value: bool = False
     use_termination: bool = False
+    hold: int = 1
     aux_rewards: tuple[tuple[float, Callable], ...] = ()
     buffer_size: int = 100_000
     update_interval: int = 1
@@ -152,6 +156,7 @@ class PlannerLevel(Level):
         if not callable(self.predictor_factory):
             raise TypeError(f"predictor_factory is not callable: {self.predictor_factory!r}.")
         for name, least in (
+            ("hold", 1),
             ("buffer_size", 1),
             ("update_interval", 1),
             ("n_updates", 0),
@@ -256,6 +261,7 @@ class PlannerLevel(Level):
             random_action=jnp.zeros(space.shape, space.dtype),
             fresh=jnp.ones((), bool),
             planning_mode=jnp.zeros((), bool),
+            n_held=jnp.zeros((), jnp.int32),
         )
 
     def observe_env_steps(self, learner: PlannerLearner, n_total_env_steps: jax.Array):
@@ -288,7 +294,8 @@ class PlannerLevel(Level):
         space = learner.spec.action_space
         if not training or not space.is_bounded:
             planning = jnp.ones((), bool)
-            return memory.random_action, memory.replace(planning_mode=planning), planning
+            memory = memory.replace(planning_mode=planning)
+            return self._held(memory.random_action, memory, planning)
         # `act` gets the same key: fold in a number that none of its splits reaches.
         key_mode, key_redraw, key_action = jax.random.split(jax.random.fold_in(key, 0x5EED), 3)
         planning = self._next_mode(learner, memory, key_mode)
@@ -311,7 +318,16 @@ class PlannerLevel(Level):
             fresh=memory.fresh & planning,
             planning_mode=planning,
         )
-        return action, memory, planning
+        return self._held(action, memory, planning)
+
+    def _held(self, action, memory, planning):
+        """What `prepare` returns: no plan is needed while the last one's action is held."""
+        if self.hold == 1:
+            return action, memory, planning
+        goes_on = planning & (memory.n_held > 0)
+        n_held = jnp.where(planning, (memory.n_held + 1) % self.hold, 0)
+        action = jnp.where(goes_on, memory.plan[0], action)
+        return action, memory.replace(n_held=n_held), planning & ~goes_on
 
     def _next_mode(self, learner, memory, key):
         """Whether the instance plans now, [] bool; consumes `key`."""
@@ -367,7 +383,7 @@ class PlannerLevel(Level):
         With an ensemble, the mean over its members.
         """
         s, c = learner.predictor.encode(learner.ps, self._seen(obs, level_input)[None])
-        rollout_fn = PredictorRollout(learner.predictor, True, self.mode, False, False)
+        rollout_fn = PredictorRollout(learner.predictor, True, self.mode, False, False, self.hold)
         rollout = rollout_fn((learner.ps, s, c), memory.plan[None], jax.random.key(0))
         return rollout.state[0].mean((0, 1))
 
@@ -406,7 +422,12 @@ class PlannerLevel(Level):
         """Rewards of gathered rows, a dict of [B, ...], as `reward` has them."""
         if type(self).reward is PlannerLevel.reward:
             return reward_per_env_step  # one function for all, so that it compiles once
-        return lambda fields: self.reward(learner, parent, as_rows(fields))
+
+        def rewards(fields):
+            own = {name: fields[f"_{name}"] for name in ("obs", "obs_next") if f"_{name}" in fields}
+            return self.reward(learner, parent, as_rows({**fields, **own}))
+
+        return rewards
 
     def _model_mask(self, spec: LevelSpec) -> Callable | None:
         """Which rows the model learns from; equal for equal settings, None for all."""
@@ -415,7 +436,12 @@ class PlannerLevel(Level):
 
     def _planner(self, learner):
         rollout_fn = PredictorRollout(
-            learner.predictor, self.deterministic, self.mode, self.use_value, self.use_termination
+            learner.predictor,
+            self.deterministic,
+            self.mode,
+            self.use_value,
+            self.use_termination,
+            self.hold,
         )
         return BlackboxPlanner(
             self.optimizer,

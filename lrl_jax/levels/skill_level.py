@@ -88,7 +88,8 @@ class SkillLevel(LearnerLevel):
         momentum: of the running moments.
         offset: added to rewards after that; None for the backbone's default.
         relabel_skills: fraction of sampled rows whose skill is drawn anew.
-        freeze_after_steps: environment steps after which skills learn no more; None for never.
+        freeze_after_steps: environment steps after which skills learn no more, and policies act
+            without noise, so that the model above sees what will be used; None for never.
     """
 
     algorithm: Any = None
@@ -198,6 +199,18 @@ class SkillLevel(LearnerLevel):
         if self.freeze_after_steps is not None:
             ready &= learner.n_total_env_steps < self.freeze_after_steps
         return ready
+
+    def explores(self, learner: SkillLearner, training: bool) -> bool | jax.Array:
+        """Whether a policy adds noise: in training, unless the skills are frozen."""
+        if not training or self.freeze_after_steps is None:
+            return training
+        return learner.n_total_env_steps < self.freeze_after_steps
+
+    def decide(self, learner, memory, obs, level_input, key, parent, training, control):
+        """Decide as the algorithm does; consumes `key`. Returns (action, memory)."""
+        if self.on_sac:
+            training = self.explores(learner, training)
+        return super().decide(learner, memory, obs, level_input, key, parent, training, control)
 
     def row_fields(self, memory, row: Row) -> dict[str, jax.Array]:
         """The place in the stretch of control, and what the level above sees."""

@@ -156,10 +156,11 @@ class SPlaTESLevel(SkillLevel):
         if not self.on_sac and self.act_by == "mppi":
             return self._plan(learner, memory, x, parent, level_input, k, start, key, training)
         c = self.conditions(learner, parent, level_input, k, start, state)
+        explores = self.explores(learner, training)
         if self.on_sac:
-            return self.algorithm.act(learner.state, memory, x, c, key, training)
+            return self.algorithm.act(learner.state, memory, x, c, key, explores)
         space = learner.action_space
-        noise = jax.random.normal(key, (space.dim,)) if training else jnp.zeros(space.dim)
+        noise = jax.random.normal(key, (space.dim,)) * explores
         latent = self.algorithm.encode(learner.state.params, x)
         unit, _ = self.algorithm.policy(learner.state.params, latent, c, noise)
         return from_unit(space, unit), memory

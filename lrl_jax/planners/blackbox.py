@@ -231,6 +231,7 @@ class PredictorRollout:
         mode: prediction of a mixture, its "heaviest" component or its "mean".
         with_value: whether the value of the last state is computed.
         with_termination: whether termination probabilities are computed.
+        hold: steps of the model that each action of a plan is held for.
     """
 
     predictor: Any
@@ -238,19 +239,34 @@ class PredictorRollout:
     mode: str = "heaviest"
     with_value: bool = False
     with_termination: bool = True
+    hold: int = 1
 
     def __call__(self, context: Any, plans: jax.Array, key: jax.Array) -> Any:
         """Roll out plans [N, H, *A]; consumes `key` unless deterministic."""
         ps, s, c = context
         n = plans.shape[0]
-        return self.predictor.rollout_latent(
+        rollout = self.predictor.rollout_latent(
             ps,
             jnp.broadcast_to(s, (n, s.shape[-1])),
             jnp.broadcast_to(c, (n, c.shape[-1])),
-            plans,
+            plans if self.hold == 1 else jnp.repeat(plans, self.hold, axis=1),
             key=None if self.deterministic else key,
             deterministic=self.deterministic,
             mode=self.mode,
             with_value=self.with_value,
             with_termination=self.with_termination,
         )
+        return rollout if self.hold == 1 else _in_blocks(rollout, self.hold)
+
+
+def _in_blocks(rollout: Any, size: int) -> Any:
+    """A rollout whose steps are blocks of `size` steps each, every `size`-th state kept."""
+    rew = rollout.rew.reshape(*rollout.rew.shape[:-1], -1, size)
+    term_prob = rollout.term_prob
+    if term_prob is not None:
+        alive = jnp.cumprod(1.0 - term_prob.reshape(rew.shape), axis=-1)
+        before = jnp.concatenate([jnp.ones_like(alive[..., :1]), alive[..., :-1]], -1)
+        rew, term_prob = rew * before, 1.0 - alive[..., -1]
+    return rollout.replace(
+        state=rollout.state[..., ::size, :], rew=rew.sum(-1), term_prob=term_prob
+    )

@@ -20,6 +20,7 @@ from lrl_jax.predictors.optim import adam_update, clip_per_tensor, init_adam
 from lrl_jax.predictors.targets import n_step_windows, valid_starts
 from lrl_jax.predictors.types import ModelBatch, PredictorState, TargetBatch
 from lrl_jax.schedules import Schedule, check_setting
+from lrl_jax.settings import check_float
 
 LEARNING_RATES = {  # part of the parameters: setting
     "encoder": "encoder_lr",
@@ -48,6 +49,9 @@ class RewardPredictor(Predictor):
         delta_standardizer: whether W is learned; it stays the identity otherwise.
         clip_grad_max_norm: largest norm of each tensor's gradient; None for no clipping.
         smdp_discount: discount by gamma^elapsed_env_steps, not by gamma for each decision.
+        state_noise: std of noise on the states that the model starts from in training, in units of
+            the running std of changes; the state it has to reach stays the true one. Teaches the
+            model to lead back from where its own errors have led, such as into a wall.
     """
 
     gamma: float = 0.99
@@ -67,6 +71,7 @@ class RewardPredictor(Predictor):
     delta_standardizer: bool = True
     clip_grad_max_norm: float | None = 20.0
     smdp_discount: bool = dataclasses.field(default=False, kw_only=True)
+    state_noise: float = dataclasses.field(default=0.0, kw_only=True)
 
     def __post_init__(self):
         super().__post_init__()
@@ -82,6 +87,7 @@ class RewardPredictor(Predictor):
             if callable(getattr(self, name)):
                 raise TypeError(f"{name} must be a number, got {getattr(self, name)!r}.")
             put(name, check_setting(name, getattr(self, name)))
+        check_float("state_noise", self.state_noise, 0.0)
         for name in ("k_steps", "n_steps"):
             put(name, check_steps(name, getattr(self, name)))
         warm_up = self.encoder_warm_up
@@ -387,12 +393,20 @@ class RewardPredictor(Predictor):
             model_batch = self.sample_model_batch(
                 ps, buffer, model_batch_size, key=key_model, model_mask_fn=model_mask_fn
             )
+            if self.state_noise:
+                model_batch = self._disturbed(ps, model_batch, jax.random.fold_in(key_model, 1))
             return self._update(ps.replace(key=key), batch, model_batch, active)
 
         if n_steps == 1:
             return step(ps, None)
         ps, (loss, info) = jax.lax.scan(step, ps, None, length=n_steps)
         return ps, jax.tree.map(jnp.mean, (loss, info))
+
+    def _disturbed(self, ps, model_batch, key):
+        """The batch with noise on the states it starts from; consumes `key`."""
+        noise = jax.random.normal(key, model_batch.state.shape)
+        state = model_batch.state + self.state_noise * ps.sigma_d * noise
+        return model_batch.replace(state=state)
 
     def _update(self, ps, batch, model_batch, active):
         """One gradient step; where `active` is False, nothing is learned."""

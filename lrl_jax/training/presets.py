@@ -9,6 +9,50 @@ from lrl_jax.training.config import TrainConfig
 
 MAZE_SAC = SACAgent(update_interval=640, n_updates=256, warm_up_steps=5000, buffer_size=200_000)
 
+DADS = SkillAgent(
+    method="dads",
+    optimizer="cem",
+    sigma=0.5,
+    horizon=10,
+    symmetry_steps=0,
+    planner_interval=640,
+    planner_updates=64,
+    planner_buffer_size=100_000,
+    planner_warm_up=2_000,
+    no_planning_steps=5_000,
+    switch_planner_prob=0.02,
+    switch_random_prob=0.02,
+    resample_prob=0.1,
+    n_alternatives=100,
+    fixed_std=1.0,
+)
+REFERENCE = SkillAgent(
+    backbone="tdmpc2",
+    horizon=15,
+    num_samples=256,
+    n_iterations=6,
+    elite_ratio=0.05,
+    periods=(),
+    log_std_min=-10.0,
+    model_lr=3e-4,
+    final_model_lr=3e-4,
+    running_std_momentum=0.001,
+    symmetry_steps=16_000,
+    planner_interval=2,
+    planner_updates=1,
+    model_batch_size=1024,
+    planner_buffer_size=20_000,
+    planner_warm_up=5_000,
+    no_planning_steps=20_000,
+    gamma=0.99,
+    final_learning_rate=3e-4,
+    skill_interval=4,
+    skill_updates=1,
+    skill_warm_up=1_000,
+    n_alternatives=100,
+)
+LARGE = SkillAgent(horizon=25, planner_buffer_size=30_000)
+
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "maze2d-medium-planner": (
         "Planner over held actions in Maze2D-Medium, model and reward learned (minutes on a CPU).",
@@ -21,6 +65,55 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "maze2d-medium-splates": (
         "Planner over skills that SPlaTES learns with SAC, in Maze2D-Medium (minutes on a CPU).",
         TrainConfig(agent=SkillAgent()),
+    ),
+    "maze2d-medium-dads": (
+        "The same with DADS: skills of single steps (a quarter of an hour on a CPU).",
+        TrainConfig(agent=DADS, test_interval=50_000),
+    ),
+    "maze2d-medium-splates-tdmpc2-small": (
+        "SPlaTES on small networks of TD-MPC2, acting by its policy (half an hour on a CPU).",
+        TrainConfig(
+            agent=SkillAgent(backbone="tdmpc2-small", act_by="policy", skill_updates=32),
+            test_interval=50_000,
+        ),
+    ),
+    "maze2d-medium-splates-tdmpc2": (
+        "SPlaTES on TD-MPC2 in the paper's sizes, which plans within skills (for an accelerator).",
+        TrainConfig(
+            agent=SkillAgent(backbone="tdmpc2", skill_interval=640, skill_updates=160),
+            total_steps=400_000,
+            test_interval=100_000,
+        ),
+    ),
+    "maze2d-medium-splates-reference": (
+        "SPlaTES with the settings of its reference: two instances, TD-MPC2 (for an accelerator).",
+        TrainConfig(agent=REFERENCE, n_env_instances=2, total_steps=400_000, test_interval=50_000),
+    ),
+    "maze2d-large-splates": (
+        "SPlaTES on SAC in Maze2D-Large, a million steps (an hour on a CPU).",
+        TrainConfig(
+            agent=LARGE,
+            env="Maze2D-Large-v0",
+            total_steps=1_000_000,
+            test_interval=100_000,
+        ),
+    ),
+    "maze2d-large-three-levels": (
+        "Subgoals, planned, over planned skills, in Maze2D-Large (most of an hour on a CPU).",
+        TrainConfig(
+            agent=dataclasses.replace(LARGE, horizon=6, subgoal_skills=4, subgoal_horizon=6),
+            env="Maze2D-Large-v0",
+            total_steps=1_000_000,
+            test_interval=100_000,
+        ),
+    ),
+    "maze2d-empty-splates": (
+        "SPlaTES in an empty maze, where skills can be looked at (minutes on a CPU).",
+        TrainConfig(agent=SkillAgent(), env="Maze2D-Empty-v0", test_interval=50_000),
+    ),
+    "maze2d-empty-dads": (
+        "DADS in an empty maze (minutes on a CPU).",
+        TrainConfig(agent=DADS, env="Maze2D-Empty-v0", test_interval=50_000),
     ),
     "pendulum-sac": (
         "Soft actor-critic on Pendulum (a minute or two on a CPU).",

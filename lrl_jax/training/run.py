@@ -22,6 +22,7 @@ from lrl_jax.hierarchies import Hierarchy, HierarchyState
 from lrl_jax.training import pictures
 from lrl_jax.training.config import TrainConfig, load_config, to_json
 from lrl_jax.training.logging import RunLog
+from lrl_jax.training.skill_pictures import skill_curves, skills_picture
 from lrl_jax.training.statistics import bootstrap_interval, interquartile_mean, over_seeds
 from lrl_jax.training.train import Trainer, take_seed
 
@@ -152,6 +153,8 @@ def run_training(config: TrainConfig, run: str | Path, progress: bool = True) ->
     if config.seeds > 1:
         title += f", interquartile mean of {config.seeds} seeds with 95% interval"
     pictures.curve_picture(log.rows, run / "learning_curve.png", title, log.seed_rows)
+    if trainer.skill_starts is not None:
+        skill_curves(log.rows, run / "skill_curves.png", title)
     draw(trainer, state, run, summary.pictured)
     return summary
 
@@ -304,6 +307,10 @@ def draw(trainer: Trainer, state: HierarchyState, run: Path, agent: int = 0) -> 
     )
     pictures.paths_picture(trainer.env, paths, run / "paths.png", about=about)
     pictures.rollout_gif(trainer.env, paths, run / "rollout.gif")
+    if trainer.skill_starts is not None:
+        skills_picture(
+            trainer.hierarchy, trainer.env, trainer.params, state, run / "skills.png", about=about
+        )
 
 
 def _save(trainer: Trainer, state: HierarchyState, path: Path) -> None:

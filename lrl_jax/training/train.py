@@ -8,13 +8,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lrl_jax import envs
 from lrl_jax.collectors import Episodes, RolloutCarry, evaluate, init_carry, rollout
+from lrl_jax.envs import Maze2D
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
+from lrl_jax.levels import SkillLevel
 from lrl_jax.training.config import TrainConfig
+from lrl_jax.training.skill_tests import skill_quality
 
 _TEST_STREAM = 0x7E57
+_TESTED_SKILLS = 512
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,6 +32,8 @@ class Trainer:
         env, params: gymnax environment and its parameters.
         has_success: whether the environment tells success: `is_success` or `success` in the info
             of its steps.
+        skill_starts: positions [N, 2] that interim tests start skills from, in mazes with a skill
+            level; else None.
     """
 
     config: TrainConfig
@@ -34,6 +41,7 @@ class Trainer:
     env: Any
     params: Any
     has_success: bool = True
+    skill_starts: np.ndarray | None = None
 
     @classmethod
     def build(cls, config: TrainConfig) -> Trainer:
@@ -42,7 +50,11 @@ class Trainer:
         levels = config.agent.levels(env, config.total_steps)
         obs_maps = getattr(config.agent, "obs_maps", None)
         hierarchy = Hierarchy(levels, env, params, obs_maps and obs_maps(env))
-        return cls(config, hierarchy, env, params, _tells_success(hierarchy, env, params))
+        starts = None
+        if isinstance(env, Maze2D) and isinstance(hierarchy.levels[-1], SkillLevel):
+            starts = env.free_positions(jax.random.key(_TEST_STREAM), _TESTED_SKILLS)
+        success = _tells_success(hierarchy, env, params)
+        return cls(config, hierarchy, env, params, success, starts)
 
     @property
     def episode_ticks(self) -> int:
@@ -77,7 +89,7 @@ class Trainer:
         """The interim test behind a chunk, means over its episodes.
 
         test_return, test_return_std and, where the environment tells success, test_success (at any
-        step) and test_success_at_end.
+        step) and test_success_at_end; for skills in mazes also what `skill_quality` returns.
         """
         key = jax.random.fold_in(jax.random.key(_TEST_STREAM), chunk)
         episodes = self.test(state, key, self.config.test_episodes)
@@ -88,6 +100,11 @@ class Trainer:
         if self.has_success:
             metrics["test_success"] = episodes.success.mean(dtype=jnp.float32)
             metrics["test_success_at_end"] = episodes.success_at_end.mean(dtype=jnp.float32)
+        if self.skill_starts is not None:
+            quality = skill_quality(
+                self.hierarchy, self.env, self.params, state, self.skill_starts, key
+            )
+            metrics |= {f"skill_{name}": value for name, value in quality.items()}
         return metrics
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+import numpy as np
+
 from lrl_jax import envs
 from lrl_jax.algorithms import SAC, TDMPC2
-from lrl_jax.levels import DADSLevel, PlannerLevel, SPlaTESLevel
+from lrl_jax.hierarchies.env_spec import env_spec
+from lrl_jax.levels import DADSLevel, PlannerLevel, SPlaTESLevel, SubgoalPlannerLevel
 from lrl_jax.models import ProbabilisticEnsemble
 from lrl_jax.nets import RewardFunction
-from lrl_jax.planners import ICEM
+from lrl_jax.planners import CEM, ICEM
 from lrl_jax.predictors import (
     IndexEncoder,
     Partial,
@@ -31,17 +34,27 @@ class SkillAgent:
     Attributes:
         method: "splates" or "dads".
         backbone: "sac", "tdmpc2" (the paper's sizes) or "tdmpc2-small".
+        act_by: of a TD-MPC2 backbone, see `SPlaTESLevel`.
         skill_dim: entries of a skill, each in [-1, 1].
         skill_steps: environment steps K of a skill; DADS decides at every step.
+        subgoal_skills: skills spent on a subgoal that a planner above the planner sets; 0 for none.
+        subgoal_horizon: subgoals that it looks ahead.
+        optimizer: "icem" or "cem".
         horizon: skills that a plan looks ahead.
-        num_samples, n_iterations, elite_ratio, sigma: of iCEM.
+        hold: times that a planned skill is repeated, see `PlannerLevel`.
+        num_samples, n_iterations, elite_ratio, sigma: of the optimizer.
         mode: prediction of a mixture that plans follow.
-        n_modes, model_hidden, periods, log_std_min: of the model; the middle two also of the reward
-            network.
+        n_models, n_modes, model_hidden, periods, log_std_min: of the model; hidden sizes and
+            periods also of the reward network. Plans that pass through a wall in one model do not
+            in another.
+        state_noise: see `RewardPredictor`.
         model_lr, final_model_lr: constant over the first half of the run, then log-linear.
         running_std_momentum: of the unit of the model's outputs.
         symmetry_steps: environment steps of the symmetry-breaking start; 0 for none.
+        symmetry_factor: of that start: sqrt(3) keeps the size of uniform skills, more makes them
+            grow.
         delta_standardizer: whether changes are standardized.
+        standardizer_lr: of the standardizer. A slow one lets skills grow while it lags behind.
         planner_batch_size, model_batch_size: of the reward network and of the model.
         planner_interval, planner_updates: updates of the planner for so many of its rows.
         planner_buffer_size: its rows; few enough to forget the random walk.
@@ -58,27 +71,38 @@ class SkillAgent:
         n_alternatives, fixed_std: see `SkillLevel`.
         reward_mode, averaged_value, n_fresh_skills: see `SPlaTESLevel`; None for its default.
         relabel_skills: fraction of rows whose skill is drawn anew.
+        freeze_at: fraction of the run after which skills no longer change, so that the planner's
+            model can catch up; 1 for never.
     """
 
     method: Literal["splates", "dads"] = "splates"
     backbone: Literal["sac", "tdmpc2", "tdmpc2-small"] = "sac"
+    act_by: Literal["mppi", "policy"] = "mppi"
     skill_dim: int = 2
     skill_steps: int = 10
+    subgoal_skills: int = 0
+    subgoal_horizon: int = 5
+    optimizer: Literal["icem", "cem"] = "icem"
     horizon: int = 12
+    hold: int = 1
     num_samples: int = 64
     n_iterations: int = 4
     elite_ratio: float = 0.13
     sigma: float = 1.0
     mode: Literal["heaviest", "mean"] = "heaviest"
+    n_models: int = 1
     n_modes: int = 4
     model_hidden: tuple[int, ...] = (128, 128)
     periods: tuple[float, ...] = (8.0, 4.0, 2.0, 1.0)
     log_std_min: float = -2.0
+    state_noise: float = 0.0
     model_lr: float = 1e-3
     final_model_lr: float = 1e-4
     running_std_momentum: float = 0.005
     symmetry_steps: int = 24_000
+    symmetry_factor: float = 3**0.5
     delta_standardizer: bool = True
+    standardizer_lr: float = 1e-3
     planner_batch_size: int = 256
     model_batch_size: int = 512
     planner_interval: int = 64
@@ -104,6 +128,7 @@ class SkillAgent:
     averaged_value: bool = True
     n_fresh_skills: int = 2
     relabel_skills: float = 0.0
+    freeze_at: float = 1.0
 
     def __post_init__(self):
         for name in ("hidden", "periods", "model_hidden"):
@@ -111,66 +136,102 @@ class SkillAgent:
 
     def levels(self, env: Any, total_steps: int) -> list[Any]:
         """The levels for `env`, for a run of `total_steps` environment steps."""
-        return [self._planner(env, total_steps), self._skills(total_steps)]
+        skills = self._skills(total_steps)
+        if not self.subgoal_skills:
+            return [self._planner(env, total_steps), skills]
+        return [self._subgoals(env, total_steps), self._follower(env, total_steps), skills]
 
     def obs_maps(self, env: Any) -> list[Any]:
-        """What each level sees: skills do not see the desired goal."""
+        """What each level sees: those below the highest do not see the desired goal."""
         start, stop = envs.goal_indices(env)["achieved_goal"]
-        return [None, lambda obs: obs[start:stop]]
+
+        def achieved(obs):
+            return obs[start:stop]
+
+        return [None, achieved, *([achieved] if self.subgoal_skills else [])]
 
     def _planner(self, env: Any, total_steps: int) -> PlannerLevel:
-        rate = _decayed(self.model_lr, self.final_model_lr, total_steps)
-        indices = envs.goal_indices(env)
-        model = {
-            "n_modes": self.n_modes,
-            "hidden": self.model_hidden,
-            "periods": self.periods,
-            "log_std_min": self.log_std_min,
-            "running_std_momentum": self.running_std_momentum,
-            "learn_termination": False,
-            "sb_start_duration": self.symmetry_steps,
-        }
-        reward = {"hidden": self.model_hidden, "periods": self.periods}
-        encoder = {
-            "state": tuple(indices["achieved_goal"]),
-            "context": tuple(indices["desired_goal"]),
-        }
-        predictor = {
-            "learn_encoder": False,
-            "encoder_warm_up": 0,
-            "model_lr": rate,
-            "reward_lr": rate,
-            "delta_standardizer": self.delta_standardizer,
-        }
-        factory = PredictorFactory(
-            partial_model=Partial(ProbabilisticEnsemble, keywords=model),
-            partial_val_func=None,
-            partial_rew_func=Partial(RewardFunction, keywords=reward),
-            partial_encoder=Partial(IndexEncoder, keywords=encoder),
-            partial_predictor=Partial(RewardPredictor, keywords=predictor),
-        )
-        return PlannerLevel(
+        """Plans skills towards the desired goal."""
+        factory = self._factory(_goal_encoder(env), total_steps, self.symmetry_steps)
+        return PlannerLevel(factory, hold=self.hold, **self._search(self.horizon))
+
+    def _follower(self, env: Any, total_steps: int) -> SubgoalPlannerLevel:
+        """Plans skills towards subgoals, which are appended to the achieved goal."""
+        space = _achieved_space(env)
+        encoder = {"state": (0, space.dim), "context": (space.dim, 2 * space.dim)}
+        factory = self._factory(encoder, total_steps, self.symmetry_steps)
+        return SubgoalPlannerLevel(
             factory,
-            optimizer=ICEM(
-                horizon=self.horizon,
+            hold=self.hold,
+            level_input_space=space,
+            control_interval=self.subgoal_skills,
+            **self._search(self.horizon),
+        )
+
+    def _subgoals(self, env: Any, total_steps: int) -> PlannerLevel:
+        """Plans subgoals towards the desired goal, with a model of what comes of them."""
+        factory = self._factory(_goal_encoder(env), total_steps, 0)
+        settings = self._search(self.subgoal_horizon)
+        # Its rows are fewer than those of the planner below: as many updates in all.
+        settings["update_interval"] = max(1, self.planner_interval // self.subgoal_skills)
+        return PlannerLevel(factory, **settings)
+
+    def _search(self, horizon: int) -> dict[str, Any]:
+        """Settings of a planner that are the same for all of them."""
+        return {
+            "optimizer": (ICEM if self.optimizer == "icem" else CEM)(
+                horizon=horizon,
                 num_samples=self.num_samples,
                 n_iterations=self.n_iterations,
                 elite_ratio=self.elite_ratio,
                 sigma=self.sigma,
                 return_mode="mean",
             ),
-            mode=self.mode,
-            buffer_size=self.planner_buffer_size,
-            update_interval=self.planner_interval,
-            n_updates=self.planner_updates,
-            batch_size=self.planner_batch_size,
-            model_batch_size=self.model_batch_size,
-            warm_up_steps=self.planner_warm_up,
-            no_planning_steps=self.no_planning_steps,
-            alternate_with_noise=True,
-            switch_planner_prob=self.switch_planner_prob,
-            switch_random_prob=self.switch_random_prob,
-            resample_random_action_prob=self.resample_prob,
+            "mode": self.mode,
+            "buffer_size": self.planner_buffer_size,
+            "update_interval": self.planner_interval,
+            "n_updates": self.planner_updates,
+            "batch_size": self.planner_batch_size,
+            "model_batch_size": self.model_batch_size,
+            "warm_up_steps": self.planner_warm_up,
+            "no_planning_steps": self.no_planning_steps,
+            "alternate_with_noise": True,
+            "switch_planner_prob": self.switch_planner_prob,
+            "switch_random_prob": self.switch_random_prob,
+            "resample_random_action_prob": self.resample_prob,
+        }
+
+    def _factory(
+        self, encoder: dict[str, Any], total_steps: int, symmetry_steps: int
+    ) -> PredictorFactory:
+        rate = _decayed(self.model_lr, self.final_model_lr, total_steps)
+        model = {
+            "n_models": self.n_models,
+            "n_modes": self.n_modes,
+            "hidden": self.model_hidden,
+            "periods": self.periods,
+            "log_std_min": self.log_std_min,
+            "running_std_momentum": self.running_std_momentum,
+            "learn_termination": False,
+            "sb_start_duration": symmetry_steps,
+            "sb_start_factor": self.symmetry_factor,
+        }
+        reward = {"hidden": self.model_hidden, "periods": self.periods}
+        predictor = {
+            "learn_encoder": False,
+            "encoder_warm_up": 0,
+            "model_lr": rate,
+            "reward_lr": rate,
+            "state_noise": self.state_noise,
+            "delta_standardizer": self.delta_standardizer,
+            "delta_standardizer_lr": self.standardizer_lr,
+        }
+        return PredictorFactory(
+            partial_model=Partial(ProbabilisticEnsemble, keywords=model),
+            partial_val_func=None,
+            partial_rew_func=Partial(RewardFunction, keywords=reward),
+            partial_encoder=Partial(IndexEncoder, keywords=encoder),
+            partial_predictor=Partial(RewardPredictor, keywords=predictor),
         )
 
     def _backbone(self, total_steps: int) -> SAC | TDMPC2:
@@ -191,9 +252,12 @@ class SkillAgent:
             "n_alternatives": self.n_alternatives,
             "fixed_std": self.fixed_std,
             "relabel_skills": self.relabel_skills,
+            "freeze_after_steps": self.freeze_at * total_steps if self.freeze_at < 1 else None,
         }
         if self.method == "dads":
             return DADSLevel(self._backbone(total_steps), **settings)
+        if self.backbone != "sac":
+            settings["act_by"] = self.act_by
         return SPlaTESLevel(
             self._backbone(total_steps),
             reward_mode=self.reward_mode,
@@ -202,6 +266,23 @@ class SkillAgent:
             control_interval=self.skill_steps,
             **settings,
         )
+
+
+def _goal_encoder(env: Any) -> dict[str, Any]:
+    """Arguments of an encoder to the achieved goal, in the context of the desired one."""
+    indices = envs.goal_indices(env)
+    return {
+        "state": tuple(indices["achieved_goal"]),
+        "context": tuple(indices["desired_goal"]),
+    }
+
+
+def _achieved_space(env: Any) -> Box:
+    """Space of achieved goals."""
+    start, stop = envs.goal_indices(env)["achieved_goal"]
+    space = env_spec(env).obs_space
+    low, high = (np.broadcast_to(x, space.shape)[start:stop] for x in (space.low, space.high))
+    return Box(low, high, (stop - start,))
 
 
 def _decayed(first: float, last: float, total_steps: int) -> PiecewiseLogLinearSchedule:
