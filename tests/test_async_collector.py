@@ -73,7 +73,7 @@ def test_episodes_are_exact_and_unbiased():
 
 
 def test_a_reset_waits_and_forgets():
-    fns = functions(n=3, length=100, delays=(0.05,))
+    fns = functions(n=3, length=100, delays=(0.01, 0.2, 0.2))
     with lrl.AsyncCollector(hierarchy(), fns, wait_num=1, buffer=300) as collector:
         collector.reset(seed=0)
         collector.collect(n_total_steps=1, random=True)

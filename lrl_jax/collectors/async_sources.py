@@ -134,7 +134,7 @@ class Futures:
             rew=column("rew"),
             terminated=column("terminated"),
             truncated=column("truncated"),
-            success=np.concatenate([success_in(step.info, 1) for step in steps]),
+            success=np.array([_success(step.info, 1)[0] for step in steps]),
             infos=[step.info for step in steps],
         )
 
@@ -225,7 +225,7 @@ class Envpool:
             rew=np.asarray(rew, np.float32),
             terminated=np.asarray(terminated, bool),
             truncated=np.asarray(truncated, bool),
-            success=success_in(info, len(ids)),
+            success=_success(info, len(ids)),
             infos=[info] * len(ids),
         )
 
@@ -239,6 +239,11 @@ class _Spaces(gymnasium.Env):
 
     def __init__(self, observation_space: Any, action_space: Any):
         self.observation_space, self.action_space = observation_space, action_space
+
+
+def _success(info: dict[str, Any], n: int) -> np.ndarray:
+    success = success_in(info, n)
+    return np.zeros(n, bool) if success is None else success
 
 
 def make_source(env: Any, dtype: Any, processes: bool) -> Source:

@@ -21,27 +21,61 @@ from lrl_jax.randomness import Stream
 from lrl_jax.spaces import Box
 
 
-def _decide(hierarchy, state, obs, mask):
-    """First tick of a chunk. Returns the state, and actions as decided and as sent."""
-    state, action = hierarchy.get_action(state, obs, mask)
-    return state, action, hierarchy.action_space.clip(action)
+def _decide(hierarchy, flat, raw, obs, mask):
+    """First tick of a chunk. Returns the state's leaves, and actions as sent and as decided."""
+    state, action = hierarchy.get_action(flat.state(raw), obs, mask)
+    return flat.raw(state), hierarchy.action_space.clip(action), action
 
 
-def _settle(hierarchy, learn, state, step, mask):
+def _settle(hierarchy, flat, learn, raw, step, mask):
     """What follows a step: bookkeeping, and the updates owed."""
-    state = hierarchy.process_transition(state, *step, mask)
-    return hierarchy.learn(state) if learn else (state, {})
+    state = hierarchy.process_transition(flat.state(raw), *step, mask)
+    state, metrics = hierarchy.learn(state) if learn else (state, {})
+    return flat.raw(state), metrics
 
 
-def _settle_and_decide(hierarchy, learn, state, step, mask, obs, next_mask):
+def _settle_and_decide(hierarchy, flat, learn, raw, step, mask, obs, next_mask):
     """Between two steps, in one call."""
-    state, metrics = _settle(hierarchy, learn, state, step, mask)
-    return *_decide(hierarchy, state, obs, next_mask), metrics
+    raw, metrics = _settle(hierarchy, flat, learn, raw, step, mask)
+    return *_decide(hierarchy, flat, raw, obs, next_mask), metrics
 
 
 def _add(hierarchy, store, transitions):
     del hierarchy
     return store.add(transitions)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Flat:
+    """How a state's leaves are put together: typed keys pass to jitted calls as plain numbers.
+
+    A call with typed keys, or with classes around its arrays, takes longer than all it does.
+    """
+
+    treedef: Any
+    keys: tuple[tuple[int, str], ...]  # places of typed keys, and their kind
+
+    @classmethod
+    def of(cls, state: Any) -> _Flat:
+        leaves, treedef = jax.tree.flatten(state)
+        keys = [
+            (i, str(jax.random.key_impl(leaf)))
+            for i, leaf in enumerate(leaves)
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        ]
+        return cls(treedef, tuple(keys))
+
+    def raw(self, state: Any) -> list[jax.Array]:
+        leaves = jax.tree.leaves(state)
+        for i, _ in self.keys:
+            leaves[i] = jax.random.key_data(leaves[i])
+        return leaves
+
+    def state(self, raw: list[jax.Array]) -> Any:
+        leaves = list(raw)
+        for i, impl in self.keys:
+            leaves[i] = jax.random.wrap_key_data(leaves[i], impl=impl)
+        return jax.tree.unflatten(self.treedef, leaves)
 
 
 @dataclasses.dataclass
@@ -52,7 +86,7 @@ class _Tick:
     act: np.ndarray
     step: tuple[np.ndarray, ...]  # obs_next, rew, terminated, truncated
     valid: np.ndarray
-    ended: Ended
+    ended: Ended | None  # None where no episode ended
 
 
 class HostEngine:
@@ -78,7 +112,8 @@ class HostEngine:
         self.env, self.n = env, self.host.n
         self.preprocess = preprocess
         self.store: Store | None = None
-        self._state: HierarchyState | None = None
+        self._flat: _Flat | None = None
+        self._raw: list[jax.Array] = []
         self._shared = True
         self._rng = np.random.default_rng(0)
         self._ids = np.arange(self.n)
@@ -88,6 +123,7 @@ class HostEngine:
         self._success = np.zeros(self.n, bool)
         # Instances that were stepped without anybody looking: reset before they are used again.
         self._stale = np.zeros(self.n, bool)
+        self._some_stale = False
 
     # ------------------------------------------------------------------ state
 
@@ -125,24 +161,26 @@ class HostEngine:
         if seed is not None:
             state = state.replace(stream=Stream.create(jax.random.fold_in(key, 0xDEC1)))
             self._rng = np.random.default_rng(seed)
-        self._state, self._shared = state, True
+        self.set_state(state)
         self._obs = self.host.reset(env_seed, **kwargs)
         if self.preprocess is not None:
             self._obs = np.asarray(self.preprocess.on_reset(self._obs, self._ids))
         for sums in (self._returns, self._lengths, self._success, self._stale):
             sums[:] = 0
+        self._some_stale = False
         if self.store is not None:
             self.store = self.store.cut()
 
     def state(self) -> HierarchyState:
         """State of the hierarchy. Stays valid when the engine goes on."""
+        assert self._flat is not None
         self._shared = True
-        assert self._state is not None
-        return self._state
+        return self._flat.state(self._raw)
 
     def set_state(self, state: HierarchyState) -> None:
         """Go on with another state, of n instances."""
-        self._shared, self._state = True, state
+        self._shared, self._flat = True, _Flat.of(state)
+        self._raw = self._flat.raw(state)
 
     @property
     def obs(self) -> np.ndarray:
@@ -176,34 +214,47 @@ class HostEngine:
         """Take up to `n_ticks` ticks; returns their record and what is still owed."""
         record = _Recorder(way, self.n, hierarchy)
         everyone = way.mode == "n_steps"
-        jitted = hierarchy.jitted
-        first, between = jitted(_decide, donate=0), jitted(_settle_and_decide, way.learn, donate=0)
+        keeps_actions = way.record or self.store is not None or self.preprocess is not None
+        first = between = None
         before: _Tick | None = None
         for _ in range(n_ticks):
-            if not owed.active.any():
+            if not everyone and not owed.active.any():
                 break
             mask = None if everyone else owed.active
-            if self._stale.any():
-                before = self._finish(hierarchy, way, before, record)
+            if self._some_stale and (self._stale & owed.active).any():
+                self._finish(hierarchy, way, before, record)
+                before = None
                 self._restart(hierarchy, self._stale & owed.active)
             obs = self._obs
             if way.random:
                 act = sent = self._random_actions(hierarchy)
             else:
-                state = self._owned()
+                raw = self._owned()
                 if before is None:
-                    self._state, act, sent = first(state, obs, mask)
+                    first = first or hierarchy.jitted(_decide, self._flat, donate=0)
+                    self._raw, sent, act = first(raw, obs, mask)
                 else:
-                    last = before.valid if not everyone else None
-                    self._state, act, sent, metrics = between(state, before.step, last, obs, mask)
-                    record.metrics.append(metrics)
-                act, sent = np.asarray(act), np.asarray(sent)
+                    if between is None:
+                        between = hierarchy.jitted(
+                            _settle_and_decide, self._flat, way.learn, donate=0
+                        )
+                    last = None if everyone else before.valid
+                    self._raw, sent, act, metrics = between(raw, before.step, last, obs, mask)
+                    if metrics:
+                        record.metrics.append(metrics)
+                sent = np.asarray(sent)
+                act = np.asarray(act) if keeps_actions else sent
             self.host.send(sent)
             if before is not None:
                 self._keep(hierarchy, before, record)  # while the environments are busy
-            before = self._receive(obs, act, owed.active)
-            owed = owed.after(way.mode, before.ended.done)
+            before = self._receive(obs, act, owed.active, everyone)
+            if not everyone:
+                done = before.ended.done if before.ended else np.zeros(self.n, bool)
+                owed = owed.after(way.mode, done)
         self._finish(hierarchy, way, before, record)
+        if everyone:
+            left = owed.left - len(record)
+            owed = owed.replace(active=owed.active & (left > 0), left=left)
         return record.result(), owed
 
     def end(self, hierarchy: Hierarchy, way: Way, owed: Owed) -> None:
@@ -213,22 +264,23 @@ class HostEngine:
             # The environments have moved on under the hierarchy: it starts anew.
             self.set_state(hierarchy.reset(self.state()))
 
-    def _owned(self) -> HierarchyState:
+    def _owned(self) -> list[jax.Array]:
+        """Leaves of the state that may be donated."""
         if self._shared:
-            self._state = jax.tree.map(jnp.copy, self._state)
+            self._raw = [jnp.copy(leaf) for leaf in self._raw]
             self._shared = False
-        assert self._state is not None
-        return self._state
+        return self._raw
 
     def _finish(self, hierarchy, way, before: _Tick | None, record: _Recorder) -> None:
         """Settle the last tick, so that the state is whole."""
         if before is None:
             return
         if not way.random:
-            settle = hierarchy.jitted(_settle, way.learn, donate=0)
+            settle = hierarchy.jitted(_settle, self._flat, way.learn, donate=0)
             mask = None if way.mode == "n_steps" else before.valid
-            self._state, metrics = settle(self._owned(), before.step, mask)
-            record.metrics.append(metrics)
+            self._raw, metrics = settle(self._owned(), before.step, mask)
+            if metrics:
+                record.metrics.append(metrics)
         self._keep(hierarchy, before, record)
 
     def _keep(self, hierarchy, tick: _Tick, record: _Recorder) -> None:
@@ -250,9 +302,10 @@ class HostEngine:
             return
         obs = self.host.reset_some(mask)
         self._obs = self._seen(obs, mask)
-        self._state = hierarchy.reset(self.state(), mask)
+        self.set_state(hierarchy.reset(self.state(), mask))
         for sums in (self._returns, self._lengths, self._success, self._stale):
             sums[mask] = 0
+        self._some_stale = bool(self._stale.any())
         if self.store is not None:
             self.store = self.store.cut(jnp.asarray(mask))
 
@@ -264,57 +317,66 @@ class HostEngine:
         obs[fresh] = self.preprocess.on_reset(obs[fresh], self._ids[fresh])
         return obs
 
-    def _receive(self, obs: np.ndarray, act: np.ndarray, active: np.ndarray) -> _Tick:
+    def _receive(
+        self, obs: np.ndarray, act: np.ndarray, active: np.ndarray, everyone: bool
+    ) -> _Tick:
         """The environments' answer, with the sums of the episodes."""
         answer = self.host.receive()
         obs_next, rew = answer.obs_next, answer.rew
         terminated, truncated, info = answer.terminated, answer.truncated, answer.info
-        fresh = terminated | truncated
         following = answer.obs
         if self.preprocess is not None:
-            ids = self._ids[active]
-            given = (obs_next, rew, terminated, truncated)
-            *changed, info, new_act, _ = self.preprocess.on_step(
-                *(x[active] for x in given), info, act[active], ids
+            obs_next, rew, terminated, truncated, info, act, following = self._preprocessed(
+                answer, act, active
             )
-            obs_next, rew, terminated, truncated = (x.copy() for x in given)
-            for array, value in zip((obs_next, rew, terminated, truncated), changed, strict=True):
-                array[active] = value
-            act = act.copy()
-            act[active] = new_act
-            early = (terminated | truncated) & ~fresh & active
-            if early.any():
-                following = self.host.reset_some(early)
-            fresh = fresh | early
-            following = np.where(_wide(fresh, following), following, obs_next)
-            following = self._seen(following, fresh & active)
         self._obs = following
         success = success_in(info, self.n)
-        everyone = bool(active.all())
+        done = terminated | truncated
         if everyone:
             self._returns += rew
             self._lengths += 1
-            self._success |= success
-            done = terminated | truncated
         else:
             self._returns += np.where(active, rew, 0)
             self._lengths += active
-            self._success |= success & active
-            done = (terminated | truncated) & active
+            done &= active
             self._stale |= ~active
-        ended = Ended(done, self._returns, self._lengths, self._success, success)
+            self._some_stale = self._some_stale or not active.all()
+        if success is not None:
+            success &= active
+            self._success |= success
+        ended = None
         if done.any():
             ended = Ended(
                 done=done,
                 episode_return=np.where(done, self._returns, 0),
                 length=np.where(done, self._lengths, 0),
                 success=done & self._success,
-                success_at_end=done & success,
+                success_at_end=np.zeros_like(done) if success is None else done & success,
             )
             for sums in (self._returns, self._lengths, self._success):
                 sums[done] = 0
-        valid = active if everyone else active.copy()
-        return _Tick(obs, act, (obs_next, rew, terminated, truncated), valid, ended)
+        return _Tick(obs, act, (obs_next, rew, terminated, truncated), active, ended)
+
+    def _preprocessed(self, answer, act, active):
+        """A step as the user's function leaves it, and what is acted on next."""
+        given = (answer.obs_next, answer.rew, answer.terminated, answer.truncated)
+        fresh = answer.terminated | answer.truncated
+        *changed, info, new_act, _ = self.preprocess.on_step(
+            *(x[active] for x in given), answer.info, act[active], self._ids[active]
+        )
+        step = tuple(x.copy() for x in given)
+        for array, value in zip(step, changed, strict=True):
+            array[active] = value
+        act = act.copy()
+        act[active] = new_act
+        obs_next, _, terminated, truncated = step
+        following = answer.obs
+        early = (terminated | truncated) & ~fresh & active
+        if early.any():
+            following = self.host.reset_some(early)
+        fresh = fresh | early
+        following = np.where(_wide(fresh, following), following, obs_next)
+        return *step, info, act, self._seen(following, fresh & active)
 
 
 def _order(step):
@@ -332,30 +394,31 @@ class _Recorder:
 
     def __init__(self, way: Way, n: int, hierarchy: Hierarchy):
         self._way, self._n, self._hierarchy = way, n, hierarchy
-        self._nothing = np.zeros(n, bool)
         self._ended: list[tuple[int, Ended]] = []
-        self._reward: list[float] = []
-        self._steps: list[int] = []
+        self._rew: list[np.ndarray] = []
+        self._valid: list[np.ndarray] = []
         self._ticks: list[_Tick] = []
         self._last: _Tick | None = None
         self.metrics: list[dict[str, jax.Array]] = []
 
+    def __len__(self) -> int:
+        return len(self._rew)
+
     def add(self, tick: _Tick) -> None:
         """Add a tick."""
-        everyone = tick.valid.all()
-        rew = tick.step[1] if everyone else tick.step[1][tick.valid]
-        self._reward.append(float(rew.sum()))
-        self._steps.append(self._n if everyone else int(tick.valid.sum()))
-        if tick.ended.done.any():
-            self._ended.append((len(self._steps) - 1, tick.ended))
+        if tick.ended is not None:
+            self._ended.append((len(self._rew), tick.ended))
+        self._rew.append(tick.step[1])
+        self._valid.append(tick.valid)
         if self._way.record:
             self._ticks.append(tick)
         self._last = tick
 
     def result(self) -> Record:
         """All that was added."""
-        shape = (len(self._steps), self._n)
-        types = {"done": bool, "episode_return": np.float32, "length": np.int32}
+        shape = (len(self._rew), self._n)
+        valid = np.array(self._valid).reshape(shape)
+        types = {"episode_return": np.float32, "length": np.int32}
         columns = {
             name: np.zeros(shape, types.get(name, bool))
             for name in ("done", "episode_return", "length", "success", "success_at_end")
@@ -370,8 +433,8 @@ class _Recorder:
             obs_next = self._last.step[0]
         return Record(
             ended=Ended(**columns),
-            reward=np.array(self._reward, np.float64),
-            steps=np.array(self._steps, np.int64),
+            reward=np.where(valid, np.array(self._rew).reshape(shape), 0).sum(1, np.float64),
+            steps=valid.sum(1),
             metrics=metrics,
             transitions=self._transitions() if self._way.record else None,
             obs_next=obs_next,

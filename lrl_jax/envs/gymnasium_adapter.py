@@ -234,10 +234,10 @@ def _with_final(info: dict[str, Any], done: np.ndarray) -> dict[str, Any]:
     return merged
 
 
-def success_in(info: dict[str, Any], n: int) -> np.ndarray:
-    """`is_success` or `success` of a vector environment's info, bool [n]."""
+def success_in(info: dict[str, Any], n: int) -> np.ndarray | None:
+    """`is_success` or `success` of a vector environment's info, a new bool [n]; None without."""
     for name in ("is_success", "success"):
         if name in info:
             values = np.asarray(info[name])
             return np.array([bool(value) for value in values.reshape(n)])
-    return np.zeros(n, bool)
+    return None

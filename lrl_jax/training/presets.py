@@ -23,8 +23,11 @@ DADS = SkillAgent(
     switch_planner_prob=0.02,
     switch_random_prob=0.02,
     resample_prob=0.1,
+    skill_buffer_size=100_000,
     n_alternatives=100,
     fixed_std=1.0,
+    relabel_skills=0.0,
+    freeze_at=1.0,
 )
 REFERENCE = SkillAgent(
     backbone="tdmpc2",
@@ -37,7 +40,9 @@ REFERENCE = SkillAgent(
     model_lr=3e-4,
     final_model_lr=3e-4,
     running_std_momentum=0.001,
+    state_noise=0.0,
     symmetry_steps=16_000,
+    symmetry_factor=3**0.5,
     planner_interval=2,
     planner_updates=1,
     model_batch_size=1024,
@@ -49,9 +54,12 @@ REFERENCE = SkillAgent(
     skill_interval=4,
     skill_updates=1,
     skill_warm_up=1_000,
+    skill_buffer_size=100_000,
     n_alternatives=100,
+    relabel_skills=0.0,
+    freeze_at=1.0,
 )
-LARGE = SkillAgent(horizon=25, planner_buffer_size=30_000)
+LARGE = SkillAgent(horizon=25, planner_buffer_size=30_000, skill_buffer_size=100_000)
 
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "maze2d-medium-planner": (
@@ -64,7 +72,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
     ),
     "maze2d-medium-splates": (
         "Planner over skills that SPlaTES learns with SAC, in Maze2D-Medium (minutes on a CPU).",
-        TrainConfig(agent=SkillAgent()),
+        TrainConfig(agent=SkillAgent(), total_steps=150_000),
     ),
     "maze2d-medium-dads": (
         "The same with DADS: skills of single steps (a quarter of an hour on a CPU).",
@@ -109,7 +117,9 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
     ),
     "maze2d-empty-splates": (
         "SPlaTES in an empty maze, where skills can be looked at (minutes on a CPU).",
-        TrainConfig(agent=SkillAgent(), env="Maze2D-Empty-v0", test_interval=50_000),
+        TrainConfig(
+            agent=SkillAgent(), env="Maze2D-Empty-v0", total_steps=150_000, test_interval=50_000
+        ),
     ),
     "maze2d-empty-dads": (
         "DADS in an empty maze (minutes on a CPU).",
@@ -181,4 +191,4 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         ),
     ),
 }
-DEFAULT_PRESET = "maze2d-medium-planner"
+DEFAULT_PRESET = "maze2d-medium-splates"

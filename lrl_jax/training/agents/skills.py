@@ -95,21 +95,21 @@ class SkillAgent:
     model_hidden: tuple[int, ...] = (128, 128)
     periods: tuple[float, ...] = (8.0, 4.0, 2.0, 1.0)
     log_std_min: float = -2.0
-    state_noise: float = 0.0
+    state_noise: float = 0.1
     model_lr: float = 1e-3
     final_model_lr: float = 1e-4
     running_std_momentum: float = 0.005
     symmetry_steps: int = 24_000
-    symmetry_factor: float = 3**0.5
+    symmetry_factor: float = 3.0
     delta_standardizer: bool = True
     standardizer_lr: float = 1e-3
     planner_batch_size: int = 256
     model_batch_size: int = 512
     planner_interval: int = 64
-    planner_updates: int = 64
-    planner_buffer_size: int = 8_000
+    planner_updates: int = 128
+    planner_buffer_size: int = 10_000
     planner_warm_up: int = 5_120
-    no_planning_steps: int = 30_000
+    no_planning_steps: int = 15_000
     switch_planner_prob: float = 0.3
     switch_random_prob: float = 0.3
     resample_prob: float = 1.0
@@ -119,16 +119,16 @@ class SkillAgent:
     final_learning_rate: float = 1e-4
     batch_size: int = 256
     skill_interval: int = 640
-    skill_updates: int = 64
+    skill_updates: int = 96
     skill_warm_up: int = 1_280
-    skill_buffer_size: int = 100_000
+    skill_buffer_size: int = 30_000
     n_alternatives: int = 32
     fixed_std: float = 0.5
     reward_mode: Literal["last_step", "potential_difference"] | None = None
     averaged_value: bool = True
     n_fresh_skills: int = 2
-    relabel_skills: float = 0.0
-    freeze_at: float = 1.0
+    relabel_skills: float = 0.3
+    freeze_at: float = 0.6
 
     def __post_init__(self):
         for name in ("hidden", "periods", "model_hidden"):
