@@ -20,7 +20,7 @@ from lrl_jax.training import (
     load_trainer,
     run_training,
 )
-from lrl_jax.training.run import test_episodes
+from lrl_jax.training.sessions import test_episodes
 from lrl_jax.training.statistics import bootstrap_interval, interquartile_mean
 
 _FILES = (

@@ -187,3 +187,96 @@ def test_nobody_waits_for_the_slowest():
         # In lockstep 60 steps of four would take fifteen times 0.2 s.
         share = batch.valid.sum(0) / batch.valid.sum()
         assert share[0] < 0.2, (share, time.monotonic() - began)
+
+
+# --------------------------------------------------------------------- envpool
+
+
+class FakeEnvpool:
+    """What is used of envpool, in one thread: batches of answers, resets in steps of their own."""
+
+    def __init__(self, num_envs, batch_size, lengths):
+        import gymnasium
+
+        self.config = {"num_envs": num_envs, "batch_size": batch_size}
+        self.envs = [ScriptedGym(i, lengths) for i in range(num_envs)]
+        self.observation_space, self.action_space = (
+            self.envs[0].observation_space,
+            self.envs[0].action_space,
+        )
+        assert isinstance(self.action_space, gymnasium.spaces.Box)
+        self.queue, self.over = [], [False] * num_envs
+        self.rng = np.random.default_rng(0)
+
+    def async_reset(self):
+        for i in range(len(self.envs)):
+            self._reset(i)
+
+    def _reset(self, i):
+        self.over[i] = False
+        self.queue.append((i, self.envs[i].reset()[0], 0.0, False, False))
+
+    def send(self, actions, ids):
+        busy = {i for i, *_ in self.queue}
+        for i, action in zip(ids.tolist(), actions, strict=True):
+            assert i not in busy, "one step at a time"
+            if self.over[i]:
+                self._reset(i)
+                continue
+            obs, rew, terminated, truncated, _ = self.envs[i].step(action)
+            self.over[i] = terminated or truncated
+            self.queue.append((i, obs, rew, terminated, truncated))
+
+    def recv(self):
+        size = self.config["batch_size"]
+        assert len(self.queue) >= size, "envpool would wait for ever"
+        chosen = sorted(self.rng.choice(len(self.queue), size, replace=False), reverse=True)
+        ids, *columns = zip(*[self.queue.pop(k) for k in chosen], strict=True)
+        return *(np.array(column) for column in columns), {"env_id": np.array(ids)}
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_envpool(batch):
+    pool = FakeEnvpool(4, batch, [3, 5])
+    with lrl.AsyncCollector(hierarchy(), pool, buffer=4000, exploration_noise=True) as collector:
+        collector.reset(seed=0)
+        stats = collector.collect(n_total_steps=60)
+        assert stats.n_collected_steps >= 60 and set(stats.lens.tolist()) <= {3, 5}
+        rows = lrl.buffers.stored(collector.buffer)
+        check_rows(rows, 4)
+        # Both ends of an episode are true: it begins at 0 and ends where it has to.
+        first = np.r_[True, (rows["terminated"] | rows["truncated"])[:-1]]
+        first |= np.r_[True, np.diff(rows["instance"]) != 0]
+        assert (rows["obs"][first][:, 2] == 0).all()
+        ended = rows["terminated"] | rows["truncated"]
+        assert set(rows["obs_next"][ended][:, 2].tolist()) == {3, 5}
+        # Fewer instances are wanted than fill a batch: what others did is forgotten.
+        assert collector.collect(n_episodes=5).n_collected_episodes == 5
+        stats = collector.collect(n_episodes=4)
+        assert len(stats.lens) == 4
+        check_rows(lrl.buffers.stored(collector.buffer), 4)
+    with pytest.raises(ValueError, match="multiple"):
+        lrl.AsyncCollector(hierarchy(), FakeEnvpool(4, 3, [3]))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_real_envpool():
+    envpool = pytest.importorskip("envpool")
+    import gymnasium
+
+    env = envpool.make_gymnasium("CartPole-v1", num_envs=4, batch_size=2, seed=0)
+    level = lrl.RandomHierarchy(gymnasium.make("CartPole-v1"))
+    with lrl.AsyncCollector(level, env, buffer=2000) as collector:
+        stats = collector.collect(n_total_steps=500)
+        assert stats.n_collected_steps >= 500 and 10 < stats.lens.mean() < 40
+        np.testing.assert_allclose(stats.returns, stats.lens)
+        rows = lrl.buffers.stored(collector.buffer)
+        ended = rows["terminated"] | rows["truncated"]
+        goes_on = ~ended[:-1] & (np.diff(rows["instance"]) == 0)
+        np.testing.assert_allclose(rows["obs"][1:][goes_on], rows["obs_next"][:-1][goes_on])
+        # Resets are not rows: every first observation is small, every last one out of bounds.
+        assert (np.abs(rows["obs_next"][ended][:, [0, 2]]) > [2.4, 0.2]).any(1).all()
+        assert collector.collect(n_episodes=7).n_collected_episodes == 7

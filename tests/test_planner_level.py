@@ -326,3 +326,49 @@ def test_places_that_do_not_fit():
     with pytest.raises(TypeError, match="CategoricalCEM"):
         make(Discrete(3))
     assert hash(make(aux_rewards=[[0.5, max]])[0])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_planned_action_is_held_and_plans_look_further(training):
+    level, learner = make(optimizer=CEM(2, 256, 0.125, n_iterations=8), hold=3, warm_up_steps=0)
+    memory, obs = level.init_memory(learner), jnp.array([0.0, 0.0, 0.9, -1.5])
+    actions, searched = [], []
+    for t in range(7):
+        key = jax.random.key(t)
+        action, memory, needs = level.prepare(
+            learner, memory, obs, None, key, parent=None, training=training
+        )
+        if needs:
+            action, memory = act(level, learner, memory, obs, key, training)
+        actions.append(np.asarray(action))
+        searched.append(bool(needs))
+    assert searched == [True, False, False, True, False, False, True]
+    for t in (1, 2, 4, 5):
+        np.testing.assert_array_equal(actions[t], actions[t - 1])
+    # The model moves by the action in each of the six steps: the best first action is a third of
+    # the way, or somewhat more, as the first three steps count too.
+    states = level.planned_states(learner, memory, obs)
+    assert states.shape == (3, 2)
+    np.testing.assert_allclose(states[1], 3 * memory.plan[0], rtol=1e-5)
+
+
+def test_held_rollouts_add_up():
+    from lrl_jax.planners import PredictorRollout
+
+    class Terminating(FakePredictor):
+        def rollout_latent(self, *args, **keywords):
+            rollout = super().rollout_latent(*args, **keywords)
+            return rollout.replace(term_prob=jnp.full(rollout.rew.shape, 0.25))
+
+    predictor = Terminating((4,), SPACE)
+    plans = jax.random.uniform(jax.random.key(0), (5, 2, 2))
+    context = (predictor.init(None), jnp.ones((1, 2)), jnp.zeros((1, 2)))
+    held = PredictorRollout(predictor, hold=3)(context, plans, None)
+    each = PredictorRollout(predictor)(context, jnp.repeat(plans, 3, 1), None)
+    rew = np.asarray(each.rew).reshape(5, 1, 1, 2, 3)
+    alive = 0.75 ** np.arange(3)
+    np.testing.assert_allclose(held.rew, (rew * alive).sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(held.term_prob, 1 - 0.75**3, rtol=1e-6)
+    np.testing.assert_array_equal(held.state, each.state[..., ::3, :])
+    with pytest.raises(ValueError, match="hold"):
+        make(hold=0)

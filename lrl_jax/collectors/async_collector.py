@@ -258,7 +258,7 @@ class AsyncCollector:
                 f"random actions cannot be drawn from the unbounded {self.hierarchy.action_space}."
             )
         limit = _MAX_STEPS if max_steps is None else checks.whole_number("max_steps", max_steps, 1)
-        if gym_reset_kwargs is not None:
+        if gym_reset_kwargs is not None or self._source.spoiled:
             self.reset_env(gym_reset_kwargs)
         hierarchy = self.hierarchy
         if not learn and not self.exploration_noise:

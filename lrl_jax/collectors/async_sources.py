@@ -34,6 +34,7 @@ class Source(Protocol):
 
     n: int
     spec_env: Any  # a Gymnasium environment with the spaces of one instance
+    spoiled: bool  # whether instances have stepped unseen, so that all need a reset
 
     def reset(self, ids: np.ndarray, seed: int | None, **kwargs: Any) -> np.ndarray:
         """Wait for what the instances are doing, forget it, reset them; observations [m, ...]."""
@@ -66,6 +67,8 @@ class Futures:
         processes: whether each environment lives in a process of its own, for environments that
             are busy in Python rather than waiting or computing in C.
     """
+
+    spoiled = False
 
     def __init__(self, env_fns: Sequence[Callable[[], Any]], dtype: Any, processes: bool = False):
         make: Callable[..., VectorEnv] = SyncVectorEnv
@@ -165,7 +168,9 @@ class Futures:
 class Envpool:
     """An envpool environment made with `envpool.make_gymnasium(id, num_envs=, batch_size=)`.
 
-    It resets itself in a step of its own, which is not recorded.
+    It answers with `batch_size` instances at a time and resets an instance in a step of its own,
+    which is not passed on: a step that ended an episode is, once the reset has been answered. Where
+    fewer instances are wanted than fill a batch, others step unseen; they are `spoiled` then.
 
     Args:
         env: the environment.
@@ -174,60 +179,108 @@ class Envpool:
 
     def __init__(self, env: Any, dtype: Any):
         self._env = env
-        self.n = int(env.config["num_envs"])
+        self.n, self._batch = int(env.config["num_envs"]), int(env.config["batch_size"])
+        self._batch = self._batch or self.n
+        if self.n % self._batch:
+            raise ValueError(
+                f"envpool with num_envs={self.n} and batch_size={self._batch}: the number of "
+                f"environments must be a multiple of the batch's."
+            )
         self.spec_env = _Spaces(env.observation_space, env.action_space)
+        self.spoiled = False
         self._dtype = dtype
-        self._busy = np.zeros(self.n, bool)
-        self._action = np.zeros((self.n, *env.action_space.shape), env.action_space.dtype)
+        self._idle = np.zeros((self.n, *env.action_space.shape), env.action_space.dtype)
+        self._flying = np.zeros(self.n, bool)  # envpool owes an answer
+        self._unseen = np.zeros(self.n, bool)  # nobody wants that answer
+        self._ended: dict[int, dict[str, Any]] = {}  # last steps whose reset is not answered yet
 
     @property
     def n_busy(self) -> int:
         """Instances whose steps have not been received."""
-        return int(self._busy.sum())
+        return int((self._flying & ~self._unseen).sum())
 
     def reset(self, ids: np.ndarray, seed: int | None, **kwargs: Any) -> np.ndarray:
-        """Wait for what the instances are doing, forget it, reset them; observations [m, ...]."""
-        if seed is not None or kwargs:
-            raise ValueError("envpool takes its seed where it is made: envpool.make(id, seed=0).")
-        while self._busy[ids].any():
-            self._busy[self._recv()[-1]] = False
-        return self._fresh(ids)
-
-    def _fresh(self, ids: np.ndarray) -> np.ndarray:
-        """Reset idle instances; observations [m, ...] in the order of `ids`."""
-        obs, _ = self._env.reset(ids.astype(np.int32))
-        return flatten_batch(self.spec_env.observation_space, obs, self._dtype)
+        """Wait for what all instances are doing, forget it, reset them; observations [n, ...]."""
+        if kwargs:
+            raise ValueError(f"envpool's resets take no arguments, got {sorted(kwargs)}.")
+        del seed  # given where the environment is made
+        if len(ids) != self.n:
+            raise TypeError("envpool resets all of its environments or none.")
+        if self._flying.any():
+            self._fly(np.flatnonzero(~self._flying))
+            for _ in range(self.n // self._batch):
+                self._recv()
+        self._env.async_reset()
+        obs = None
+        for _ in range(self.n // self._batch):
+            answer, *_, answered = self._recv()
+            if obs is None:
+                obs = np.zeros((self.n, *answer.shape[1:]), answer.dtype)
+            obs[answered] = answer
+        self._unseen[:], self.spoiled = False, False
+        self._ended.clear()
+        assert obs is not None
+        return obs
 
     def _recv(self) -> tuple[Any, ...]:
         obs, rew, terminated, truncated, info = self._env.recv()
         ids = np.asarray(info["env_id"])
+        self._flying[ids] = False
         obs = flatten_batch(self.spec_env.observation_space, obs, self._dtype)
         return obs, rew, terminated, truncated, info, ids
 
+    def _fly(self, ids: np.ndarray, actions: np.ndarray | None = None) -> None:
+        if len(ids):
+            actions = self._idle[ids] if actions is None else actions
+            self._env.send(np.ascontiguousarray(actions, self._idle.dtype), ids.astype(np.int32))
+            self._flying[ids] = True
+
     def send(self, ids: np.ndarray, actions: np.ndarray) -> None:
         """Begin steps of idle instances."""
-        self._env.send(actions.astype(self._action.dtype), ids.astype(np.int32))
-        self._busy[ids] = True
+        self._fly(ids, actions)
 
     def receive(self, wait_num: int, timeout: float | None) -> Answers:
-        """The next batch of steps, of the size that the environment was made with."""
-        del wait_num, timeout  # envpool's batch_size says how many
-        obs_next, rew, terminated, truncated, info, ids = self._recv()
-        self._busy[ids] = False
-        obs, done = obs_next, np.asarray(terminated) | np.asarray(truncated)
-        if done.any():
-            obs = obs_next.copy()
-            obs[done] = self._fresh(ids[done])
-        return Answers(
-            ids=ids,
-            obs_next=obs_next,
-            obs=obs,
-            rew=np.asarray(rew, np.float32),
-            terminated=np.asarray(terminated, bool),
-            truncated=np.asarray(truncated, bool),
-            success=_success(info, len(ids)),
-            infos=[info] * len(ids),
-        )
+        """The next steps; `batch_size` says how many to wait for, not the arguments."""
+        del wait_num, timeout
+        if not self.n_busy:
+            raise RuntimeError("no step is under way: send actions first.")
+        rows: list[dict[str, Any]] = []
+        while not rows:
+            lacking = self._batch - int(self._flying.sum())
+            if lacking > 0:
+                ids = np.flatnonzero(~self._flying)[:lacking]
+                self._unseen[ids], self.spoiled = True, True
+                self._fly(ids)
+            obs, rew, terminated, truncated, info, ids = self._recv()
+            success = _success(info, len(ids))
+            again = []
+            for j, i in enumerate(ids.tolist()):
+                if self._unseen[i]:
+                    self._unseen[i] = False
+                    continue
+                if i in self._ended:
+                    rows.append(self._ended.pop(i) | {"obs": obs[j]})
+                    continue
+                row = {
+                    "ids": i,
+                    "obs_next": obs[j],
+                    "obs": obs[j],
+                    "rew": np.float32(rew[j]),
+                    "terminated": bool(terminated[j]),
+                    "truncated": bool(truncated[j]),
+                    "success": success[j],
+                    "infos": info,
+                }
+                if row["terminated"] or row["truncated"]:
+                    self._ended[i] = row
+                    again.append(i)
+                else:
+                    rows.append(row)
+            self._fly(np.array(again, int))  # any action begins the next episode
+        rows.sort(key=lambda row: row["ids"])
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        infos = columns.pop("infos")
+        return Answers(infos=infos, **{name: np.stack(x) for name, x in columns.items()})
 
     def close(self) -> None:
         """End the environment."""
@@ -257,13 +310,13 @@ def make_source(env: Any, dtype: Any, processes: bool) -> Source:
             "AsyncVectorEnv steps all of its environments or none: give AsyncCollector the list of "
             "functions that it was made from."
         )
+    if callable(getattr(env, "recv", None)) and callable(getattr(env, "send", None)):
+        return Envpool(env, dtype)
     if isinstance(env, VectorEnv):
         raise TypeError(
             f"{type(env).__name__} steps all of its environments or none: use Collector, or give "
             f"AsyncCollector a list of functions that make one environment each."
         )
-    if callable(getattr(env, "recv", None)) and callable(getattr(env, "send", None)):
-        return Envpool(env, dtype)
     if isinstance(env, Sequence) and not isinstance(env, str):
         if not env:
             raise ValueError("the list of environment functions is empty: give at least one.")

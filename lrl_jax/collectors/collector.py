@@ -447,11 +447,10 @@ class Collector:
         if on_host and env is self.env and self._is_reset:
             self.reset_env()
         stats = statistics(records, 0.0)
-        ends = np.concatenate([r.ended.success_at_end[r.ended.done] for r in records])
         result = {
             "test_reward": stats["mean_reward"],
             "test_return": stats["mean_return"],
-            "test_success_frac": float(ends.mean()) if len(ends) else None,
+            "test_success_frac": float(stats.successes_at_end.mean()) if len(stats.lens) else None,
             "test_success_in_ep": stats["success_rate"],
         }
         if self.writer is not None:

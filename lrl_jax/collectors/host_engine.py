@@ -361,6 +361,7 @@ class HostEngine:
         """A step as the user's function leaves it, and what is acted on next."""
         given = (answer.obs_next, answer.rew, answer.terminated, answer.truncated)
         fresh = answer.terminated | answer.truncated
+        assert self.preprocess is not None
         *changed, info, new_act, _ = self.preprocess.on_step(
             *(x[active] for x in given), answer.info, act[active], self._ids[active]
         )

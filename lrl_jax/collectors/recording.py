@@ -73,6 +73,7 @@ def statistics(
         returns=returns,
         lens=finished("length").astype(np.int32),
         successes=finished("success").astype(bool),
+        successes_at_end=finished("success_at_end").astype(bool),
         mean_reward=reward / max(n_steps, 1),
         learning=learning,
         truncated_by_limit=truncated_by_limit,

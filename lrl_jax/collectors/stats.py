@@ -50,6 +50,7 @@ class CollectStats(CollectStatsBase, Mapping):
             instance), float [N].
         lens: their lengths, int [N].
         successes: whether they saw success at any step, bool [N].
+        successes_at_end: whether they saw it at their last step, bool [N].
         returns_stat, lens_stat: summaries, None where no episode finished.
         mean_reward: mean reward per environment step.
         learning: metrics of the updates, `level{i}/{name}`.
@@ -64,6 +65,7 @@ class CollectStats(CollectStatsBase, Mapping):
     returns: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32))
     lens: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
     successes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
+    successes_at_end: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
     mean_reward: float = 0.0
     learning: dict[str, float] = dataclasses.field(default_factory=dict)
     tests: tuple[tuple[int, dict[str, Any]], ...] = ()

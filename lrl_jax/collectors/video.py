@@ -45,7 +45,7 @@ class VideoLogger:
         if self.path.suffix.lower() not in (".gif", ".mp4"):
             raise ValueError(f"{self.path.name}: videos are written as .gif or .mp4.")
         if self.path.suffix.lower() == ".mp4":
-            _need_ffmpeg()
+            _need_av()
         self.draw_plans = bool(draw_plans)
         self._render = render_fn
         self._seen = 0
@@ -102,15 +102,15 @@ class VideoLogger:
         else:
             # Players want an even number of pixels along each side.
             frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
-            imageio.imwrite(self.path, frames, fps=self.fps, codec="libx264", macro_block_size=2)
+            imageio.imwrite(self.path, frames, plugin="pyav", fps=self.fps, codec="libx264")
         self.frames, self._seen = [], 0
         return self.path
 
 
-def _need_ffmpeg() -> None:
+def _need_av() -> None:
     try:
-        import imageio_ffmpeg  # noqa: F401
+        import av  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "MP4 files need imageio-ffmpeg: pip install 'lrl_jax[video]', or write a .gif."
+            "MP4 files need PyAV: pip install 'lrl_jax[video]', or write a .gif."
         ) from error

@@ -13,6 +13,9 @@ import gymnax
 from lrl_jax.envs.layouts import BUILTIN
 from lrl_jax.envs.maze2d import Maze2D
 
+GYMNASIUM = "gymnasium/"
+"""What the ids of Gymnasium's environments begin with."""
+
 _MAZE_SETTINGS = ("starts", "goals", "dense_reward", "max_steps")
 
 
@@ -21,7 +24,8 @@ def make(env_id: str, **settings: Any) -> tuple[Any, Any]:
 
     Args:
         env_id: one of the library's own ids ("Maze2D-Medium-v0"), any id registered with gymnax, or
-            "brax/<name>" (needs the extra "brax").
+            "brax/<name>" (needs the extra "brax"), or "gymnasium/<id>" for a vector environment of
+            Gymnasium's (MuJoCo's need the extra "mujoco"), whose parameters are None.
         **settings: arguments of the environment's constructor, or fields of its parameters
             (max_steps_in_episode=...).
 
@@ -38,6 +42,8 @@ def make(env_id: str, **settings: Any) -> tuple[Any, Any]:
             f"an environment's id is a string, got {type(env_id).__name__}: pass an environment "
             f"that you made yourself directly to Hierarchy or Collector."
         )
+    if env_id.startswith(GYMNASIUM):
+        return _gymnasium_env(env_id, **settings), None
     if env_id.startswith("brax/"):
         from lrl_jax.envs.brax_adapter import BraxEnvironment
 
@@ -125,6 +131,18 @@ def _gymnasium_space(env: Any) -> Any:
 
 def _flat_size(space: gymnasium.Space) -> int:
     return gymnasium.spaces.flatdim(space)
+
+
+def _gymnasium_env(env_id: str, **settings: Any) -> Any:
+    """A vector environment, stepped one after another unless `vectorization_mode` says so."""
+    chosen = {"num_envs": 1, "vectorization_mode": "sync", **settings}
+    try:
+        return gymnasium.make_vec(env_id.removeprefix(GYMNASIUM), **chosen)
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise ImportError(
+            f"{env_id} needs packages that are not installed: pip install 'lrl_jax[mujoco]' for "
+            f"MuJoCo's environments. {error}"
+        ) from error
 
 
 def _gymnax_env(env_id: str, **settings: Any) -> Any:

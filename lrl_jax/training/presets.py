@@ -136,6 +136,32 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
             test_interval=2000,
         ),
     ),
+    "gymnasium-pendulum-sac": (
+        "The same in Gymnasium's Pendulum, stepped on the host (minutes on a CPU).",
+        TrainConfig(
+            agent=SACAgent(),
+            env="gymnasium/Pendulum-v1",
+            n_env_instances=4,
+            total_steps=20_000,
+            round_ticks=1,
+            test_interval=4000,
+            test_episodes=8,
+            final_test_episodes=64,
+        ),
+    ),
+    "halfcheetah-sac": (
+        "Soft actor-critic on MuJoCo's HalfCheetah (extra mujoco; hours on a CPU).",
+        TrainConfig(
+            agent=SACAgent(warm_up_steps=10_000, buffer_size=1_000_000),
+            env="gymnasium/HalfCheetah-v5",
+            n_env_instances=4,
+            total_steps=1_000_000,
+            round_ticks=1,
+            test_interval=25_000,
+            test_episodes=8,
+            final_test_episodes=32,
+        ),
+    ),
     "pendulum-tdmpc2": (
         "TD-MPC2 with small networks on Pendulum (minutes on a CPU).",
         TrainConfig(

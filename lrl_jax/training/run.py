@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from lrl_jax.collectors import Episodes, RolloutCarry
 from lrl_jax.envs import Maze2D
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
-from lrl_jax.training import pictures
+from lrl_jax.training import pictures, sessions
 from lrl_jax.training.config import TrainConfig, load_config, to_json
 from lrl_jax.training.logging import RunLog
+from lrl_jax.training.sessions import test_episodes
 from lrl_jax.training.skill_pictures import skill_curves, skills_picture
 from lrl_jax.training.statistics import bootstrap_interval, interquartile_mean, over_seeds
 from lrl_jax.training.train import Trainer, take_seed
-
-_FINAL_TEST_STREAM = 0xF17A
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,62 +69,6 @@ class Summary:
     pictured: int
 
 
-def test_episodes(
-    trainer: Trainer, state: HierarchyState, n: int, seed: int | Sequence[int]
-) -> Episodes:
-    """One whole episode in each of n instances, on the host; see `evaluate`.
-
-    Args:
-        trainer: of the run.
-        state: of one agent; of several where `seed` is a sequence.
-        n: episodes of each agent.
-        seed: of the test; one for each agent where `state` is of several.
-
-    Returns:
-        Episodes, leaves [n], or [agents, n].
-    """
-    many = not isinstance(seed, int)
-    keys = jax.vmap(_test_key)(_keys(seed)) if many else _test_key(jax.random.key(seed))
-    test = trainer.hierarchy.jitted(_test, trainer, n, many)
-    return jax.device_get(test(state, keys))
-
-
-def _keys(seeds: Sequence[int]) -> jax.Array:
-    return jnp.stack([jax.random.key(seed) for seed in seeds])
-
-
-def _test_key(key: jax.Array) -> jax.Array:
-    return jax.random.fold_in(key, _FINAL_TEST_STREAM)
-
-
-# Functions for `hierarchy.jitted`; `many` maps them over agents.
-
-
-def _init(hierarchy, trainer, keys):
-    del hierarchy
-    return jax.vmap(trainer.init)(keys)
-
-
-def _test(hierarchy, trainer, n, many, state, key):
-    del hierarchy
-
-    def test(state, key):
-        return trainer.test(state, key, n)
-
-    return (jax.vmap(test) if many else test)(state, key)
-
-
-def _chunk(hierarchy, trainer, many, carry):
-    del hierarchy
-    return (jax.vmap(trainer.chunk) if many else trainer.chunk)(carry)
-
-
-def _test_metrics(hierarchy, trainer, many, state, i):
-    del hierarchy
-    test = trainer.test_metrics
-    return (jax.vmap(test, in_axes=(0, None)) if many else test)(state, i)
-
-
 def run_training(config: TrainConfig, run: str | Path, progress: bool = True) -> Summary:
     """Train, test, save and draw into the folder `run`, which must not hold a run yet.
 
@@ -141,11 +83,9 @@ def run_training(config: TrainConfig, run: str | Path, progress: bool = True) ->
     (run / "config.json").write_text(to_json(config))
     log = RunLog(run)
     began = time.monotonic()
-    carry, speed = _train(trainer, run, log, progress)
+    state, speed = _train(trainer, run, log, progress)
     seconds = time.monotonic() - began
     log.close()
-    state = carry.hierarchy
-    del carry
     _save(trainer, state, run / "checkpoints" / "final")
     summary = _final_test(trainer, state, run, seconds, speed)
     (run / "summary.json").write_text(json.dumps(dataclasses.asdict(summary), indent=2))
@@ -159,38 +99,24 @@ def run_training(config: TrainConfig, run: str | Path, progress: bool = True) ->
     return summary
 
 
-def _start(trainer: Trainer) -> RolloutCarry:
-    """The first carry, with a leading axis where there are several agents."""
-    config = trainer.config
-    if config.seeds == 1:
-        carry = trainer.init(jax.random.key(config.seed))
-    else:
-        carry = trainer.hierarchy.jitted(_init, trainer)(_keys(config.agent_seeds))
-    # Leaves may share arrays (constants); what is donated must not.
-    return jax.tree.map(lambda x: x.copy(), carry)
-
-
-def _train(trainer: Trainer, run: Path, log: RunLog, progress: bool) -> tuple[RolloutCarry, float]:
-    """The chunks of a run; returns the last carry and the steps per second without compiling."""
+def _train(
+    trainer: Trainer, run: Path, log: RunLog, progress: bool
+) -> tuple[HierarchyState, float]:
+    """The chunks of a run; returns the last state and the steps per second without compiling."""
     config = trainer.config
     many = config.seeds > 1
-    hierarchy = trainer.hierarchy
-    chunk = hierarchy.jitted(_chunk, trainer, many, donate=0)
-    test = hierarchy.jitted(_test_metrics, trainer, many)
-    carry = _start(trainer)
+    session = sessions.begin(trainer)
     chunk_steps = config.rounds_per_chunk * config.round_steps
     began = time.monotonic()
-    compiled = chunk.lower(carry).compile()
-    compile_seconds = time.monotonic() - began
+    compile_seconds = session.compile()
     chunk_seconds: list[float] = []
     with tqdm(total=config.n_chunks * chunk_steps, unit="step", disable=not progress) as bar:
         bar.set_postfix_str("compiled")
         for i in range(config.n_chunks):
             start = time.monotonic()
-            carry, metrics = compiled(carry)
-            jax.block_until_ready(metrics)
+            metrics = session.advance()
             chunk_seconds.append(time.monotonic() - start)
-            metrics, tested = jax.device_get((metrics, test(carry.hierarchy, i)))
+            tested = session.test(i)
             env_steps = (i + 1) * chunk_steps
             row = {
                 "env_steps": env_steps,
@@ -218,8 +144,8 @@ def _train(trainer: Trainer, run: Path, log: RunLog, progress: bool) -> tuple[Ro
             bar.set_postfix_str(_postfix(row))
             every = config.checkpoint_interval
             if every and (i + 1) % every == 0:
-                _save(trainer, carry.hierarchy, run / "checkpoints" / f"step_{env_steps:09d}")
-    return carry, config.seeds * chunk_steps * config.n_chunks / sum(chunk_seconds)
+                _save(trainer, session.state, run / "checkpoints" / f"step_{env_steps:09d}")
+    return session.state, config.seeds * chunk_steps * config.n_chunks / sum(chunk_seconds)
 
 
 def _agent_row(metrics: dict[str, Any], tested: dict[str, Any]) -> dict[str, float]:

@@ -13,6 +13,7 @@ import numpy as np
 from lrl_jax import envs
 from lrl_jax.collectors import Episodes, RolloutCarry, evaluate, init_carry, rollout
 from lrl_jax.envs import Maze2D
+from lrl_jax.envs.gymnasium_adapter import is_gymnasium
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
 from lrl_jax.levels import SkillLevel
 from lrl_jax.training.config import TrainConfig
@@ -46,6 +47,8 @@ class Trainer:
     @classmethod
     def build(cls, config: TrainConfig) -> Trainer:
         """Make the environment and the hierarchy of a config."""
+        if config.env.startswith(envs.GYMNASIUM):
+            return cls._build_on_host(config)
         env, params = envs.make(config.env)
         levels = config.agent.levels(env, config.total_steps)
         obs_maps = getattr(config.agent, "obs_maps", None)
@@ -55,6 +58,33 @@ class Trainer:
             starts = env.free_positions(jax.random.key(_TEST_STREAM), _TESTED_SKILLS)
         success = _tells_success(hierarchy, env, params)
         return cls(config, hierarchy, env, params, success, starts)
+
+    @classmethod
+    def _build_on_host(cls, config: TrainConfig) -> Trainer:
+        """For a Gymnasium environment."""
+        if config.seeds > 1:
+            raise ValueError(
+                f"seeds={config.seeds}, but {config.env} runs on the host, where agents are not "
+                f"vmapped: train one seed after another."
+            )
+        env, _ = envs.make(config.env, num_envs=config.n_env_instances)
+        levels = config.agent.levels(env, config.total_steps)
+        obs_maps = getattr(config.agent, "obs_maps", None)
+        hierarchy = Hierarchy(levels, env, None, obs_maps and obs_maps(env))
+        probe, _ = envs.make(config.env)
+        probe.reset(seed=0)
+        info = probe.step(probe.action_space.sample())[4]
+        probe.close()
+        return cls(config, hierarchy, env, None, bool({"is_success", "success"} & set(info)))
+
+    @property
+    def on_host(self) -> bool:
+        """Whether the environment is Gymnasium's: `init`, `chunk` and `test` do not apply then."""
+        return is_gymnasium(self.env)
+
+    def make_test_env(self, n: int) -> Any:
+        """Another Gymnasium vector environment of n instances, for tests on the host."""
+        return envs.make(self.config.env, num_envs=n)[0]
 
     @property
     def episode_ticks(self) -> int:
@@ -130,6 +160,10 @@ def make_train(config: TrainConfig) -> Callable[[jax.Array], dict[str, Any]]:
         arrays [chunks], one entry for each interim test.
     """
     trainer = Trainer.build(config)
+    if trainer.on_host:
+        raise ValueError(
+            f"{config.env} runs on the host and cannot be traced: use run_training, or a Collector."
+        )
 
     def train(key: jax.Array) -> dict[str, Any]:
         def step(carry, chunk):

@@ -1,0 +1,313 @@
+"""Following skills in a maze, and what is measured of them; subgoals; small learning."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lrl_jax as lrl
+from lrl_jax.envs import Maze2D
+from lrl_jax.levels import PlannerLevel, RandomLevel, SPlaTESLevel, SubgoalPlannerLevel
+from lrl_jax.levels.base import Control
+from lrl_jax.planners import CEM
+from lrl_jax.predictors import get_default_predictor_factory
+from lrl_jax.spaces import Box, Discrete
+from lrl_jax.training import SkillAgent, TrainConfig, Trainer
+from lrl_jax.training.skill_pictures import fan_of_skills, skill_curves, skills_picture
+from lrl_jax.training.skill_tests import follow_skills, push_error, skill_quality
+
+SMALL = SkillAgent(
+    horizon=3,
+    num_samples=16,
+    n_iterations=1,
+    elite_ratio=0.25,
+    model_hidden=(16,),
+    hidden=(16,),
+    planner_updates=2,
+    planner_batch_size=16,
+    model_batch_size=16,
+    planner_warm_up=64,
+    no_planning_steps=64,
+    skill_updates=2,
+    skill_warm_up=64,
+    batch_size=16,
+    n_alternatives=4,
+)
+N = 24
+
+
+def build(agent, env_id="Maze2D-Medium-v0", n=8, ticks=20):
+    env, params = lrl.make(env_id)
+    hierarchy = lrl.Hierarchy(agent.levels(env, 10_000), env, params, agent.obs_maps(env))
+    carry = lrl.collectors.init_carry(hierarchy, env, params, jax.random.key(0), n)
+    carry, out = lrl.rollout(hierarchy, env, params, carry, ticks, learn=True, learn_interval=ticks)
+    return hierarchy, env, params, carry.hierarchy, out.metrics
+
+
+@pytest.fixture(scope="module")
+def splates():
+    return build(SMALL)
+
+
+@pytest.fixture(scope="module")
+def dads():
+    return build(dataclasses.replace(SMALL, method="dads", hold=10, optimizer="cem"))
+
+
+def drawn(env, n=N):
+    starts = env.free_positions(jax.random.key(1), n)
+    skills = jax.random.uniform(jax.random.key(2), (n, 2), minval=-1, maxval=1)
+    return starts, skills
+
+
+def test_free_positions():
+    env = Maze2D(["#######", "#.....#", "#.....#", "#.....#", "#.....#", "#.....#", "#######"])
+    points = env.free_positions(jax.random.key(0), 4000)
+    assert points.min() >= 1.15 - 1e-6 and points.max() <= 5.85 + 1e-6
+    np.testing.assert_allclose(points.mean(0), 3.5, atol=0.1)
+    np.testing.assert_allclose(points.std(0), 4.7 / math.sqrt(12), atol=0.05)
+    inner = env.free_positions(jax.random.key(0), 100, margin=1.5)
+    assert np.abs(inner - 3.5).max() <= 2.5 - 1.65 + 1e-6
+    with pytest.raises(ValueError, match="smaller margin"):
+        env.free_positions(jax.random.key(0), 10, margin=3.0)
+
+
+def test_skills_are_followed_as_the_level_acts(splates):
+    """Against the level's own `act`, step by step, with its place in the skill."""
+    hierarchy, env, params, state, _ = splates
+    starts, skills = drawn(env)
+    paths = follow_skills(hierarchy, env, params, state, starts, skills, jax.random.key(3))
+    level, learner, parent = hierarchy.levels[1], state.levels[1].learner, state.levels[0].learner
+    position = jnp.asarray(starts)
+
+    def seen(p):
+        return jnp.concatenate([p, p, p], -1)  # any goal: skills do not see it
+
+    def act(p, z, start, k):
+        control = Control(n_steps=k, start_obs=seen(start), parent_obs=seen(p))
+        key = jax.random.key(0)
+        return level.act(learner, (), p, z, key, parent=parent, training=False, control=control)[0]
+
+    for k in range(10):
+        np.testing.assert_allclose(paths.positions[k], position, atol=1e-5)
+        action = jax.vmap(act, (0, 0, 0, None))(position, skills, starts, jnp.int32(k))
+        position = jax.vmap(env._move)(position, action)
+    np.testing.assert_allclose(paths.positions[10], position, atol=1e-5)
+    # The predicted ends are the model's.
+    predictor = parent.predictor
+    rollout = predictor.rollout_latent(
+        parent.ps, jnp.asarray(starts), jnp.zeros((N, 2)), skills[:, None], key=None,
+        deterministic=True, mode="heaviest", with_value=False, with_termination=False,
+    )  # fmt: skip
+    np.testing.assert_allclose(paths.predicted, rollout.state[:, 0, 0, 1], atol=1e-5)
+
+
+def test_a_push_moves_the_body(splates):
+    hierarchy, env, params, state, _ = splates
+    starts, skills = drawn(env)
+    by = jnp.full((N, 2), 0.05)
+    args = (hierarchy, env, params, state, starts, skills, jax.random.key(3))
+    plain, pushed = follow_skills(*args), follow_skills(*args, push=(4, by))
+    np.testing.assert_array_equal(plain.positions[:5], pushed.positions[:5])
+    np.testing.assert_allclose(pushed.positions[5] - plain.positions[5], by, atol=1e-6)
+    np.testing.assert_array_equal(plain.predicted, pushed.predicted)
+
+
+def test_a_skill_of_single_steps_is_held(dads):
+    """Its model is iterated as often as it is held."""
+    hierarchy, env, params, state, _ = dads
+    starts, skills = drawn(env)
+    args = (hierarchy, env, params, state, starts, skills, jax.random.key(3))
+    ten, one = follow_skills(*args, n_steps=10), follow_skills(*args, n_steps=1)
+    np.testing.assert_allclose(ten.positions[1], one.positions[1], atol=1e-6)
+    again = follow_skills(*args[:4], ten.positions[4], skills, jax.random.key(3), n_steps=1)
+    np.testing.assert_allclose(ten.positions[5], again.positions[1], atol=1e-5)
+    assert float(jnp.abs(ten.predicted - one.predicted).max()) > 1e-3
+
+
+def test_quality(splates, dads):
+    for hierarchy, env, params, state, _ in (splates, dads):
+        starts, _ = drawn(env)
+        quality = skill_quality(
+            hierarchy, env, params, state, starts, jax.random.key(4), n_steps=10
+        )
+        assert set(quality) == {"phi", "abs_delta_0", "abs_delta_1", "model_error"}
+        assert float(quality["phi"]) <= math.log(101) and all(
+            math.isfinite(float(x)) for x in quality.values()
+        )
+        # Reach and error are those of the same skills followed.
+        keys = jax.random.split(jax.random.key(4), 3)
+        skills = hierarchy.levels[1].draw_skills(keys[0], N)
+        paths = follow_skills(hierarchy, env, params, state, starts, skills, keys[1], 10)
+        delta = np.abs(paths.positions[-1] - paths.positions[0]).mean(0)
+        np.testing.assert_allclose(quality["abs_delta_0"], delta[0], rtol=1e-5)
+        np.testing.assert_allclose(quality["abs_delta_1"], delta[1], rtol=1e-5)
+        pushed, free = push_error(
+            hierarchy, env, params, state, jax.random.key(5), n_skills=16, margin=0.2
+        )
+        assert pushed > 0 and free > 0
+
+
+def test_wrong_hierarchies_are_refused(splates):
+    env, params = lrl.make("Maze2D-Medium-v0")
+    flat = lrl.Hierarchy([RandomLevel()], env, params)
+    state = flat.init(jax.random.key(0), 1)
+    starts, skills = drawn(env)
+    with pytest.raises(TypeError, match="none of the hierarchy's levels"):
+        follow_skills(flat, env, params, state, starts, skills, jax.random.key(0))
+    hierarchy, _, params, state, _ = splates
+    with pytest.raises(ValueError, match="no multiple"):
+        follow_skills(hierarchy, env, params, state, starts, skills, jax.random.key(0), 15)
+    with pytest.raises(TypeError, match="only in a Maze2D"):
+        follow_skills(hierarchy, None, params, state, starts, skills, jax.random.key(0))
+
+
+def test_pictures(splates, tmp_path):
+    hierarchy, env, params, state, _ = splates
+    path = skills_picture(hierarchy, env, params, state, tmp_path / "skills.png", about="seed 0")
+    assert path.stat().st_size > 10_000
+    skills, colours = fan_of_skills(Box(-1, 1, (2,)))
+    assert skills.shape == (48, 2) and np.abs(skills).max() == 1 and colours.shape == (48, 3)
+    some, colours = fan_of_skills(Discrete(5))
+    assert some.tolist() == list(range(5)) and len(colours) == 5
+    names = ("skill_phi", "skill_abs_delta_0", "skill_abs_delta_1", "skill_model_error",
+             "level0/standardizer_diag_0", "level0/standardizer_diag_1")  # fmt: skip
+    rows = [{"env_steps": 10.0 * i, **{name: 0.1 * i for name in names}} for i in range(3)]
+    assert skill_curves(rows, tmp_path / "curves.png", "title").stat().st_size > 5_000
+
+
+# ------------------------------------------------------------- frozen skills
+
+
+def test_frozen_skills_act_as_in_eval(splates):
+    """And learn no more, so that the model above sees what will be used."""
+    hierarchy, _, _, state, _ = splates
+    level = dataclasses.replace(hierarchy.levels[1], freeze_after_steps=100)  # of 160
+    learner = state.levels[1].learner
+    assert not bool(level.ready(learner)) and not bool(level.explores(learner, True))
+    early = learner.replace(n_total_env_steps=jnp.float32(99))
+    assert bool(level.ready(early)) and bool(level.explores(early, True))
+    parent = state.levels[0].learner
+    obs, z = jnp.array([1.5, 1.5]), jnp.array([0.3, -0.8])
+    seen = jnp.array([1.5, 1.5, 0, 0, 1.5, 1.5])
+    control = Control(n_steps=jnp.int32(0), start_obs=seen, parent_obs=seen)
+
+    def act(learner, key, training):
+        return level.act(
+            learner, (), obs, z, key, parent=parent, training=training, control=control
+        )[0]
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    np.testing.assert_allclose(act(learner, keys[0], True), act(learner, keys[1], False))
+    assert np.abs(act(early, keys[0], True) - act(early, keys[1], True)).max() > 1e-3
+
+
+def test_state_noise_is_on_the_start_alone(splates):
+    state = splates[3]
+    parent = state.levels[0].learner
+    predictor, ps = parent.predictor, parent.ps
+    assert predictor.state_noise == 0.1
+    batch = predictor.sample_model_batch(ps, state.levels[0].buffer, 4000, key=jax.random.key(0))
+    noisy = predictor._disturbed(ps, batch, jax.random.key(1))
+    for name in ("state_next", "act", "context", "terminated", "validity_mask"):
+        np.testing.assert_array_equal(getattr(noisy, name), getattr(batch, name))
+    noise = np.asarray(noisy.state - batch.state)
+    np.testing.assert_allclose(noise.std(0), 0.1 * np.asarray(ps.sigma_d), rtol=0.1)
+    with pytest.raises(ValueError, match="state_noise"):
+        dataclasses.replace(predictor, state_noise=-1.0)
+
+
+# -------------------------------------------------------------------- subgoals
+
+
+def test_subgoals_over_plans_over_skills():
+    """Three levels; the middle one is paid for coming near what the highest asked for."""
+    hierarchy, env, params, state, metrics = build(
+        dataclasses.replace(SMALL, subgoal_skills=2, planner_interval=16), ticks=60
+    )
+    assert all(metrics[f"level{i}/n_updates"] > 0 for i in range(3))
+    middle = hierarchy.levels[1]
+    rows = lrl.buffers.stored(state.levels[1].buffer)
+    assert rows["level_input"].shape[1:] == (2,)
+    from lrl_jax.levels.base import as_rows
+
+    fields = {name: jnp.asarray(rows[name]) for name in rows if name != "instance"}
+    reward = middle.reward(state.levels[1].learner, None, as_rows(fields))
+    expected = -np.linalg.norm(rows["obs_next"] - rows["level_input"], axis=-1)
+    np.testing.assert_allclose(reward, expected, rtol=1e-5)
+    # The same where the predictor sees the input beside the observation.
+    learner, buffer = state.levels[1].learner, state.levels[1].buffer
+    ids = lrl.buffers.sample_ids(buffer, jax.random.key(0), 32)
+    own = lrl.buffers.gather(buffer, ids)
+    seen = lrl.buffers.gather(middle._as_seen(buffer), ids)
+    assert seen["obs_next"].shape[1] == 4
+    np.testing.assert_allclose(
+        middle._reward_fn(learner, None)(seen),
+        -np.linalg.norm(own["obs_next"] - own["level_input"], axis=-1),
+        rtol=1e-5,
+    )
+
+
+def test_subgoal_planners_that_do_not_fit():
+    env, params = lrl.make("Maze2D-Medium-v0")
+    factory = get_default_predictor_factory(env, 0)
+    settings = {"optimizer": CEM(2, 8, 0.5), "buffer_size": 64}
+    with pytest.raises(TypeError, match="need a Box"):
+        SubgoalPlannerLevel(factory, **settings)
+    space = Box(0, 8, (3,))
+    skills = SPlaTESLevel("sac", buffer_size=64)
+    for level, message in (
+        (SubgoalPlannerLevel(factory, level_input_space=space, **settings), "hand control back"),
+        (
+            SubgoalPlannerLevel(factory, level_input_space=space, control_interval=2, **settings),
+            "must agree",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            top = PlannerLevel(factory, **settings)
+            lrl.Hierarchy([top, level, skills], env, params).init(jax.random.key(0), 2)
+
+
+# -------------------------------------------------------------------- learning
+
+
+def test_skills_become_distinguishable():
+    """A small version of the study: in an empty maze phi rises and skills lead somewhere."""
+    agent = SkillAgent(
+        model_hidden=(32, 32),
+        hidden=(32, 32),
+        num_samples=16,
+        n_iterations=1,
+        elite_ratio=0.25,
+        horizon=2,
+        no_planning_steps=1e9,
+        planner_warm_up=1_000,
+        planner_updates=32,
+        model_batch_size=256,
+        planner_batch_size=16,
+        symmetry_steps=6_000,
+        skill_updates=64,
+        skill_interval=320,
+        batch_size=128,
+        n_alternatives=16,
+    )
+    config = TrainConfig(
+        agent=agent, env="Maze2D-Empty-v0", n_env_instances=32, total_steps=16_000,
+        test_interval=16_000, test_episodes=1,
+    )  # fmt: skip
+    trainer = Trainer.build(config)
+    carry = trainer.init(jax.random.key(0))
+    starts = trainer.env.free_positions(jax.random.key(1), 256, margin=0.9)
+    run = trainer.hierarchy.jitted(_quality, trainer.env)
+    before = run(trainer.params, carry.hierarchy, starts)
+    carry, _ = jax.jit(trainer.chunk)(carry)
+    after = run(trainer.params, carry.hierarchy, starts)
+    assert float(before["phi"]) < 0.3 and float(after["phi"]) > 0.9, (before, after)
+    assert min(float(after["abs_delta_0"]), float(after["abs_delta_1"])) > 0.2
+
+
+def _quality(hierarchy, env, params, state, starts):
+    return skill_quality(hierarchy, env, params, state, starts, jax.random.key(2))
