@@ -11,11 +11,13 @@ import pytest
 import benchmarks
 from benchmarks import __main__ as command
 from benchmarks import (
+    collecting,
     gating,
     learners,
     main_job,
     planning,
     predictor,
+    skills,
     success_over_seeds,
     throughput,
 )
@@ -133,7 +135,7 @@ def test_learners(monkeypatch):
 
 def test_main_job():
     _, config = PRESETS["smoke"]
-    assert main_job.measure(config, "smoke", 1)[0].timing.median > 0
+    assert main_job.measure(config, "smoke", 320, 1)[0].timing.median > 0
 
 
 def test_command_writes_what_it_measured(tmp_path, monkeypatch, capsys):
@@ -208,6 +210,47 @@ def test_results_written_before_are_still_summarised():
     data = json.loads(path.read_text())
     summary = success_over_seeds.summarise(data["seeds"])
     assert data["summary"] == {name: summary[name] for name in data["summary"]}
+
+
+def test_collecting():
+    check(collecting.host(2, 5, 1, 0.5), 1)
+
+
+def test_studies_of_skills(tmp_path, monkeypatch):
+    """What a study writes, with the training left out."""
+    monkeypatch.setitem(
+        skills.STUDIES,
+        "dads",
+        lambda seed: {"dads": {"seed": seed, "success": 0.5 + seed, "quality": {"phi": 1.0}}},
+    )
+    out = tmp_path / "out.json"
+    skills.measure("dads", [0, 1], out)
+    data = json.loads(out.read_text())
+    assert data["summary"]["dads"]["success"] == {"mean": 1.0, "least": 0.5, "most": 1.5}
+    assert data["summary"]["dads"]["quality.phi"]["mean"] == 1.0 and len(data["seeds"]) == 2
+    assert "seed" not in data["summary"]["dads"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", ["medium", "dads", "predictability", "three-levels"])
+def test_studies_train(study, monkeypatch):
+    def small(name, seed):
+        config = PRESETS[name][1]
+        agent = dataclasses.replace(
+            config.agent, horizon=2, num_samples=16, n_iterations=1, elite_ratio=0.25,
+            model_hidden=(8,), hidden=(8,), planner_updates=1, skill_updates=1, planner_interval=16,
+            planner_batch_size=8, model_batch_size=8, batch_size=8, n_alternatives=4,
+        )  # fmt: skip
+        return dataclasses.replace(
+            config, agent=agent, seed=seed, n_env_instances=8, total_steps=1600,
+            test_interval=1600, test_episodes=2, final_test_episodes=2,
+        )  # fmt: skip
+
+    monkeypatch.setattr(skills, "_preset", small)
+    monkeypatch.setattr(skills, "EPISODES", 2)
+    data = skills.measure(study, [0], None)
+    for result in data["summary"].values():
+        assert 0 <= result["success"]["mean"] <= 1
 
 
 @pytest.mark.slow
