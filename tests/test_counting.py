@@ -315,3 +315,26 @@ def test_gradients_go_through_a_rollout():
 
     with pytest.raises(ValueError, match="no_grad=False"):
         jax.grad(wrong)(jnp.float32(0.3))
+
+
+def test_a_buffer_is_given_on_and_emptied():
+    first = new_collector([[4], [6]], buffer=64)
+    first.collect(n_steps=5)
+    # A reset empties it unless told not to; here it happens before the rows are handed over.
+    second = new_collector([[4], [6]])
+    third = lrl.Collector(
+        second.hierarchy, ENV, env_params=second.env_params, n_env_instances=2, buffer=first.buffer
+    )
+    third.reset(seed=1, reset_buffer=False)
+    label(third)
+    third.collect(n_steps=2)
+    assert len(lrl.buffers.stored(third.buffer)["rew"]) == 14
+    third.reset_buffer(keep_statistics=True)
+    assert len(lrl.buffers.stored(third.buffer)["rew"]) == 0 and third.collect_step == 4
+    third.collect(n_steps=1)
+    third.reset()
+    assert len(lrl.buffers.stored(third.buffer)["rew"]) == 0 and third.collect_step == 0
+    with pytest.raises(ValueError, match="of 2 instances"):
+        new_collector([[4]] * 3, buffer=first.buffer)
+    with pytest.raises(ValueError, match="buffer"):
+        new_collector([[4]] * 3, buffer=2)

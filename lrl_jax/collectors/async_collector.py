@@ -47,7 +47,8 @@ class AsyncCollector:
             envpool environment (extra "envpool").
         wait_num: steps to wait for before those that are ready decide again; all if None.
         timeout: seconds after which one step is enough; None for never.
-        buffer: rows of a replay buffer of environment transitions; None for none.
+        buffer: rows of a replay buffer of environment transitions, or such a buffer to go on with;
+            None for none.
         preprocess_fn, exploration_noise: see `Collector`.
         state: HierarchyState of as many instances to start from; a new one if None.
         processes: whether each environment of a list lives in a process of its own, for
@@ -66,7 +67,7 @@ class AsyncCollector:
         wait_num: int | None = None,
         timeout: float | None = None,
         *,
-        buffer: int | None = None,
+        buffer: int | Buffer | None = None,
         preprocess_fn: Callable[..., Any] | None = None,
         exploration_noise: bool = False,
         state: HierarchyState | None = None,
@@ -93,7 +94,7 @@ class AsyncCollector:
         self.exploration_noise = bool(exploration_noise)
         self._store: Store | None = None
         if buffer is not None:
-            self._store = Store.create(hierarchy, n, checks.whole_number("buffer", buffer, n))
+            self._store = Store.create(hierarchy, n, buffer)
         self._initial_state, self._state = state, None
         self._ids = np.arange(n)
         self._rng = np.random.default_rng(0)
@@ -114,7 +115,7 @@ class AsyncCollector:
         self,
         seed: int | None = None,
         *,
-        reset_buffer: bool = False,
+        reset_buffer: bool = True,
         gym_reset_kwargs: dict[str, Any] | None = None,
     ) -> None:
         """Reset environments, hierarchy and totals; steps under way are waited for and forgotten.
@@ -156,7 +157,7 @@ class AsyncCollector:
     def reset_env(self, gym_reset_kwargs: dict[str, Any] | None = None) -> None:
         """Reset all environments; those that are stepping are waited for first."""
         totals = self.collect_step, self.collect_episode, self.collect_time
-        self.reset(gym_reset_kwargs=gym_reset_kwargs)
+        self.reset(reset_buffer=False, gym_reset_kwargs=gym_reset_kwargs)
         self.collect_step, self.collect_episode, self.collect_time = totals
 
     def reset_buffer(self, keep_statistics: bool = False) -> None:

@@ -48,7 +48,7 @@ class Collector:
         n_env_instances: number of instances, n; a Gymnasium environment has its own.
         state: HierarchyState of n instances to start from; a new one if None.
         buffer: rows of a replay buffer of environment transitions that is filled in all that is
-            collected, beside the levels' own; None for none.
+            collected, beside the levels' own; or such a buffer to go on with; None for none.
         preprocess_fn: sees all data of the environment first; what it changes is what is acted
             on, stored and counted. Called with keywords, arrays with a leading axis of instances:
             `obs` and `env_id` at a reset; `obs_next`, `rew`, `terminated`, `truncated`, `done`,
@@ -76,7 +76,7 @@ class Collector:
         env_params: Any = None,
         n_env_instances: int | None = None,
         state: HierarchyState | None = None,
-        buffer: int | None = None,
+        buffer: int | Buffer | None = None,
         preprocess_fn: Callable[..., Any] | None = None,
         exploration_noise: bool = False,
     ):
@@ -103,8 +103,7 @@ class Collector:
             params = None if is_gymnasium(test_env) else test_env.default_params
             check_env(hierarchy, test_env, params)
         if buffer is not None:
-            size = checks.whole_number("buffer", buffer, self.n_env_instances)
-            self._engine.store = Store.create(hierarchy, self.n_env_instances, size)
+            self._engine.store = Store.create(hierarchy, self.n_env_instances, buffer)
         self._initial_state = state
         self._is_reset = False
         self.reset_stat()
@@ -128,7 +127,7 @@ class Collector:
         self,
         seed: int | None = None,
         *,
-        reset_buffer: bool = False,
+        reset_buffer: bool = True,
         gym_reset_kwargs: dict[str, Any] | None = None,
     ) -> None:
         """Start a run: reset the environments, put the hierarchy back to level 0, count anew.

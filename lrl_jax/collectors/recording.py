@@ -13,7 +13,7 @@ from flax import struct
 from lrl_jax import buffers
 from lrl_jax.collectors.rollout import Ended, Transitions, mean_over_updates
 from lrl_jax.collectors.stats import CollectStats
-from lrl_jax.hierarchies import Hierarchy
+from lrl_jax.hierarchies import Hierarchy, checks
 
 
 @dataclasses.dataclass
@@ -94,8 +94,12 @@ class Store:
     seam: jax.Array
 
     @classmethod
-    def create(cls, hierarchy: Hierarchy, n: int, size: int) -> Store:
-        """An empty one of `size` rows for n instances."""
+    def create(cls, hierarchy: Hierarchy, n: int, buffer: Any) -> Store:
+        """For n instances: an empty one of `buffer` rows, or the Buffer given, which is copied.
+
+        Raises:
+            ValueError, TypeError: for a buffer of other rows or instances, or too small a one.
+        """
         obs, act = hierarchy.env_spec.obs_space, hierarchy.action_space
         scalar = jax.ShapeDtypeStruct
         seen = scalar(obs.shape, jnp.dtype(obs.dtype))
@@ -107,7 +111,17 @@ class Store:
             "terminated": scalar((), jnp.bool_),
             "truncated": scalar((), jnp.bool_),
         }
-        return cls(buffers.create(example, n, size), jnp.ones(n, bool))
+        if not isinstance(buffer, buffers.Buffer):
+            size = checks.whole_number("buffer", buffer, n)
+            return cls(buffers.create(example, n, size), jnp.ones(n, bool))
+        empty = jax.eval_shape(lambda: buffers.create(example, n, n))
+        if buffer.n_env_instances != n or buffer.layout != empty.layout:
+            raise ValueError(
+                f"the buffer holds {sorted(f.name for f in buffer.layout)} of "
+                f"{buffer.n_env_instances} instances, but rows here are {sorted(example)} of {n}: "
+                f"give the number of rows instead, or the buffer of such a collector."
+            )
+        return cls(jax.tree.map(jnp.copy, buffer), jnp.ones(n, bool))
 
     def add(self, transitions: Transitions) -> Store:
         """With one tick's transitions, leaves [n, ...], where they are valid."""
