@@ -325,7 +325,7 @@ def test_a_buffer_is_given_on_and_emptied():
     third = lrl.Collector(
         second.hierarchy, ENV, env_params=second.env_params, n_env_instances=2, buffer=first.buffer
     )
-    third.reset(seed=1, reset_buffer=False)
+    third._ready()
     label(third)
     third.collect(n_steps=2)
     assert len(lrl.buffers.stored(third.buffer)["rew"]) == 14

@@ -185,7 +185,7 @@ class AsyncCollector:
     def state(self) -> HierarchyState:
         """State of the hierarchy."""
         if self._state is None:
-            self.reset()
+            self.reset(reset_buffer=False)
         assert self._state is not None
         return self._state
 
@@ -197,7 +197,7 @@ class AsyncCollector:
                 f"{self.n_env_instances}: use hierarchy.set_n_env_instances."
             )
         if self._state is None:
-            self.reset()
+            self.reset(reset_buffer=False)
         self._state = state
 
     @property

@@ -195,7 +195,7 @@ class Collector:
 
     def _ready(self) -> DeviceEngine | HostEngine:
         if not self._is_reset:
-            self.reset()
+            self.reset(reset_buffer=False)
         return self._engine
 
     # -------------------------------------------------------------- collecting
