@@ -105,8 +105,9 @@ def skills_picture(
     for ax in (left, right):
         ax.scatter(*(starts * scale).T, s=30, c="black", zorder=3)
     error = np.linalg.norm(paths.predicted - paths.positions[-1], axis=-1).mean()
-    left.set_title("skills from several starts, coloured by skill")
-    right.set_title(f"ends reached (dots) and predicted (crosses), {error:.2f} apart in the mean")
+    left.set_title("skills from several starts, coloured by skill", fontsize=10)
+    title = f"ends reached (dots) and predicted (crosses), {error:.2f} apart in the mean"
+    right.set_title(title, fontsize=10)
     _legend(left, skills, colours)
     if about:
         figure.suptitle(about)
@@ -145,6 +146,7 @@ def skill_curves(rows: list[dict[str, float]], path: Path, title: str) -> Path:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     figure = Figure(figsize=(13, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -162,7 +164,10 @@ def skill_curves(rows: list[dict[str, float]], path: Path, title: str) -> Path:
             ax.plot(steps, values, marker="o", markersize=3, label=label)
         if len(columns) > 1:
             ax.legend()
-        ax.set_ylim(bottom=min(0.0, *(row[column] for row in rows for column in columns)))
+        values = [row[column] for row in rows for column in columns]
+        ax.set_ylim(min(0.0, 1.08 * min(values)), 1.08 * max(values))
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        ax.xaxis.set_major_formatter(EngFormatter())
         ax.set_title(name, fontsize=10)
         ax.set_xlabel("environment steps")
         ax.grid(alpha=0.3)
