@@ -12,6 +12,7 @@ from scripted import Params, Scripted, label, table
 from scripted_gym import ScriptedGym
 
 import lrl_jax as lrl
+from lrl_jax.collectors.device_engine import Way
 from lrl_jax.envs.gymnasium_adapter import HostEnv, flat_space, flatten_batch
 from lrl_jax.levels import ActionRepeatLevel, RandomLevel
 
@@ -304,3 +305,34 @@ def test_wrong_functions_are_refused():
         device.reset(gym_reset_kwargs={"options": {"a": 1}})
     with pytest.raises(ValueError, match="resets itself"):
         device.collect(n_steps=1, gym_reset_kwargs={"options": {}})
+
+
+@pytest.mark.parametrize(
+    "level", [RandomLevel(buffer_size=400), lrl.levels.ConstantLevel([0.3], 400)]
+)
+def test_decisions_ahead_are_those_tick_by_tick(level):
+    """Levels that do not look decide many ticks ahead, with the same state and rows after all."""
+    collectors = []
+    for _ in range(2):
+        env = vector("sync", "next")
+        hierarchy = lrl.Hierarchy([level], env)
+        collector = lrl.Collector(hierarchy, env, buffer=400, exploration_noise=True)
+        collector.reset(seed=3)
+        collectors.append(collector)
+    ahead, each = collectors
+    assert ahead._engine._looks_ahead(ahead.hierarchy, Way()) and level.is_blind
+    results = [
+        ahead.collect(n_steps=23, record_transitions=True),
+        # With a callback it goes tick by tick.
+        each.collect(n_steps=23, record_transitions=True, post_step_callback=lambda t, obs: None),
+    ]
+    assert_equal(results[0][1], results[1][1])
+    assert results[0][0].lens.tolist() == results[1][0].lens.tolist()
+    raw = [jax.tree.map(_plain, collector.state) for collector in collectors]
+    assert_equal(*raw)
+    assert_equal(*[lrl.buffers.stored(collector.buffer) for collector in collectors])
+    assert len(lrl.buffers.stored(ahead.state.levels[0].buffer)["rew"]) == 69
+
+
+def _plain(x):
+    return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x

@@ -40,6 +40,31 @@ def _settle_and_decide(hierarchy, flat, learn, raw, step, mask, obs, next_mask):
     return *_decide(hierarchy, flat, raw, obs, next_mask), metrics
 
 
+def _decide_ahead(hierarchy, flat, capacity, raw, obs, n_ticks):
+    """Actions of `n_ticks` ticks, leaves [capacity, n, ...], of a level that does not look."""
+    space = hierarchy.action_space
+
+    def body(t, loop):
+        state, actions = loop
+        state, action = hierarchy.get_action(state, obs)
+        return state, jax.lax.dynamic_update_index_in_dim(actions, action, t, 0)
+
+    actions = jnp.zeros((capacity, len(obs), *space.shape), space.dtype)
+    _, actions = jax.lax.fori_loop(0, n_ticks, body, (flat.state(raw), actions))
+    return space.clip(actions), actions
+
+
+def _replay(hierarchy, flat, raw, ticks, n_ticks):
+    """The bookkeeping of `n_ticks` ticks, of observations and steps [capacity, n, ...]."""
+
+    def body(t, state):
+        obs, *step = (x[t] for x in ticks)
+        state, _ = hierarchy.get_action(state, obs)
+        return hierarchy.process_transition(state, *step)
+
+    return flat.raw(jax.lax.fori_loop(0, n_ticks, body, flat.state(raw)))
+
+
 def _add(hierarchy, store, transitions):
     del hierarchy
     return store.add(transitions)
@@ -214,6 +239,8 @@ class HostEngine:
         """Take up to `n_ticks` ticks; returns their record and what is still owed."""
         record = _Recorder(way, self.n, hierarchy)
         everyone = way.mode == "n_steps"
+        if everyone and self._looks_ahead(hierarchy, way) and not self._some_stale:
+            return self._run_ahead(hierarchy, way, owed, n_ticks, record)
         keeps_actions = way.record or self.store is not None or self.preprocess is not None
         first = between = None
         before: _Tick | None = None
@@ -256,6 +283,40 @@ class HostEngine:
             left = owed.left - len(record)
             owed = owed.replace(active=owed.active & (left > 0), left=left)
         return record.result(), owed
+
+    def _looks_ahead(self, hierarchy: Hierarchy, way: Way) -> bool:
+        """Whether decisions depend on nothing that the ticks of a chunk bring about."""
+        blind = hierarchy.n_levels == 1 and hierarchy.levels[0].is_blind
+        return (
+            blind and way.capacity > 1 and self.preprocess is None and not (way.learn or way.random)
+        )
+
+    def _run_ahead(
+        self, hierarchy: Hierarchy, way: Way, owed: Owed, n_ticks: int, record: _Recorder
+    ) -> tuple[Record, Owed]:
+        """The same with one call before and one after all ticks."""
+        decide = hierarchy.jitted(_decide_ahead, self._flat, way.capacity)
+        sent, acts = jax.device_get(decide(self._raw, self._obs, np.int32(n_ticks)))
+        ticks: list[_Tick] = []
+        for t in range(n_ticks):
+            obs = self._obs
+            self.host.send(sent[t])
+            if ticks:
+                self._keep(hierarchy, ticks[-1], record)  # while the environments are busy
+            ticks.append(self._receive(obs, acts[t], owed.active, True))
+        self._keep(hierarchy, ticks[-1], record)
+        padding = way.capacity - n_ticks
+
+        def column(arrays):
+            stacked = np.stack(arrays)
+            return np.pad(stacked, [(0, padding)] + [(0, 0)] * (stacked.ndim - 1))
+
+        columns = [column([tick.obs for tick in ticks])]
+        columns += [column(values) for values in zip(*(tick.step for tick in ticks), strict=True)]
+        replay = hierarchy.jitted(_replay, self._flat, donate=0)
+        self._raw = replay(self._owned(), tuple(columns), np.int32(n_ticks))
+        left = owed.left - n_ticks
+        return record.result(), owed.replace(active=owed.active & (left > 0), left=left)
 
     def end(self, hierarchy: Hierarchy, way: Way, owed: Owed) -> None:
         """After the last tick of a call."""

@@ -127,6 +127,8 @@ class Level:
             active instances are gathered and processed that many at a time.
         uses_parent_obs: whether `act` gets `control=Control(...)` and rows hold `control` and
             `parent_obs_next`: observations as the level above sees them, whose maps may differ.
+        is_blind: whether decisions depend on the learner and the key alone, so that a host loop may
+            draw those of many ticks ahead.
     """
 
     buffer_size: int = 0
@@ -135,6 +137,7 @@ class Level:
     control_interval: int | None = None
     chunk_size: int | None = None
     uses_parent_obs: bool = False
+    is_blind: bool = False
 
     #: A costly level may define `prepare`, with the arguments of `act`, which returns (action,
     #: memory, needs_act): the cheap part of a decision, run for all instances that decide. Only

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -60,6 +60,7 @@ class RandomLevel(Level):
 
     buffer_size: int = 0
     chunk_size: int | None = 0
+    is_blind: ClassVar[bool] = True
 
     def check(self, spec: LevelSpec) -> None:
         if not spec.action_space.is_bounded:
@@ -86,6 +87,7 @@ class ConstantLevel(Level):
     action: Any
     buffer_size: int = 0
     chunk_size: int | None = 0
+    is_blind: ClassVar[bool] = True
 
     def __post_init__(self):
         object.__setattr__(self, "action", _freeze(self.action))
