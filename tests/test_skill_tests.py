@@ -216,6 +216,15 @@ def test_state_noise_is_on_the_start_alone(splates):
         np.testing.assert_array_equal(getattr(noisy, name), getattr(batch, name))
     noise = np.asarray(noisy.state - batch.state)
     np.testing.assert_allclose(noise.std(0), 0.1 * np.asarray(ps.sigma_d), rtol=0.1)
+    # What changes are measured in does not see the noise.
+    quiet = dataclasses.replace(predictor, state_noise=0.0)
+    buffer = state.levels[0].buffer
+    steps = (buffer, 2, 16, 64, 1000.0)
+    after, (_, info) = predictor.learn(ps, *steps)
+    twin, (_, twin_info) = quiet.learn(ps, *steps)
+    np.testing.assert_array_equal(after.sigma_d, twin.sigma_d)
+    np.testing.assert_array_equal(after.W, twin.W)
+    assert info["mean_abs_delta"] == twin_info["mean_abs_delta"] and info["nll"] != twin_info["nll"]
     with pytest.raises(ValueError, match="state_noise"):
         dataclasses.replace(predictor, state_noise=-1.0)
 

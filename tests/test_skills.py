@@ -124,7 +124,10 @@ def played(kind: str, **settings):
     running = ps.running_std.replace(second_moment=jnp.array([0.3, 0.8]))
     params = {**ps.params, "standardizer": jnp.array([[1.7, 0.2], [0.2, 0.9]])}
     parent = parent.replace(ps=ps.replace(params=params, running_std=running))
-    return h.levels[1], state.levels[1].learner, parent, state.levels[1].buffer
+    learner = state.levels[1].learner
+    if hasattr(learner, "w"):
+        learner = learner.replace(w=params["standardizer"])
+    return h.levels[1], learner, parent, state.levels[1].buffer
 
 
 def double(tree):

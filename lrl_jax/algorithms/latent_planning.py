@@ -43,7 +43,7 @@ class LatentPlanner(LatentModel):
         latent: jax.Array,
         condition: jax.Array,
         key: jax.Array,
-        training: bool,
+        training: bool | jax.Array,
         *,
         n_steps: jax.Array | int | None = None,
         terminal_value: TerminalValue | None = None,
@@ -56,7 +56,7 @@ class LatentPlanner(LatentModel):
             latent: [L].
             condition: features [C], or [H + 1, C].
             key: typed key; evaluation does not use it.
-            training: whether to explore.
+            training: whether to explore, bool []; may be traced.
             n_steps, terminal_value: see `evaluate_plans`.
 
         Returns:
@@ -65,7 +65,8 @@ class LatentPlanner(LatentModel):
         planner, dim = self.planner, state.action_space.dim
         conditions = self._over_horizon(condition)
         # Candidates are drawn from a key of their own in evaluation: no chance is left in it.
-        key = key if training else jax.random.key(0)
+        if training is False:
+            key = jax.random.key(0)
         key_noise, key_heads, key_elite = jax.random.split(key, 3)
         shapes = (
             (planner.n_iterations, planner.num_drawn, planner.horizon, dim),
@@ -91,11 +92,10 @@ class LatentPlanner(LatentModel):
 
         temperature = state.settings["temperature"]
         fit, memory = planner.search(memory, policy_plans, draws, value_fn, temperature)
-        if training:
+        unit = planner.exploit(fit)
+        if training is not False:
             gumbel = jax.random.gumbel(key_elite, (planner.num_elites,))
-            unit = planner.explore(fit, gumbel, action_noise)
-        else:
-            unit = planner.exploit(fit)
+            unit = jnp.where(training, planner.explore(fit, gumbel, action_noise), unit)
         return from_unit(state.action_space, unit), memory
 
     def _over_horizon(self, condition):

@@ -182,7 +182,7 @@ class TDMPC2(LatentPlanner):
         obs: jax.Array,
         condition: jax.Array,
         key: jax.Array,
-        training: bool,
+        training: bool | jax.Array,
     ) -> tuple[jax.Array, MPPIMemory]:
         """Plan for one instance and decide.
 

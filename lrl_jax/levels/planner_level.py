@@ -247,9 +247,12 @@ class PlannerLevel(Level):
         """Space of the predictor's latent states; bounds are known where they are entries of it."""
         predictor, spec = learner.predictor, learner.spec
         dim = predictor.latent_state_dim
-        if hasattr(predictor.encoder, "apply") or spec.input_space is not None:
+        if hasattr(predictor.encoder, "apply"):
             return Box(-math.inf, math.inf, (dim,))
-        return mapped_space(lambda obs: predictor.encoder(obs[None])[0], dim, spec.obs_box)
+        extra = 0 if spec.input_space is None else spec.input_space.dim
+        return mapped_space(
+            lambda obs: predictor.encoder(jnp.pad(obs, (0, extra))[None])[0], dim, spec.obs_box
+        )
 
     def init_memory(self, learner: PlannerLearner) -> PlannerMemory:
         """Memory at the start of an episode."""
@@ -386,6 +389,12 @@ class PlannerLevel(Level):
         rollout_fn = PredictorRollout(learner.predictor, True, self.mode, False, False, self.hold)
         rollout = rollout_fn((learner.ps, s, c), memory.plan[None], jax.random.key(0))
         return rollout.state[0].mean((0, 1))
+
+    def after_transition(self, learner: PlannerLearner, memory: PlannerMemory, row: Row):
+        memory, hand_back = super().after_transition(learner, memory, row)
+        if self.hold > 1:  # what was planned for another input is not held on to
+            memory = memory.replace(n_held=jnp.where(hand_back, 0, memory.n_held))
+        return memory, hand_back
 
     def row_fields(self, memory: PlannerMemory, row: Row) -> dict[str, jax.Array]:
         """Mode in which the row's action was chosen; observations with the input, if any."""

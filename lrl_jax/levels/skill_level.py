@@ -208,8 +208,7 @@ class SkillLevel(LearnerLevel):
 
     def decide(self, learner, memory, obs, level_input, key, parent, training, control):
         """Decide as the algorithm does; consumes `key`. Returns (action, memory)."""
-        if self.on_sac:
-            training = self.explores(learner, training)
+        training = self.explores(learner, training)
         return super().decide(learner, memory, obs, level_input, key, parent, training, control)
 
     def row_fields(self, memory, row: Row) -> dict[str, jax.Array]:

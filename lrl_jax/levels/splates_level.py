@@ -26,10 +26,13 @@ class SPlaTESLearner(SkillLearner):
 
     Attributes:
         start: how the parent's latent states become features.
+        w: the parent's standardizer W as it was at the last update, [D, D]: what the networks see
+            of the change so far does not move once they learn no more.
         skill_value: state of the averaged value and the converter, on TD-MPC2; else None.
     """
 
     start: Scale
+    w: jax.Array
     skill_value: SkillValueState | None
 
 
@@ -40,7 +43,8 @@ class SPlaTESLevel(SkillLevel):
     A skill z is held for K = `control_interval` decisions from s_0 on. Its potential phi tells the
     end reached from there under z apart from the ends of other skills, by the model over whole
     skills of the level above. The networks see the observation, z, the step k, s_0 and, on SAC, the
-    change W (s - s_0) so far, in the units that rewards are made of.
+    change W (s - s_0) so far, in the units that rewards are made of. On SAC the offset is 0, as it
+    has to be where an environment cannot terminate: set `offset=1` where it can.
 
     The target bootstraps within a skill with (k + 1, s_0, z). At its end it takes the value
     averaged over skills: a skill is judged by where it leaves the agent for an unknown next one,
@@ -105,6 +109,7 @@ class SPlaTESLevel(SkillLevel):
         """Create the backbone's state for this place; consumes `key`."""
         key, key_value = jax.random.split(key)
         base = super().init_learner(key, spec)
+        assert spec.parent_latent is not None  # `condition_dim` has seen to that
         start, skill_value = Scale.of(spec.parent_latent), None
         if not self.on_sac:
             heads = self._heads(start.centre.shape[0])
@@ -112,6 +117,7 @@ class SPlaTESLevel(SkillLevel):
         return SPlaTESLearner(
             **{f.name: getattr(base, f.name) for f in dataclasses.fields(base)},
             start=start,
+            w=jnp.eye(spec.parent_latent.dim),
             skill_value=skill_value,
         )
 
@@ -142,7 +148,7 @@ class SPlaTESLevel(SkillLevel):
             learner.start(start),
         ]
         if self.on_sac:
-            parts.append((state - start) @ parent.ps.W)
+            parts.append((state - start) @ learner.w)
         return jnp.concatenate(parts, -1)
 
     # ----------------------------------------------------------------- acting
@@ -152,11 +158,10 @@ class SPlaTESLevel(SkillLevel):
         start, _ = parent.latent(control.start_obs)
         state, _ = parent.latent(control.parent_obs)
         x = learner.observation(obs)
-        k = control.n_steps
+        k, explores = control.n_steps, self.explores(learner, training)
         if not self.on_sac and self.act_by == "mppi":
-            return self._plan(learner, memory, x, parent, level_input, k, start, key, training)
+            return self._plan(learner, memory, x, parent, level_input, k, start, key, explores)
         c = self.conditions(learner, parent, level_input, k, start, state)
-        explores = self.explores(learner, training)
         if self.on_sac:
             return self.algorithm.act(learner.state, memory, x, c, key, explores)
         space = learner.action_space
@@ -286,6 +291,11 @@ class SPlaTESLevel(SkillLevel):
         )
         value = value.reshape(n, *batch.mask.shape).mean(0)
         return batch.rew + state.settings["gamma"] * jnp.where(batch.terminated, 0.0, value)
+
+    def learn(self, learner: SPlaTESLearner, buffer: Any, key: jax.Array, *, parent: Any):
+        """Make one update; consumes `key`."""
+        check_parent(self, parent)
+        return super().learn(learner.replace(w=parent.ps.W), buffer, key, parent=parent)
 
     def update(self, learner, parent, fields, batch, key_next, key_update):
         """One update of the backbone; consumes the keys. Returns learner and metrics."""

@@ -230,7 +230,8 @@ class PredictorRollout:
         deterministic: whether states follow the model's prediction instead of samples of it.
         mode: prediction of a mixture, its "heaviest" component or its "mean".
         with_value: whether the value of the last state is computed.
-        with_termination: whether termination probabilities are computed.
+        with_termination: whether termination probabilities are computed; with `hold` they then
+            count within the steps that an action is held for.
         hold: steps of the model that each action of a plan is held for.
     """
 
@@ -266,7 +267,7 @@ def _in_blocks(rollout: Any, size: int) -> Any:
     if term_prob is not None:
         alive = jnp.cumprod(1.0 - term_prob.reshape(rew.shape), axis=-1)
         before = jnp.concatenate([jnp.ones_like(alive[..., :1]), alive[..., :-1]], -1)
-        rew, term_prob = rew * before, 1.0 - alive[..., -1]
+        rew, term_prob = jnp.where(before > 0, rew * before, 0.0), 1.0 - alive[..., -1]
     return rollout.replace(
         state=rollout.state[..., ::size, :], rew=rew.sum(-1), term_prob=term_prob
     )

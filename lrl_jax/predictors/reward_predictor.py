@@ -278,6 +278,10 @@ class RewardPredictor(Predictor):
             The loss, and a dict of its terms and of what tells how the start goes.
         """
         params = ps.params if params is None else params
+        return self._loss(ps, batch, model_batch, model_batch, params)
+
+    def _loss(self, ps, batch, model_batch, start, params):
+        """`loss`, with the model starting from the states of the batch `start`."""
         k_steps = batch.rew.shape[1]
         valid = batch.validity_mask.astype(bool)
         # Finite inputs on rows that do not count: a NaN would reach the gradient through `where`.
@@ -297,7 +301,7 @@ class RewardPredictor(Predictor):
             detached = jax.lax.stop_gradient((state, context))
             error = self._value(params["value"], *detached) - target
             value_loss = _masked_mean(jnp.square(error), valid & batch.planning_mode)
-        model_loss, info = self.model.loss(params["model"], ps.sigma_d, *_model_rows(model_batch))
+        model_loss, info = self.model.loss(params["model"], ps.sigma_d, *_model_rows(start))
         delta = jax.lax.stop_gradient(model_batch.state_next - model_batch.state)
         mask = model_batch.validity_mask.astype(bool)
         total = (
@@ -393,9 +397,7 @@ class RewardPredictor(Predictor):
             model_batch = self.sample_model_batch(
                 ps, buffer, model_batch_size, key=key_model, model_mask_fn=model_mask_fn
             )
-            if self.state_noise:
-                model_batch = self._disturbed(ps, model_batch, jax.random.fold_in(key_model, 1))
-            return self._update(ps.replace(key=key), batch, model_batch, active)
+            return self._update(ps.replace(key=key), batch, model_batch, active, key_model)
 
         if n_steps == 1:
             return step(ps, None)
@@ -408,15 +410,18 @@ class RewardPredictor(Predictor):
         state = model_batch.state + self.state_noise * ps.sigma_d * noise
         return model_batch.replace(state=state)
 
-    def _update(self, ps, batch, model_batch, active):
+    def _update(self, ps, batch, model_batch, active, key=None):
         """One gradient step; where `active` is False, nothing is learned."""
         delta = model_batch.state_next - model_batch.state
         mask = model_batch.validity_mask & active
         running = update_running_std(ps.running_std, delta, mask, self.model.running_std_momentum)
         ps = ps.replace(running_std=running)
+        start = model_batch
+        if self.state_noise and key is not None:
+            start = self._disturbed(ps, model_batch, jax.random.fold_in(key, 1))
 
         def loss_fn(params):
-            return self.loss(ps, batch, model_batch, params=params)
+            return self._loss(ps, batch, model_batch, start, params)
 
         (loss, info), grads = jax.value_and_grad(loss_fn, has_aux=True)(ps.params)
         grads = clip_per_tensor(grads, self.clip_grad_max_norm)

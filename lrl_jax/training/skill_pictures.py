@@ -150,7 +150,8 @@ def skill_curves(rows: list[dict[str, float]], path: Path, title: str) -> Path:
 
     figure = Figure(figsize=(13, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
-    planner = next(name for name in rows[0] if name.endswith("/standardizer_diag_0")).split("/")[0]
+    # Of several planners the lowest, above the skills.
+    planner = max(name for name in rows[0] if name.endswith("/standardizer_diag_0")).split("/")[0]
     panels = {
         "potential phi": ("skill_phi",),
         "mean |s_K - s_0| along each axis": ("skill_abs_delta_0", "skill_abs_delta_1"),

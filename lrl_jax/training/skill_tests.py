@@ -102,11 +102,17 @@ def _follow(hierarchy, env, place, n_steps, when, params, state, starts, skills,
     carry = carry.replace(hierarchy=inner)
 
     def step(carry, t):
-        # Between the skills of a level that hands back after each step, the same one again.
+        # The level above decides for the same skill again where one has ended.
         inner = carry.hierarchy
-        carry = carry.replace(
-            hierarchy=inner.replace(active_level=jnp.full_like(inner.active_level, place))
+        above = inner.levels[place - 1]
+        begins = t % hierarchy.levels[place].control_interval == 0
+        seen = jnp.where(begins, hierarchy.see(place - 1, carry.obs), above.obs)
+        level_states = list(inner.levels)
+        level_states[place - 1] = above.replace(obs=seen)
+        inner = inner.replace(
+            levels=tuple(level_states), active_level=jnp.full_like(inner.active_level, place)
         )
+        carry = carry.replace(hierarchy=inner)
         carry, transitions, _ = tick(hierarchy, env, params, carry)
         position = transitions.obs_next[:, :2] + jnp.where(t == when, by, 0.0)
         return _moved(env, carry, position), position
@@ -162,9 +168,10 @@ def skill_quality(
         n_steps: see `follow_skills`.
 
     Returns:
-        Means over the skills, float32 []: `phi`, the potential of the ends by the learned model;
-        `abs_delta_0`, `abs_delta_1`, |s_K - s_0| along each axis; `model_error`, the distance
-        between predicted and reached end.
+        Means over the skills, float32 []: `phi`, the potential by the learned model of where one
+        skill ends (one step of DADS, also where `n_steps` is more); `abs_delta_0` and
+        `abs_delta_1`, |s_K - s_0| along each axis; `model_error`, the distance between predicted
+        and reached end.
     """
     place = skill_place(hierarchy)
     level: SkillLevel = hierarchy.levels[place]
@@ -178,7 +185,9 @@ def skill_quality(
         alternatives = level.draw_skills(keys[2], n_alternatives)
     learner = learner.replace(alternatives=alternatives, least_potential=jnp.float32(-jnp.inf))
     first, last = paths.positions[0], paths.positions[-1]
-    obs = _observations(env, params, jnp.concatenate([first, last]))
+    # The model is one of single skills, also where skills are held for longer.
+    end = paths.positions[level.control_interval]
+    obs = _observations(env, params, jnp.concatenate([first, end]))
     s, c = parent.latent(hierarchy.see(place - 1, obs))
     (phi,) = level.potential(learner, parent, s[:n], c[:n], skills, s[n:])
     delta = jnp.abs(last - first).mean(0)

@@ -21,6 +21,7 @@ from lrl_jax.predictors import (
     PredictorFactory,
     RewardPredictor,
 )
+from lrl_jax.settings import check_choice
 from lrl_jax.spaces import Box
 
 
@@ -70,6 +71,7 @@ class SkillAgent:
         skill_buffer_size: rows of the skills' replay.
         n_alternatives, fixed_std: see `SkillLevel`.
         reward_mode, averaged_value, n_fresh_skills: see `SPlaTESLevel`; None for its default.
+        offset: added to the skills' rewards, see `SkillLevel`; None for the backbone's default.
         relabel_skills: fraction of rows whose skill is drawn anew.
         freeze_at: fraction of the run after which skills no longer change, so that the planner's
             model can catch up; 1 for never.
@@ -127,12 +129,20 @@ class SkillAgent:
     reward_mode: Literal["last_step", "potential_difference"] | None = None
     averaged_value: bool = True
     n_fresh_skills: int = 2
+    offset: float | None = None
     relabel_skills: float = 0.3
     freeze_at: float = 0.6
 
     def __post_init__(self):
         for name in ("hidden", "periods", "model_hidden"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, choices in (
+            ("method", ("splates", "dads")),
+            ("backbone", ("sac", "tdmpc2", "tdmpc2-small")),
+            ("act_by", ("mppi", "policy")),
+            ("optimizer", ("icem", "cem")),
+        ):
+            check_choice(name, getattr(self, name), choices)
 
     def levels(self, env: Any, total_steps: int) -> list[Any]:
         """The levels for `env`, for a run of `total_steps` environment steps."""
@@ -174,6 +184,8 @@ class SkillAgent:
         settings = self._search(self.subgoal_horizon)
         # Its rows are fewer than those of the planner below: as many updates in all.
         settings["update_interval"] = max(1, self.planner_interval // self.subgoal_skills)
+        # As many environment steps are remembered.
+        settings["buffer_size"] = max(1, self.planner_buffer_size // self.subgoal_skills)
         return PlannerLevel(factory, **settings)
 
     def _search(self, horizon: int) -> dict[str, Any]:
@@ -251,6 +263,7 @@ class SkillAgent:
             "warm_up_steps": self.skill_warm_up,
             "n_alternatives": self.n_alternatives,
             "fixed_std": self.fixed_std,
+            "offset": self.offset,
             "relabel_skills": self.relabel_skills,
             "freeze_after_steps": self.freeze_at * total_steps if self.freeze_at < 1 else None,
         }
