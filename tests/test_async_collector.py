@@ -24,15 +24,15 @@ def hierarchy():
     return lrl.Hierarchy(levels, ScriptedGym(0, [5]))
 
 
-def check_rows(rows, n):
-    """Every row is of one instance, and follows the one before it as the environment moves."""
+def check_rows(rows, n, gaps=False):
+    """Every row is of one instance, and follows the one before it unless there are gaps."""
     for i in range(n):
         mine = {name: x[rows["instance"] == i] for name, x in rows.items()}
         assert (mine["obs"][:, 0] == i).all() and (mine["obs_next"][:, 0] == i).all()
         position = 0.5 * mine["obs"][:, 3] + np.clip(mine["act"][:, 0], -1, 1)
         np.testing.assert_allclose(mine["obs_next"][:, 3], position, atol=1e-5)
         np.testing.assert_allclose(mine["rew"], 1 + i + 0.1 * mine["obs_next"][:, 3], atol=1e-4)
-        done = mine["terminated"] | mine["truncated"]
+        done = mine["terminated"] | mine["truncated"] | gaps
         np.testing.assert_allclose(mine["obs"][1:][~done[:-1]], mine["obs_next"][:-1][~done[:-1]])
 
 
@@ -104,11 +104,34 @@ def test_random_actions_and_learning():
         assert collector.collect_step >= 80
 
 
+def test_random_steps_under_way_do_not_disturb_learning():
+    """Batches without updates among others, and rows of the hierarchy's own decisions only."""
+    from lrl_jax.algorithms import SAC
+    from lrl_jax.levels import SACLevel
+
+    sac = SACLevel(SAC(hidden=(8,)), buffer_size=400, batch_size=8, warm_up_steps=0)
+    level = lrl.Hierarchy([sac], ScriptedGym(0, [5]))
+    with lrl.AsyncCollector(level, functions(n=4, delays=(0.0, 0.02)), wait_num=1) as collector:
+        collector.collect(n_total_steps=30, random=True)
+        stats = collector.collect(n_total_steps=30, learn=True)
+        assert stats.learning["level0/n_updates"] > 0
+        # Normal, random, normal: what was under way when the hierarchy was reset is not its own.
+        collector.collect(n_total_steps=10, random=True)
+        collector.collect(n_total_steps=30, learn=True)
+        rows = lrl.buffers.stored(collector.state.levels[0].buffer)
+        check_rows(rows, 4, gaps=True)
+        assert len(rows["rew"]) == int(collector.state.n_total_env_steps)
+
+
 def test_errors_in_an_environment_surface():
     fns = functions(n=2, fail_at=3)
     collector = lrl.AsyncCollector(lrl.RandomHierarchy(ScriptedGym(0, [5])), fns, 1)
-    with collector, pytest.raises(RuntimeError, match="the environment broke"):
-        collector.collect(n_total_steps=50)
+    with collector:
+        with pytest.raises(RuntimeError, match="the environment broke"):
+            collector.collect(n_total_steps=50)
+        # All begin anew in the next call, and break again where they do.
+        with pytest.raises(RuntimeError, match="the environment broke"):
+            collector.collect(n_total_steps=50)
 
 
 def test_the_user_function_sees_who_is_ready():
@@ -169,6 +192,7 @@ def test_wrong_calls_are_refused():
             ({}, "exactly one"),
             ({"n_total_steps": 3, "n_episodes": 3}, "exactly one"),
             ({"n_episodes": 0}, "n_episodes"),
+            ({"n_total_steps": 3, "max_steps": 2}, "goes with n_episodes"),
             ({"n_episodes": 1, "render": 0.1}, "rendered"),
             ({"n_episodes": 1, "no_grad": False}, "differentiated"),
             ({"n_episodes": 1, "random": True, "learn": True}, "cannot learn"),
@@ -260,6 +284,8 @@ def test_envpool(batch):
         check_rows(lrl.buffers.stored(collector.buffer), 4)
     with pytest.raises(ValueError, match="multiple"):
         lrl.AsyncCollector(hierarchy(), FakeEnvpool(4, 3, [3]))
+    with pytest.raises(ValueError, match="batch_size"):
+        lrl.AsyncCollector(hierarchy(), FakeEnvpool(4, 2, [3]), wait_num=1)
 
 
 @pytest.mark.filterwarnings("ignore")

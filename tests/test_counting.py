@@ -220,6 +220,13 @@ def test_environments_that_never_end_are_given_up():
     assert stats.n_collected_steps == 53
 
 
+def test_many_total_steps_are_not_cut(monkeypatch):
+    from lrl_jax.collectors import collector as module
+
+    monkeypatch.setattr(module, "_MAX_STEPS", 5)
+    assert new_collector([[3], [4]]).collect(n_total_steps=31).n_collected_steps == 31
+
+
 def test_random_actions_leave_the_hierarchy_alone():
     params = Params(lengths=jnp.asarray(table([[4], [6]])))
     level = lrl.levels.ConstantLevel(jnp.zeros(1), buffer_size=32)
@@ -313,8 +320,12 @@ def test_gradients_go_through_a_rollout():
         collector.state = state.replace(levels=(level,))
         return collector.collect(n_steps=2).mean_reward
 
-    with pytest.raises(ValueError, match="no_grad=False"):
-        jax.grad(wrong)(jnp.float32(0.3))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no_grad=False"):
+            jax.grad(wrong)(jnp.float32(0.3))
+        assert collector.collect(n_steps=3).n_collected_steps == 6  # it stays usable
+    with pytest.raises(ValueError, match="nothing else"):
+        collector.collect(n_steps=2, record_transitions=True, no_grad=False, random=True)
 
 
 def test_a_buffer_is_given_on_and_emptied():

@@ -336,3 +336,83 @@ def test_decisions_ahead_are_those_tick_by_tick(level):
 
 def _plain(x):
     return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+
+def test_levels_that_look_are_asked_each_tick():
+    import dataclasses
+
+    @dataclasses.dataclass(frozen=True)
+    class Looks(RandomLevel):
+        def act(self, learner, memory, obs, level_input, key, *, parent, training):
+            return jnp.clip(obs[2:3] / 10, -1, 1), memory
+
+    assert RandomLevel().is_blind and not Looks().is_blind
+    env = vector("sync", "next")
+    collector = lrl.Collector(lrl.Hierarchy([Looks(buffer_size=60)], env), env)
+    _, batch = collector.collect(n_steps=9, record_transitions=True)
+    np.testing.assert_allclose(batch.act[..., 0], batch.obs[..., 2] / 10, rtol=1e-6)
+
+
+def test_the_mode_is_the_environment_s_own():
+    """Gymnasium keeps it in metadata that all environments of a class share."""
+    env = vector("sync", "same")
+    other = vector("sync", "next", [[5]])
+    del other
+    collector = lrl.Collector(lrl.RandomHierarchy(env), env)
+    _, batch = collector.collect(n_steps=4, record_transitions=True)
+    assert batch.obs_next[2, 0, 2] == 3  # the true final observation of the first episode
+
+
+def test_who_goes_on_keeps_what_preprocess_made_of_it():
+    def change(**given):
+        name = "obs" if "obs" in given else "obs_next"
+        return {name: given[name] + np.float32(100)}
+
+    env = SyncVectorEnv(functions([[9], [9], [9], [9]]), autoreset_mode=MODES["disabled"])
+    collector = lrl.Collector(lrl.RandomHierarchy(env), env, preprocess_fn=change)
+    collector.collect(n_total_steps=6)
+    _, batch = collector.collect(n_steps=2, record_transitions=True)
+    assert (batch.obs > 90).all()
+    # The first two went on with their episodes, the last two began another.
+    assert batch.obs[0, :, 2].tolist() == [102, 102, 100, 100]
+
+
+def test_infos_are_of_those_that_step():
+    sizes = []
+
+    def change(**given):
+        if "obs" in given:
+            return {}
+        sizes.append((len(given["rew"]), len(given["info"]["is_success"])))
+        return {"info": {"is_success": given["env_id"] == 1}}
+
+    env = vector("sync", "next")
+    collector = lrl.Collector(lrl.RandomHierarchy(env), env, preprocess_fn=change)
+    stats = collector.collect(n_episodes=2)
+    assert all(a == b for a, b in sizes) and stats.successes.tolist() == [False, True]
+
+
+def test_a_failing_callback_leaves_a_usable_collector():
+    env = vector("sync", "next")
+    collector = lrl.Collector(lrl.RandomHierarchy(env), env)
+
+    def fail(t, obs):
+        obs[:] = 99  # a copy: nothing else sees that
+        if t == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collector.collect(n_steps=5, random=True, post_step_callback=fail)
+    _, batch = collector.collect(n_steps=3, record_transitions=True)
+    assert batch.obs.max() < 50
+
+
+def test_runs_without_a_seed_begin_alike():
+    first = []
+    for _ in range(2):
+        env = gymnasium.make_vec("Pendulum-v1", 2, vectorization_mode="sync")
+        _, batch = lrl.Collector(lrl.RandomHierarchy(env), env).collect(
+            n_steps=1, record_transitions=True
+        )
+        first.append(batch.obs)
+    np.testing.assert_array_equal(*first)

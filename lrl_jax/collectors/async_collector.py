@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -11,11 +12,12 @@ import jax
 import numpy as np
 
 from lrl_jax.buffers import Buffer
-from lrl_jax.collectors.async_sources import Answers, Source, make_source
+from lrl_jax.collectors.async_sources import Answers, Envpool, Source, make_source
 from lrl_jax.collectors.counting import Owed, n_open
 from lrl_jax.collectors.preprocess import Preprocess
 from lrl_jax.collectors.recording import Record, Store, statistics
 from lrl_jax.collectors.rollout import Ended, Transitions, check_env
+from lrl_jax.envs.gymnasium_adapter import success_in
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
 from lrl_jax.randomness import Stream
 from lrl_jax.spaces import Box
@@ -45,7 +47,8 @@ class AsyncCollector:
         hierarchy: acts; built for one of the environments.
         env: a list of functions that make one Gymnasium environment each (one thread each), or an
             envpool environment (extra "envpool").
-        wait_num: steps to wait for before those that are ready decide again; all if None.
+        wait_num: steps to wait for before those that are ready decide again; all if None. envpool
+            has its own `batch_size` for that.
         timeout: seconds after which one step is enough; None for never.
         buffer: rows of a replay buffer of environment transitions, or such a buffer to go on with;
             None for none.
@@ -75,6 +78,11 @@ class AsyncCollector:
     ):
         if not isinstance(hierarchy, Hierarchy):
             raise TypeError(f"hierarchy must be a Hierarchy, got {type(hierarchy).__name__}.")
+        if any(getattr(level, "stagger", False) for level in hierarchy.levels):
+            raise ValueError(
+                "stagger=True sets the clocks of environments, which Gymnasium's do not show: "
+                "switch it off."
+            )
         self.hierarchy = hierarchy
         self._dtype = np.dtype(hierarchy.env_spec.obs_space.dtype)
         self._source: Source = make_source(env, self._dtype, processes)
@@ -84,6 +92,11 @@ class AsyncCollector:
             self.wait_num = n if wait_num is None else checks.whole_number("wait_num", wait_num, 1)
             if self.wait_num > n:
                 raise ValueError(f"wait_num={wait_num}, but there are {n} environments.")
+            if isinstance(self._source, Envpool) and not (wait_num is None and timeout is None):
+                raise ValueError(
+                    "wait_num and timeout are for lists of functions: envpool waits for the "
+                    "batch_size that it was made with."
+                )
             if timeout is not None and not timeout > 0:
                 raise ValueError(f"timeout={timeout} must be seconds above 0, or None.")
         except (TypeError, ValueError):
@@ -126,6 +139,7 @@ class AsyncCollector:
             gym_reset_kwargs: further arguments of the environments' reset.
         """
         hierarchy, n = self.hierarchy, self.n_env_instances
+        env_seed = 0 if seed is None and self._state is None else seed
         state = self._state if self._state is not None else self._initial_state
         key = jax.random.key(0 if seed is None else checks.whole_number("seed", seed, 0))
         if state is None:
@@ -142,7 +156,7 @@ class AsyncCollector:
             self._rng = np.random.default_rng(seed)
         self._state = state
         kwargs = dict(gym_reset_kwargs or {})
-        obs = self._source.reset(self._ids, kwargs.pop("seed", seed), **kwargs)
+        obs = self._source.reset(self._ids, kwargs.pop("seed", env_seed), **kwargs)
         if self.preprocess is not None:
             obs = self.preprocess.on_reset(obs, self._ids)
         self._obs[:] = obs
@@ -199,6 +213,7 @@ class AsyncCollector:
         if self._state is None:
             self.reset(reset_buffer=False)
         self._state = state
+        self._random |= self._busy  # it knows nothing of what is under way
 
     @property
     def buffer(self) -> Buffer | None:
@@ -258,7 +273,11 @@ class AsyncCollector:
             raise ValueError(
                 f"random actions cannot be drawn from the unbounded {self.hierarchy.action_space}."
             )
-        limit = _MAX_STEPS if max_steps is None else checks.whole_number("max_steps", max_steps, 1)
+        counts_steps = mode == "n_total_steps"
+        if max_steps is not None:
+            max_steps = checks.whole_number("max_steps", max_steps, 1)
+            if counts_steps:
+                raise ValueError("max_steps goes with n_episodes only: other calls end anyway.")
         if gym_reset_kwargs is not None or self._source.spoiled:
             self.reset_env(gym_reset_kwargs)
         hierarchy = self.hierarchy
@@ -266,7 +285,7 @@ class AsyncCollector:
             hierarchy = hierarchy.eval()
         _ = self.state
         run = _Run(self, hierarchy, random, learn, record_transitions)
-        counts_steps = mode == "n_total_steps"
+        limit = math.inf if counts_steps else max_steps or _MAX_STEPS
         # Every instance may take a step that is owed; episodes are given out by the rule.
         owed = Owed.begin("n_steps" if counts_steps else mode, amount, self.n_env_instances)
         taken, began = 0, time.monotonic()
@@ -282,6 +301,7 @@ class AsyncCollector:
         seconds = time.monotonic() - began
         if random:
             self._state = hierarchy.reset(self.state)
+            self._random |= self._busy  # the hierarchy has forgotten what is under way
         still_open = n_open(owed, mode)
         if still_open:
             warnings.warn(
@@ -307,11 +327,12 @@ class AsyncCollector:
         act, success, following = self._act[ids], answers.success, answers.obs
         if self.preprocess is not None:
             before = terminated | truncated
-            info = {"env_infos": answers.infos, "is_success": success}
+            info = {**answers.info, "is_success": success}
             obs_next, rew, terminated, truncated, info, act, _ = self.preprocess.on_step(
                 obs_next, rew, terminated, truncated, info, act, ids
             )
-            success = np.asarray(info.get("is_success", success), bool)
+            seen = success_in(info, len(ids))
+            success = success if seen is None else seen
             done = terminated | truncated
             early = done & ~before
             following = np.where(_wide(done, following), following, obs_next)

@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-from lrl_jax.envs.gymnasium_adapter import HostEnv, flatten_batch, success_in
+from lrl_jax.envs.gymnasium_adapter import HostEnv, flatten_batch, merged, success_in
 
 
 @dataclasses.dataclass
@@ -26,7 +26,7 @@ class Answers:
     terminated: np.ndarray
     truncated: np.ndarray
     success: np.ndarray
-    infos: list[dict[str, Any]]
+    info: dict[str, Any]
 
 
 class Source(Protocol):
@@ -68,8 +68,6 @@ class Futures:
             are busy in Python rather than waiting or computing in C.
     """
 
-    spoiled = False
-
     def __init__(self, env_fns: Sequence[Callable[[], Any]], dtype: Any, processes: bool = False):
         make: Callable[..., VectorEnv] = SyncVectorEnv
         if processes:  # not forked: JAX has threads
@@ -89,6 +87,7 @@ class Futures:
                     )
         self._pool = concurrent.futures.ThreadPoolExecutor(max(1, self.n))
         self._busy: dict[concurrent.futures.Future[Any], int] = {}
+        self.spoiled = False
 
     @property
     def n_busy(self) -> int:
@@ -102,7 +101,9 @@ class Futures:
         concurrent.futures.wait(running)
         for future in running:
             del self._busy[future]
-            future.result()  # an error in the environment is not forgotten
+            if not self.spoiled:  # an error that nobody has seen yet is not forgotten
+                future.result()
+        self.spoiled = False
         seeds = [None if seed is None else seed + int(i) for i in ids]
         resets = [
             self._pool.submit(self._envs[i].reset, each, **kwargs)
@@ -125,6 +126,7 @@ class Futures:
             done = self._wait(wait_num, timeout)
         finished = sorted(done, key=lambda future: self._busy[future])
         ids = np.array([self._busy.pop(future) for future in finished])
+        self.spoiled = any(future.exception() is not None for future in finished)
         steps = [future.result() for future in finished]
 
         def column(name):
@@ -138,7 +140,7 @@ class Futures:
             terminated=column("terminated"),
             truncated=column("truncated"),
             success=np.array([_success(step.info, 1)[0] for step in steps]),
-            infos=[step.info for step in steps],
+            info=merged([step.info for step in steps]),
         )
 
     def _wait(self, wait_num: int, timeout: float | None) -> set[Any]:
@@ -269,7 +271,7 @@ class Envpool:
                     "terminated": bool(terminated[j]),
                     "truncated": bool(truncated[j]),
                     "success": success[j],
-                    "infos": info,
+                    "info": {k: v[j : j + 1] for k, v in info.items() if _is_of(v, ids)},
                 }
                 if row["terminated"] or row["truncated"]:
                     self._ended[i] = row
@@ -279,8 +281,8 @@ class Envpool:
             self._fly(np.array(again, int))  # any action begins the next episode
         rows.sort(key=lambda row: row["ids"])
         columns = {name: [row[name] for row in rows] for name in rows[0]}
-        infos = columns.pop("infos")
-        return Answers(infos=infos, **{name: np.stack(x) for name, x in columns.items()})
+        info = merged(columns.pop("info"))
+        return Answers(info=info, **{name: np.stack(x) for name, x in columns.items()})
 
     def close(self) -> None:
         """End the environment."""
@@ -292,6 +294,10 @@ class _Spaces(gymnasium.Env):
 
     def __init__(self, observation_space: Any, action_space: Any):
         self.observation_space, self.action_space = observation_space, action_space
+
+
+def _is_of(values: Any, ids: np.ndarray) -> bool:
+    return isinstance(values, np.ndarray) and values.shape[:1] == ids.shape
 
 
 def _success(info: dict[str, Any], n: int) -> np.ndarray:

@@ -298,11 +298,15 @@ class Collector:
         if not learn and not self.exploration_noise:
             hierarchy = hierarchy.eval()
         if not no_grad:
-            return self._differentiable(hierarchy, mode, amount - start, record_transitions, learn)
+            others = (random, test_interval, post_step_callback, video_logger)
+            plain = record_transitions and not learn and not any(others) and render is None
+            return self._differentiable(hierarchy, mode, amount - start, plain)
         engine = self._ready()
         _refuse_traced(engine)
         n = self.n_env_instances
-        limit = amount if mode == "n_steps" else start + (max_steps or _MAX_STEPS)
+        limit = start + (max_steps or _MAX_STEPS)
+        if not mode.startswith("n_episodes"):
+            limit = amount if mode == "n_steps" else -(-amount // n)
         one_by_one = not (post_step_callback is None and video_logger is None and render is None)
         most = limit - start if mode == "n_steps" else _MAX_CHUNK
         capacity = 1 if one_by_one else max(1, min(_MAX_CHUNK, most, 2**20 // n))
@@ -313,38 +317,40 @@ class Collector:
         t, seconds, n_logged = start, 0.0, 0  # n_logged: records that earlier scalars covered
         shown = _Frames(self.hierarchy, self.env, video_logger, render)
         bar_end = amount if mode == "n_steps" else None
-        with tqdm(total=bar_end, initial=start, disable=not verbose, unit="tick") as progress:
-            while t < limit:
-                stop = min([limit, t + capacity, *_next_due(intervals.values(), t)])
-                shown.before(engine)
-                began = time.monotonic()
-                record, owed = engine.run(hierarchy, way, owed, stop - t)
-                seconds += time.monotonic() - began
-                records.append(record)
-                progress.update(record.n_ticks)
-                ended = record.n_ticks < stop - t
-                t += record.n_ticks
-                last = t - 1
-                if one_by_one and record.n_ticks:
-                    if post_step_callback is not None:
-                        post_step_callback(last, record.obs_next)
-                    shown.after(engine)
-                if _due(intervals["log"], last) and not ended:
-                    self._log(last * n, statistics(records[n_logged:], 0.0))
-                    n_logged = len(records)
-                if _due(intervals["test"], last) and not ended:
-                    copy = hierarchy.get_copy(engine.state())
-                    result = self.test(last, copy, n_test_steps)
-                    tests.append((last, result))
-                    progress.set_postfix(success=result["test_success_in_ep"], refresh=False)
-                if _due(intervals["checkpoint"], last) and not ended:
-                    self.save_checkpoint(t, limit if mode == "n_steps" else t)
-                if ended or not np.any(owed.active):
-                    break
-        engine.end(hierarchy, way, owed)
+        try:
+            with tqdm(total=bar_end, initial=start, disable=not verbose, unit="tick") as progress:
+                while t < limit:
+                    stop = min([limit, t + capacity, *_next_due(intervals.values(), t)])
+                    shown.before(engine)
+                    began = time.monotonic()
+                    record, owed = engine.run(hierarchy, way, owed, stop - t)
+                    seconds += time.monotonic() - began
+                    records.append(record)
+                    progress.update(record.n_ticks)
+                    ended = record.n_ticks < stop - t
+                    t += record.n_ticks
+                    last = t - 1
+                    if one_by_one and record.n_ticks:
+                        if post_step_callback is not None:
+                            post_step_callback(last, record.obs_next)
+                        shown.after(engine)
+                    if _due(intervals["log"], last) and not ended:
+                        self._log(last * n, statistics(records[n_logged:], 0.0))
+                        n_logged = len(records)
+                    if _due(intervals["test"], last) and not ended:
+                        copy = hierarchy.get_copy(engine.state())
+                        result = self.test(last, copy, n_test_steps)
+                        tests.append((last, result))
+                        progress.set_postfix(success=result["test_success_in_ep"], refresh=False)
+                    if _due(intervals["checkpoint"], last) and not ended:
+                        self.save_checkpoint(t, limit)
+                    if ended or not np.any(owed.active):
+                        break
+        finally:  # also where a callback fails
+            engine.end(hierarchy, way, owed)
         due = _due(intervals["checkpoint"], t - 1)
         if self.checkpoint_dir is not None and not due:
-            self.save_checkpoint(t, limit if mode == "n_steps" else t)
+            self.save_checkpoint(t, limit)
         still_open = n_open(owed, mode)
         if still_open:
             warnings.warn(
@@ -362,18 +368,22 @@ class Collector:
         parts = [r.transitions for r in records]
         return stats, jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
-    def _differentiable(self, hierarchy, mode, n_ticks, record_transitions, learn):
+    def _differentiable(self, hierarchy, mode, n_ticks, plain):
         engine = self._ready()
         if not isinstance(engine, DeviceEngine):
             raise ValueError("no_grad=False: Gymnasium environments have no gradients.")
-        if mode != "n_steps" or learn or not record_transitions or self.preprocess is not None:
-            raise ValueError(
-                "no_grad=False goes with n_steps, record_transitions=True and learn=False, without "
-                "a preprocess_fn: gradients go through a fixed number of ticks to the transitions."
-            )
-        assert engine.carry is not None
-        _, out = rollout(hierarchy, self.env, self.env_params, engine.carry, n_ticks, record=True)
-        engine.drop_traced()
+        try:
+            if mode != "n_steps" or not plain or self.preprocess is not None:
+                raise ValueError(
+                    "no_grad=False goes with n_steps and record_transitions=True and nothing else, "
+                    "without a preprocess_fn: gradients go through a fixed number of ticks to the "
+                    "transitions."
+                )
+            env, params, carry = self.env, self.env_params, engine.carry
+            assert carry is not None
+            _, out = rollout(hierarchy, env, params, carry, n_ticks, record=True)
+        finally:
+            engine.drop_traced()
         stats = CollectStats(n_collected_steps=n_ticks * self.n_env_instances)
         return stats, out.transitions
 
@@ -444,7 +454,9 @@ class Collector:
             taken += record.n_ticks
             shown.after(engine)
         if on_host and env is self.env and self._is_reset:
-            self.reset_env()
+            # Elsewhere each time: the test has left the environments' streams where it began.
+            seed = jax.random.fold_in(key, self.collect_step & 0x7FFFFFFF)
+            self.reset_env({"seed": int(jax.random.randint(seed, (), 0, 2**31 - 1))})
         stats = statistics(records, 0.0)
         result = {
             "test_reward": stats["mean_reward"],
@@ -533,6 +545,7 @@ def _asked(n_steps: Any, n_total_steps: Any, n_episodes: Any, allocation: str) -
 
 def _refuse_traced(engine: Any) -> None:
     if isinstance(engine, DeviceEngine) and engine.is_traced:
+        engine.drop_traced()
         raise ValueError(
             "the state is being differentiated or traced: pass no_grad=False with n_steps and "
             "record_transitions=True, or use lrl_jax.rollout, which is pure."

@@ -15,7 +15,7 @@ from lrl_jax.collectors.device_engine import Way
 from lrl_jax.collectors.preprocess import Preprocess
 from lrl_jax.collectors.recording import Record, Store
 from lrl_jax.collectors.rollout import Ended, Transitions
-from lrl_jax.envs.gymnasium_adapter import HostEnv, success_in
+from lrl_jax.envs.gymnasium_adapter import HostEnv, rows_of, success_in
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
 from lrl_jax.randomness import Stream
 from lrl_jax.spaces import Box
@@ -171,6 +171,8 @@ class HostEngine:
         """
         kwargs = dict(reset_kwargs or {})
         env_seed = kwargs.pop("seed", seed)
+        if self._flat is None and env_seed is None:
+            env_seed = 0
         if key is not None:
             env_seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
         key = jax.random.key(0 if seed is None else seed)
@@ -362,7 +364,7 @@ class HostEngine:
         if not mask.any():
             return
         obs = self.host.reset_some(mask)
-        self._obs = self._seen(obs, mask)
+        self._obs = np.where(_wide(mask, obs), self._seen(obs, mask), self._obs)
         self.set_state(hierarchy.reset(self.state(), mask))
         for sums in (self._returns, self._lengths, self._success, self._stale):
             sums[mask] = 0
@@ -384,14 +386,15 @@ class HostEngine:
         """The environments' answer, with the sums of the episodes."""
         answer = self.host.receive()
         obs_next, rew = answer.obs_next, answer.rew
-        terminated, truncated, info = answer.terminated, answer.truncated, answer.info
+        terminated, truncated = answer.terminated, answer.truncated
         following = answer.obs
-        if self.preprocess is not None:
-            obs_next, rew, terminated, truncated, info, act, following = self._preprocessed(
+        if self.preprocess is None:
+            success = success_in(answer.info, self.n)
+        else:
+            obs_next, rew, terminated, truncated, success, act, following = self._preprocessed(
                 answer, act, active
             )
         self._obs = following
-        success = success_in(info, self.n)
         done = terminated | truncated
         if everyone:
             self._returns += rew
@@ -423,9 +426,14 @@ class HostEngine:
         given = (answer.obs_next, answer.rew, answer.terminated, answer.truncated)
         fresh = answer.terminated | answer.truncated
         assert self.preprocess is not None
+        ids = self._ids[active]
         *changed, info, new_act, _ = self.preprocess.on_step(
-            *(x[active] for x in given), answer.info, act[active], self._ids[active]
+            *(x[active] for x in given), rows_of(answer.info, active), act[active], ids
         )
+        seen, success = success_in(info, len(ids)), None
+        if seen is not None:
+            success = np.zeros(self.n, bool)
+            success[active] = seen
         step = tuple(x.copy() for x in given)
         for array, value in zip(step, changed, strict=True):
             array[active] = value
@@ -438,7 +446,7 @@ class HostEngine:
             following = self.host.reset_some(early)
         fresh = fresh | early
         following = np.where(_wide(fresh, following), following, obs_next)
-        return *step, info, act, self._seen(following, fresh & active)
+        return *step, success, act, self._seen(following, fresh & active)
 
 
 def _order(step):
@@ -492,7 +500,7 @@ class _Recorder:
         metrics = jax.tree.map(lambda *x: np.stack(x), *metrics) if metrics else {}
         obs_next = None
         if self._way.capacity == 1 and self._last is not None:
-            obs_next = self._last.step[0]
+            obs_next = self._last.step[0].copy()
         return Record(
             ended=Ended(**columns),
             reward=np.where(valid, np.array(self._rew).reshape(shape), 0).sum(1, np.float64),

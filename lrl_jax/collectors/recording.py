@@ -61,8 +61,9 @@ def statistics(
     n_steps = int(sum(int(r.steps.sum()) for r in records))
     reward = float(sum(float(r.reward.sum()) for r in records))
     learning = {}
-    if records:
-        joined = jax.tree.map(lambda *x: np.concatenate(x), *[r.metrics for r in records])
+    parts = [r.metrics for r in records if r.metrics]
+    if parts:
+        joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
         learning = {name: float(x) for name, x in mean_over_updates(joined).items()}
     returns = finished("episode_return").astype(np.float32)
     return CollectStats(

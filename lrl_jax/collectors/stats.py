@@ -71,16 +71,13 @@ class CollectStats(CollectStatsBase, Mapping):
     tests: tuple[tuple[int, dict[str, Any]], ...] = ()
     truncated_by_limit: int = 0
     n_steps_beyond: int = 0
+    returns_stat: SequenceSummaryStats | None = None
+    lens_stat: SequenceSummaryStats | None = None
 
-    @property
-    def returns_stat(self) -> SequenceSummaryStats | None:
-        """Summary of the returns."""
-        return SequenceSummaryStats.of(self.returns)
-
-    @property
-    def lens_stat(self) -> SequenceSummaryStats | None:
-        """Summary of the lengths."""
-        return SequenceSummaryStats.of(self.lens)
+    def __post_init__(self):
+        for name, values in (("returns_stat", self.returns), ("lens_stat", self.lens)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, SequenceSummaryStats.of(values))
 
     def _mapping(self) -> dict[str, Any]:
         some = len(self.returns) > 0

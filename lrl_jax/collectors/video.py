@@ -83,7 +83,7 @@ class VideoLogger:
             raise TypeError(
                 f"{type(env).__name__} has no method render(state): give VideoLogger a render_fn."
             )
-        return np.asarray(frame, np.uint8)
+        return np.array(frame, np.uint8)
 
     def save(self) -> Path:
         """Write what was gathered and start anew; returns the file.

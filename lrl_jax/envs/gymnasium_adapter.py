@@ -118,9 +118,11 @@ class HostEnv:
         self.n = self.vector.num_envs
         self.dtype = np.dtype(dtype)
         self.space = self.vector.single_observation_space
-        self.mode = self.vector.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
-        self.mode = AutoresetMode(self.mode)
         base = self.vector.unwrapped
+        # The metadata are shared by all environments of a class: the last one made writes them.
+        mode = getattr(base, "autoreset_mode", None)
+        mode = self.vector.metadata.get("autoreset_mode") if mode is None else mode
+        self.mode = AutoresetMode(AutoresetMode.NEXT_STEP if mode is None else mode)
         self.can_pause = isinstance(base, SyncVectorEnv | AsyncVectorEnv)
         if not self.can_pause and self.mode is not AutoresetMode.SAME_STEP:
             raise TypeError(
@@ -232,6 +234,31 @@ def _with_final(info: dict[str, Any], done: np.ndarray) -> dict[str, Any]:
         elif old is None:
             merged[name] = values
     return merged
+
+
+def rows_of(info: dict[str, Any], mask: np.ndarray) -> dict[str, Any]:
+    """A vector environment's info of the instances in `mask` [n] alone."""
+    if mask.all():
+        return info
+    return {
+        name: values[mask]
+        if isinstance(values, np.ndarray) and values.shape[:1] == mask.shape
+        else values
+        for name, values in info.items()
+    }
+
+
+def merged(infos: list[dict[str, Any]]) -> dict[str, Any]:
+    """Infos of vector environments of one instance each as that of one with all of them.
+
+    Entries that some lack are left out of it, but for their mask, as vector environments have it.
+    """
+    shared = set.intersection(*map(set, infos)) if infos else set()
+    return {
+        name: np.concatenate([np.asarray(info[name]) for info in infos])
+        for name in sorted(shared)
+        if all(isinstance(info[name], np.ndarray) for info in infos)
+    }
 
 
 def success_in(info: dict[str, Any], n: int) -> np.ndarray | None:

@@ -139,6 +139,11 @@ class Level:
     uses_parent_obs: bool = False
     is_blind: bool = False
 
+    def __init_subclass__(cls, **keywords: Any):
+        super().__init_subclass__(**keywords)
+        if "act" in cls.__dict__ and "is_blind" not in cls.__dict__:
+            cls.is_blind = False  # another way of acting may look
+
     #: A costly level may define `prepare`, with the arguments of `act`, which returns (action,
     #: memory, needs_act): the cheap part of a decision, run for all instances that decide. Only
     #: where needs_act is true does `act` follow, with the memory that `prepare` returned.

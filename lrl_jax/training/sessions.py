@@ -15,6 +15,7 @@ from lrl_jax.hierarchies import HierarchyState
 from lrl_jax.training.train import Trainer
 
 _FINAL_TEST_STREAM = 0xF17A
+_INTERIM_SEED = 2**30  # of tests on the host, apart from the final test's
 
 
 class Session(Protocol):
@@ -172,7 +173,8 @@ class HostSession:
     def test(self, i: int) -> dict[str, Any]:
         """The interim test behind chunk i, on the host."""
         trainer = self._trainer
-        stats = _test_on_host(trainer, self.state, trainer.config.test_episodes, i)
+        seed = _INTERIM_SEED + i
+        stats = _test_on_host(trainer, self.state, trainer.config.test_episodes, seed)
         episodes = _episodes(stats)
         metrics = {
             "test_return": episodes.episode_return.mean(),
