@@ -116,7 +116,7 @@ def _train(
             start = time.monotonic()
             metrics = session.advance()
             chunk_seconds.append(time.monotonic() - start)
-            tested = session.test(i)
+            metrics, tested = jax.device_get((metrics, session.test(i)))
             env_steps = (i + 1) * chunk_steps
             row = {
                 "env_steps": env_steps,

@@ -31,11 +31,11 @@ class Session(Protocol):
         ...
 
     def advance(self) -> dict[str, Any]:
-        """Train up to the next interim test; returns the metrics, on the host."""
+        """Train up to the next interim test, to its end; returns the metrics."""
         ...
 
     def test(self, i: int) -> dict[str, Any]:
-        """The interim test behind chunk i, on the host."""
+        """The interim test behind chunk i."""
         ...
 
 
@@ -130,13 +130,13 @@ class DeviceSession:
         return time.monotonic() - began
 
     def advance(self) -> dict[str, Any]:
-        """Train up to the next interim test; returns the metrics, on the host."""
+        """Train up to the next interim test; returns the metrics."""
         self._carry, metrics = self._compiled(self._carry)
-        return jax.device_get(metrics)
+        return jax.block_until_ready(metrics)
 
     def test(self, i: int) -> dict[str, Any]:
-        """The interim test behind chunk i, on the host."""
-        return jax.device_get(self._test(self.state, i))
+        """The interim test behind chunk i."""
+        return self._test(self.state, i)
 
 
 class HostSession:
@@ -157,7 +157,7 @@ class HostSession:
         return 0.0
 
     def advance(self) -> dict[str, Any]:
-        """Train up to the next interim test; returns the metrics, on the host."""
+        """Train up to the next interim test; returns the metrics."""
         config = self._trainer.config
         stats = self._collector.collect(
             n_steps=config.rounds_per_chunk * config.round_ticks, learn=True
@@ -171,7 +171,7 @@ class HostSession:
         }
 
     def test(self, i: int) -> dict[str, Any]:
-        """The interim test behind chunk i, on the host."""
+        """The interim test behind chunk i."""
         trainer = self._trainer
         seed = _INTERIM_SEED + i
         stats = _test_on_host(trainer, self.state, trainer.config.test_episodes, seed)
