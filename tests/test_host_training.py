@@ -1,0 +1,60 @@
+"""Training in Gymnasium environments: the run folder, tests of whole episodes, loading."""
+
+import csv
+import json
+
+import pytest
+
+import lrl_jax as lrl
+from lrl_jax import cli
+from lrl_jax.training import SACAgent, TrainConfig, make_train, run_training
+
+CONFIG = TrainConfig(
+    agent=SACAgent(hidden=(16,), batch_size=16, warm_up_steps=100, buffer_size=2000),
+    env="gymnasium/Pendulum-v1",
+    n_env_instances=2,
+    total_steps=800,
+    round_ticks=1,
+    test_interval=400,
+    test_episodes=3,
+    final_test_episodes=5,
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "host"
+    return folder, run_training(CONFIG, folder, progress=False)
+
+
+def test_a_run_on_the_host(finished):
+    folder, summary = finished
+    assert summary.env_steps == 800 and summary.test_success is None
+    assert -2000 < summary.test_return < 0 and summary.test_episodes == 5
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["env_steps"]) for row in rows] == [400, 800]
+    # An update a row after the warm up, 100 of the first 400 steps.
+    assert float(rows[1]["level0/n_updates"]) == 400
+    assert float(rows[0]["level0/n_updates"]) in (300, 302)
+    assert json.loads((folder / "config.json").read_text())["env"] == "gymnasium/Pendulum-v1"
+
+
+def test_it_can_be_loaded_and_tested_again(finished, capsys):
+    folder, summary = finished
+    hierarchy, state, env, params = lrl.load_run(folder)
+    assert params is None and env.num_envs == 2
+    assert int(state.n_total_env_steps) == 800
+    cli.main(["test", str(folder), "--episodes", "5"])
+    assert f"{summary.test_return:.1f}" in capsys.readouterr().out
+
+
+def test_what_the_host_cannot_do_is_refused():
+    import dataclasses
+
+    with pytest.raises(ValueError, match="cannot be traced"):
+        make_train(CONFIG)
+    with pytest.raises(ValueError, match="one seed after another"):
+        run_training(dataclasses.replace(CONFIG, seeds=2), "unused", progress=False)
+    with pytest.raises(Exception, match="NoSuchEnv"):
+        lrl.make("gymnasium/NoSuchEnv-v0")
