@@ -234,9 +234,8 @@ def test_state_noise_is_on_the_start_alone(splates):
 
 def test_subgoals_over_plans_over_skills():
     """Three levels; the middle one is paid for coming near what the highest asked for."""
-    hierarchy, env, params, state, metrics = build(
-        dataclasses.replace(SMALL, subgoal_skills=2, planner_interval=16), ticks=60
-    )
+    agent = dataclasses.replace(SMALL, subgoal_skills=2, planner_interval=16, skill_interval=160)
+    hierarchy, env, params, state, metrics = build(agent, ticks=60)
     assert all(metrics[f"level{i}/n_updates"] > 0 for i in range(3))
     middle = hierarchy.levels[1]
     rows = lrl.buffers.stored(state.levels[1].buffer)
