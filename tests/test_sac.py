@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lrl_jax.algorithms import SAC, Batch
+from lrl_jax.algorithms.sac import least
 from lrl_jax.nets import tanh_gaussian
 from lrl_jax.predictors import RampSchedule
 from lrl_jax.spaces import Box
@@ -130,6 +131,16 @@ def test_given_targets_are_learned(state, batch):
             targets,
         )
     assert float(metrics["critic_loss"]) < 0.05 and abs(float(metrics["q"]) - 7) < 0.2
+
+
+def test_the_least_value_and_its_gradient():
+    values = jax.random.normal(jax.random.key(0), (3, 40)).at[:, 0].set(1.0)
+    np.testing.assert_array_equal(least(values), values.min(0))
+    grads = np.asarray(jax.grad(lambda x: least(x).sum())(values))
+    np.testing.assert_array_equal(grads.sum(0), 1.0)
+    np.testing.assert_array_equal(grads.argmax(0)[1:], values.argmin(0)[1:])
+    # Nothing is divided by a count of equal entries, which rounding can make zero.
+    assert " div " not in str(jax.make_jaxpr(jax.grad(lambda x: least(x).sum()))(values))
 
 
 def test_rows_outside_the_mask_do_not_count(state, batch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -221,7 +222,7 @@ class SAC:
         x = jnp.concatenate([obs, condition], -1)
         mean, log_std = self._policy(state, x)
         action, log_prob = tanh_gaussian(mean, log_std, jax.random.normal(key, mean.shape))
-        return self.q_values(state.target_critics, x, action).min(0) - state.temperature * log_prob
+        return least(self.q_values(state.target_critics, x, action)) - state.temperature * log_prob
 
     def targets(self, state: SACState, batch: Batch, key: jax.Array) -> jax.Array:
         """r + gamma (1 - terminated) V(x'), [B]; a truncated row bootstraps. Consumes `key`."""
@@ -262,7 +263,7 @@ class SAC:
         def actor_loss(actor):
             mean, log_std = self._policy(state.replace(actor=actor), x)
             drawn, log_prob = tanh_gaussian(mean, log_std, noise)
-            value = self.q_values(critics, x, drawn).min(0)
+            value = least(self.q_values(critics, x, drawn))
             return ((temperature * log_prob - value) * weight).sum(), (log_prob * weight).sum()
 
         (loss_actor, log_prob), grads = jax.value_and_grad(actor_loss, has_aux=True)(state.actor)
@@ -285,6 +286,16 @@ class SAC:
             "entropy": -log_prob,
             "temperature": state.temperature,
         }
+
+
+def least(values: jax.Array) -> jax.Array:
+    """Least of values [n, ...] over the leading axis, with a gradient for that one.
+
+    The derivative of `jnp.min` divides by the number of entries that equal the result. Compiled
+    code may compute the entries a second time, rounded otherwise (seen on CPUs with jaxlib 0.10.2):
+    none is equal then, and the gradient is NaN.
+    """
+    return functools.reduce(lambda a, b: jnp.where(a <= b, a, b), values)
 
 
 def _step(grads, opt_state, params, settings):
