@@ -9,6 +9,7 @@ from lrl_jax import (  # noqa: E402
     algorithms,
     buffers,
     collectors,
+    devices,
     envs,
     hierarchies,
     levels,
@@ -25,6 +26,7 @@ from lrl_jax.collectors import (  # noqa: E402
     Transitions,
     rollout,
 )
+from lrl_jax.devices import make_mesh  # noqa: E402
 from lrl_jax.envs import make  # noqa: E402
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, RandomHierarchy  # noqa: E402
 from lrl_jax.training import load_run, take_seed  # noqa: E402
@@ -40,11 +42,13 @@ __all__ = [
     "algorithms",
     "buffers",
     "collectors",
+    "devices",
     "envs",
     "hierarchies",
     "levels",
     "load_run",
     "make",
+    "make_mesh",
     "models",
     "planners",
     "predictors",

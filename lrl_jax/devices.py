@@ -1,10 +1,26 @@
-"""Devices by name."""
+"""Devices by name, and meshes of devices that share the instances between them.
+
+Instances are independent, so each device steps its own: leaves [n, ...] are split over the mesh
+axis `AXIS`, learners are copies. XLA's partitioner does the rest (Xu et al. 2021, "GSPMD"), but for
+three places where it would move whole buffers, which run as a program of each device on its own
+part: writing replay, reading it, and deciding for active instances.
+
+The mesh is that of the context (`jax.set_mesh`, or `use`); without one, all here does nothing.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXIS = "instances"
+#: Leaves of a learner with at least so many entries are split over the devices, not copied.
+LARGE_LEAF = 2**22
 
 
 def resolve_device(device: Any) -> Any:
@@ -14,3 +30,123 @@ def resolve_device(device: Any) -> Any:
     platform, _, index = device.partition(":")
     platform = {"gpu": "cuda"}.get(platform, platform)
     return jax.devices(platform)[int(index or 0)]
+
+
+def request(n_devices: int) -> None:
+    """Ask for as many virtual devices on a CPU; has no effect once JAX has looked for devices."""
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", n_devices)
+
+
+def make_mesh(n_devices: int | None = None) -> Mesh:
+    """A mesh of devices over which instances are split.
+
+    Args:
+        n_devices: the first so many of all processes' devices; None for all.
+
+    Raises:
+        ValueError: if there are not as many, or some processes would have none.
+    """
+    devices = jax.devices()
+    n = len(devices) if n_devices is None else n_devices
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"n_devices must be a whole number from 1 on, got {n_devices!r}.")
+    if n > len(devices):
+        raise ValueError(
+            f"{n} devices were asked for, but there are {len(devices)} ({devices[0].platform}): "
+            f'on a CPU, call jax.config.update("jax_num_cpu_devices", {n}) before JAX is used.'
+        )
+    if len({device.process_index for device in devices[:n]}) < jax.process_count():
+        raise ValueError(
+            f"{n} devices leave some of the {jax.process_count()} processes without one: use all "
+            f"{len(devices)}."
+        )
+    return jax.make_mesh((n,), (AXIS,), (AxisType.Auto,), devices=devices[:n])
+
+
+def use(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """Make `mesh` that of the context; None leaves the context as it is."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def n_shards() -> int:
+    """Devices that share the instances here; 1 within the program of one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if AXIS in mesh.manual_axes else mesh.shape.get(AXIS, 1)
+
+
+def mesh_of(tree: Any) -> Mesh | None:
+    """The mesh that the leaves of a tree are split over; None if they are on one device."""
+    for leaf in jax.tree.leaves(tree):
+        sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and AXIS in sharding.mesh.axis_names:
+            assert isinstance(sharding.mesh, Mesh)
+            return sharding.mesh
+    return None
+
+
+# ---------------------------------------------------------------------- specs
+
+
+def by_instance(n: int) -> P:
+    """Spec of leaves [n, ...]: split where the devices divide n evenly."""
+    return P(AXIS) if n % n_shards() == 0 else P()
+
+
+def of_learner(learner: Any) -> Any:
+    """Specs of a learner's leaves: a copy on each device, large ones split."""
+    shards = n_shards()
+
+    def spec(leaf):
+        if leaf.size < LARGE_LEAF:
+            return P()
+        sizes = [(size, -axis) for axis, size in enumerate(leaf.shape) if size % shards == 0]
+        return P(*[None] * -max(sizes)[1], AXIS) if sizes else P()
+
+    return jax.tree.map(spec, learner)
+
+
+def is_spec(x: Any) -> bool:
+    """Whether it is a leaf of a tree of specs."""
+    return isinstance(x, P)
+
+
+def behind(specs: Any) -> Any:
+    """Specs of trees that have one more leading axis, which is not split."""
+    return jax.tree.map(lambda spec: P(None, *spec), specs, is_leaf=is_spec)
+
+
+def shardings(specs: Any, mesh: Mesh) -> Any:
+    """Specs as shardings of that mesh."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_spec)
+
+
+# --------------------------------------------------------------- within programs
+
+
+def pin(tree: Any, specs: Callable[[Any], Any]) -> Any:
+    """Keep a tree split as `specs(tree)` says."""
+    return tree if n_shards() == 1 else jax.lax.with_sharding_constraint(tree, specs(tree))
+
+
+def split(tree: Any, axis: int = 0) -> Any:
+    """Divide the rows of a batch between the devices, where they divide evenly.
+
+    A loss over them is then a sum over devices, and so is its gradient.
+    """
+
+    def specs(tree):
+        def spec(x):
+            fits = x.ndim > axis and x.shape[axis] % n_shards() == 0
+            return P(*[None] * axis, AXIS) if fits else P()
+
+        return jax.tree.map(spec, tree)
+
+    return pin(tree, specs)
+
+
+def each(f: Callable, in_specs: Any, out_specs: Any) -> Callable:
+    """`f` as a program that each device runs on its own part; `f` itself without a mesh."""
+    if n_shards() == 1:
+        return f
+    return jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, check_vma=False)

@@ -6,6 +6,8 @@ import hypothesis
 import jax
 import pytest
 
+jax.config.update("jax_num_cpu_devices", 8)  # for tests of meshes; others use the first
+
 # Derandomized, so that a run fails or passes for good; compilation makes first examples slow.
 hypothesis.settings.register_profile(
     "fixed",

@@ -12,6 +12,7 @@ from lrl_jax.buffers.ring import (
     rows_after,
     sample_ids,
     sample_partial_trajectories,
+    specs,
     stored,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "rows_after",
     "sample_ids",
     "sample_partial_trajectories",
+    "specs",
     "stored",
 ]

@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import PartitionSpec as P
 
+from lrl_jax import devices
 from lrl_jax.buffers import packing
 
 # Number of rows before this one in its trajectory: rows of a ring continue one another as long as
@@ -96,6 +98,12 @@ def add(
         first: bool [n], the row does not continue the one before (a new episode, a reset). A row
             behind one with `terminated` or `truncated` never does.
     """
+    own = specs(buffer)
+    row = devices.by_instance(buffer.n_env_instances)
+    return devices.each(_add, (own, row, row, row), own)(buffer, rows, mask, first)
+
+
+def _add(buffer, rows, mask, first):
     n, capacity = buffer.n_env_instances, buffer.capacity
     position = buffer.position if first is None else jnp.where(first, 0, buffer.position)
     words = packing.pack(buffer.layout, {**rows, _POSITION: position})
@@ -110,6 +118,12 @@ def add(
         size=jnp.minimum(buffer.size + step, capacity),
         position=following if mask is None else jnp.where(mask, following, buffer.position),
     )
+
+
+def specs(buffer: Buffer) -> Any:
+    """How a buffer is split over devices: each keeps the rings of its own instances."""
+    ring = devices.by_instance(buffer.n_env_instances)
+    return buffer.replace(words=P(None, *ring), cursor=ring, size=ring, position=ring)
 
 
 def n_rows(buffer: Buffer) -> jax.Array:
@@ -143,15 +157,38 @@ def sample_ids(buffer: Buffer, key: jax.Array, batch_size: int) -> jax.Array:
 
 def gather(buffer: Buffer, ids: jax.Array) -> dict[str, jax.Array]:
     """Read rows by id, [...] to a dict of [..., *shape]."""
-    words = buffer.words.reshape(-1, buffer.words.shape[-1])
-    rows = packing.unpack(buffer.layout, words.at[ids].get(mode="clip"))
+    rows = packing.unpack(buffer.layout, _read(buffer, ids))
     del rows[_POSITION]
     return rows
 
 
+def _read(buffer: Buffer, ids: jax.Array, word: int | None = None) -> jax.Array:
+    """Words [..., W] of rows, or one of them, [...]."""
+    n = buffer.n_env_instances
+
+    def lookup(words, ids):
+        index = ids if word is None else (ids, word)
+        return words.reshape(-1, words.shape[-1]).at[index].get(mode="clip")
+
+    def own_part(words, ids):
+        """The rows of this device's rings, summed up with those of the others."""
+        own = words.shape[1]
+        slot, instance = jnp.divmod(ids, n)
+        instance = instance - jax.lax.axis_index(devices.AXIS) * own
+        mine = (0 <= instance) & (instance < own)
+        found = lookup(words, slot * own + jnp.clip(instance, 0, own - 1))
+        mine = mine.reshape(mine.shape + (1,) * (found.ndim - mine.ndim))
+        return jax.lax.psum(jnp.where(mine, found, 0), devices.AXIS)
+
+    ring = devices.by_instance(n)
+    if devices.n_shards() == 1 or ring == P():
+        return lookup(buffer.words, ids)
+    return devices.each(own_part, (P(None, *ring), P()), P())(buffer.words, ids)
+
+
 def _column(buffer: Buffer, name: str, slot: jax.Array, instance: jax.Array) -> jax.Array:
     field = next(f for f in buffer.layout if f.name == name)
-    return buffer.words[slot, instance, field.start]
+    return _read(buffer, slot * buffer.n_env_instances + instance, field.start)
 
 
 def sample_partial_trajectories(

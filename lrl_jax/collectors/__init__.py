@@ -9,6 +9,7 @@ from lrl_jax.collectors.rollout import (
     Transitions,
     init_carry,
     rollout,
+    shard,
     tick,
 )
 from lrl_jax.collectors.stats import CollectStats, CollectStatsBase, SequenceSummaryStats
@@ -28,5 +29,6 @@ __all__ = [
     "evaluate",
     "init_carry",
     "rollout",
+    "shard",
     "tick",
 ]

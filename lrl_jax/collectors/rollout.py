@@ -9,11 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
+from lrl_jax import devices
 from lrl_jax.collectors.preprocess import Preprocess
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
 from lrl_jax.hierarchies.env_spec import env_spec
 from lrl_jax.hierarchies.gating import select
+from lrl_jax.hierarchies.state import specs as state_specs
 from lrl_jax.randomness import Stream
 
 # What keys of a tick are for, beside the steps of the environments.
@@ -165,6 +169,48 @@ def init_carry(
         episode_length=jnp.zeros(n, jnp.int32),
         episode_success=jnp.zeros(n, bool),
     )
+
+
+def specs(carry: RolloutCarry) -> Any:
+    """How a carry is split over the devices of a mesh; see `lrl_jax.devices`."""
+    row = devices.by_instance(carry.episode_length.shape[0])
+    return RolloutCarry(
+        env_state=jax.tree.map(lambda _: row, carry.env_state),
+        obs=row,
+        hierarchy=state_specs(carry.hierarchy),
+        stream=jax.tree.map(lambda _: P(), carry.stream),
+        episode_return=row,
+        episode_length=row,
+        episode_success=row,
+    )  # pyright: ignore[reportArgumentType]
+
+
+def shard(carry: RolloutCarry, mesh: Mesh) -> RolloutCarry:
+    """Split the instances of a carry over the devices of a mesh, with their replay.
+
+    Rollouts of what comes back run on all of them. Learners become copies, large leaves are split
+    (`devices.LARGE_LEAF`).
+
+    Args:
+        carry: of n instances.
+        mesh: of `make_mesh`.
+
+    Raises:
+        ValueError: if the devices do not divide n evenly.
+    """
+    check_divides(carry.episode_length.shape[0], mesh.size)
+    with devices.use(mesh):
+        return jax.device_put(carry, devices.shardings(specs(carry), mesh))
+
+
+def check_divides(n: int, n_devices: int) -> None:
+    """Refuse numbers of instances that devices cannot share evenly."""
+    if n % n_devices:
+        lower = max(n - n % n_devices, n_devices)
+        raise ValueError(
+            f"{n} instances cannot be shared evenly by {n_devices} devices: use "
+            f"n_env_instances={lower} or {n - n % n_devices + n_devices}."
+        )
 
 
 def _stagger(
@@ -364,6 +410,7 @@ def _ticks(hierarchy, env, params, carry, sums, n_ticks, record, unroll):
         carry, sums = settled(carry, sums, pending, jnp.broadcast_to(is_pending, (n,)))
         obs = carry.obs
         carry, pending, action = decide_and_step(hierarchy, env, params, carry)
+        carry = devices.pin(carry, specs)
         out = _recorded(obs, action, pending) if record else None
         return (carry, sums, pending, jnp.ones((), bool)), out
 
@@ -435,6 +482,8 @@ def _rollout(
             metrics = join(metrics, jax.tree.map(lambda x: x[None], last_metrics))
         carry, sums = scanned
         metrics = mean_over_updates(metrics)
+    # Gathered first, so that sums are rounded alike however many devices there are.
+    sums = devices.pin(sums, lambda sums: dict.fromkeys(sums, P()))
     totals = {name: value.sum() for name, value in sums.items()}
     totals["reward_mean"] = totals.pop("reward_sum") / (settings.n_steps * n)
     return carry, RolloutOutput(metrics=totals | metrics, transitions=transitions)
@@ -487,4 +536,5 @@ def rollout(
         raise TypeError(f"carry must come from init_carry, got {type(carry).__name__}.")
     settings = _Settings(n_steps, bool(learn), bool(record), learn_interval, unroll)
     run = hierarchy.jitted(_rollout, env, settings)
-    return run(params, carry)
+    with devices.use(devices.mesh_of(carry)):
+        return run(params, carry)

@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import PartitionSpec as P
 
+from lrl_jax import buffers, devices
 from lrl_jax.buffers import Buffer
 from lrl_jax.randomness import Stream
 
@@ -92,3 +94,30 @@ class HierarchyState:
     def n_env_instances(self) -> int:
         """Number of instances, n."""
         return self.active_level.shape[-1]
+
+
+def specs(state: HierarchyState) -> Any:
+    """How a state is split over the devices of a mesh; see `lrl_jax.devices`."""
+    row = devices.by_instance(state.n_env_instances)
+
+    def of_level(level: LevelState) -> Any:
+        return LevelState(
+            learner=devices.of_learner(level.learner),
+            memory=jax.tree.map(lambda _: row, level.memory),
+            buffer=None if level.buffer is None else buffers.specs(level.buffer),
+            obs=row,
+            action=row,
+            cum_reward=row,
+            elapsed_env_steps=row,
+            n_steps_in_control=row,
+            seam=row,
+            new_rows=P(),
+            parent_obs=None if level.parent_obs is None else row,
+        )  # pyright: ignore[reportArgumentType]
+
+    return state.replace(
+        levels=tuple(of_level(level) for level in state.levels),
+        active_level=row,
+        n_total_env_steps=jax.tree.map(lambda _: P(), state.n_total_env_steps),
+        stream=jax.tree.map(lambda _: P(), state.stream),
+    )

@@ -8,8 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
-from lrl_jax import buffers
+from lrl_jax import buffers, devices
 from lrl_jax.hierarchies.gating import masked_act, max_over_batch, select
 from lrl_jax.hierarchies.state import HierarchyState, LevelState
 from lrl_jax.levels.base import Control, Level, Row
@@ -64,7 +65,6 @@ def get_action(levels, maps, training, state, obs, mask) -> tuple[HierarchyState
         decides = mask if i == last else (active == i if mask is None else (active == i) & mask)
         mapped = maps[i](obs).astype(level_state.obs.dtype)
         level_input = new_levels[-1].action if i else no_input(n)
-        act_all = BatchAct(level, level_state.learner, parent_learner(state, i), training)
         args = (mapped, level_input, state.stream.instance_keys(n, salt=i))
         if level.uses_parent_obs:
             seen = maps[i - 1](obs).astype(level_state.obs.dtype)
@@ -73,8 +73,11 @@ def get_action(levels, maps, training, state, obs, mask) -> tuple[HierarchyState
             )
             args += (_control(level_state, new_levels[-1]),)
         ticks = math.prod(below.control_interval or 1 for below in levels[i + 1 :])
-        action, memory = masked_act(
-            level, act_all, decides, level_state.action, level_state.memory, args, ticks
+        decide = functools.partial(_decide, level, training, ticks)
+        row = devices.by_instance(n)
+        action, memory = devices.each(decide, (P(), row), row)(
+            (level_state.learner, parent_learner(state, i)),
+            (decides, level_state.action, level_state.memory, args),
         )
         action = action.astype(level_state.action.dtype)
         new_levels.append(
@@ -89,6 +92,11 @@ def get_action(levels, maps, training, state, obs, mask) -> tuple[HierarchyState
         levels=tuple(new_levels), active_level=active, stream=state.stream.advance()
     )
     return state, new_levels[-1].action
+
+
+def _decide(level, training, ticks, learners, rows):
+    """Let one level decide, on each device for its own instances."""
+    return masked_act(level, BatchAct(level, *learners, training), *rows, ticks)
 
 
 def _control(level_state: LevelState, above: LevelState) -> Control:
@@ -239,8 +247,10 @@ def _learn_level(level, state: HierarchyState, i: int, key: jax.Array):
         # Under vmap the loop runs as often as any copy needs: the others keep what they have.
         mine = j < n_updates
         new = select(mine, new, learner)
-        sums = jax.tree.map(lambda s, m: s + jnp.where(mine, m, 0.0), sums, dict(metrics))
-        return new, sums
+        sums = jax.tree.map(
+            lambda s, m: s + jnp.where(mine, m, 0.0).astype(s.dtype), sums, dict(metrics)
+        )
+        return devices.pin(new, devices.of_learner), sums
 
     learner, sums = jax.lax.fori_loop(
         0, max_over_batch(n_updates), body, (level_state.learner, sums)

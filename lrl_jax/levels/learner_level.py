@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from lrl_jax import buffers
+from lrl_jax import buffers, devices
 from lrl_jax.algorithms import Batch, Features, Hindsight, Scale
 from lrl_jax.levels.base import Level, LevelSpec, Row, as_rows
 from lrl_jax.settings import check_float, check_int
@@ -232,7 +232,7 @@ class LearnerLevel(Level):
                 buffer, key_ids, self.batch_size, n_steps
             )
             mask = mask.T.astype(bool)
-        rows = buffers.gather(buffer, ids)
+        rows = devices.split(buffers.gather(buffer, ids), mask.ndim - 1)
         if self.hindsight is not None:
             rows = self.hindsight.relabel(buffer, ids, rows, key_hindsight)
         return rows, mask

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrl_jax import buffers
+from lrl_jax import buffers, devices
 from lrl_jax.models import masked_covariance, standardizer_loss, update_running_std
 from lrl_jax.nets import apply_function
 from lrl_jax.predictors.base import Predictor
@@ -170,7 +170,7 @@ class RewardPredictor(Predictor):
         n_rows = k_steps + n_steps - 1
         ids, length, mask = buffers.sample_partial_trajectories(buffer, key, batch_size, n_rows)
         ids_bt = ids.T  # [B, L]
-        rows = buffers.gather(buffer, ids_bt)
+        rows = devices.split(buffers.gather(buffer, ids_bt))
         reward = _rewards(rows, reward_fn)
         terminated = rows["terminated"].astype(bool)
         stored_until = jnp.arange(n_rows) >= length[:, None] - 1
@@ -240,6 +240,7 @@ class RewardPredictor(Predictor):
         check_steps("batch_size", batch_size)
         key = ps.key if key is None else key
         rows = buffers.gather(buffer, buffers.sample_ids(buffer, key, batch_size))
+        rows = devices.split(rows)
         state, context = self.encode(ps, rows["obs"])
         state_next, context_next = self.encode(ps, rows["obs_next"])
         valid = jnp.broadcast_to(buffers.n_rows(buffer) > 0, (batch_size,))
