@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
+import jax
 import numpy as np
 import tyro
 
@@ -23,6 +25,7 @@ from lrl_jax.training import (
 from lrl_jax.training.sessions import test_episodes
 from lrl_jax.training.statistics import bootstrap_interval, interquartile_mean
 
+_RESTARTED = "LRL_JAX_RESTARTED"  # in the environment of a command that has begun again
 _FILES = (
     "learning_curve.png",
     "paths.png",
@@ -129,6 +132,7 @@ def test(args: Test) -> None:
 def _usage() -> str:
     lines = [
         "usage: lrl-jax train [PRESET] [--out FOLDER] [--quiet] [--seeds N]",
+        "                     [--devices N] [--coordinator HOST:PORT --processes N --process-id I]",
         "                     [settings; lrl-jax train PRESET --help lists them]",
         "       lrl-jax test RUN [--episodes N] [--seed N] [--pick AGENT]",
         "",
@@ -165,16 +169,12 @@ def _train_command(args: list[str]) -> None:
         name, *args = args
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}: use one of {', '.join(PRESETS)}.")
-    out, quiet = None, "--quiet" in args
+    given, quiet = args, "--quiet" in args
     args = [a for a in args if a != "--quiet"]
-    # "--out=FOLDER", as tyro takes its settings, is "--out FOLDER".
-    args = [part for a in args for part in (a.split("=", 1) if a.startswith("--out=") else [a])]
-    if "--out" in args:
-        i = args.index("--out")
-        if i + 1 >= len(args):
-            raise ValueError("--out needs a folder.")
-        out = Path(args[i + 1])
-        args = args[:i] + args[i + 2 :]
+    out, args = _take("--out", args)
+    coordinator, args = _take("--coordinator", args)
+    processes, args = _take("--processes", args)
+    process_id, args = _take("--process-id", args)
     about, default = PRESETS[name]
     config = tyro.cli(
         # The agent's kind is the preset's: its settings are options, not those of a subcommand.
@@ -184,4 +184,91 @@ def _train_command(args: list[str]) -> None:
         prog=f"lrl-jax train {name}",
         description=about,
     )
-    train(config, name, out, quiet)
+    processes = _processes(coordinator, processes, process_id)
+    if _needs_restart(config, processes):
+        _restart(config, processes, ["train", name, *given])
+    if processes is not None and config.devices == 1:
+        config = dataclasses.replace(config, devices=jax.device_count())
+    train(config, name, out and Path(out), quiet)
+
+
+def _take(option: str, args: list[str]) -> tuple[str | None, list[str]]:
+    """The value of an option that is none of the config's, and the other arguments."""
+    # "--out=FOLDER", as tyro takes its settings, is "--out FOLDER".
+    prefix = f"{option}="
+    args = [x for a in args for x in (a.split("=", 1) if a.startswith(prefix) else [a])]
+    if option not in args:
+        return None, args
+    i = args.index(option)
+    if i + 1 >= len(args):
+        raise ValueError(f"{option} needs a value.")
+    return args[i + 1], args[:i] + args[i + 2 :]
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """One of several processes that share their devices.
+
+    Attributes:
+        coordinator: address "host:port" of the first process, the same in all of them.
+        number: how many there are.
+        index: of this one, from 0 on.
+    """
+
+    coordinator: str
+    number: int
+    index: int
+
+    def __post_init__(self):
+        host, _, port = self.coordinator.rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError(f"--coordinator must be HOST:PORT, got {self.coordinator!r}.")
+        if self.number < 2:
+            raise ValueError(f"--processes must be at least 2, got {self.number}.")
+        if not 0 <= self.index < self.number:
+            raise ValueError(f"--process-id must be from 0 to {self.number - 1}, got {self.index}.")
+
+
+def _processes(coordinator: str | None, number: str | None, index: str | None) -> Processes | None:
+    options = {"--coordinator": coordinator, "--processes": number, "--process-id": index}
+    missing = [option for option, value in options.items() if value is None]
+    if len(missing) == len(options):
+        return None
+    if coordinator is None or number is None or index is None:
+        raise ValueError(f"several processes also need {', '.join(missing)}.")
+    for option, value in (("--processes", number), ("--process-id", index)):
+        if not value.isdigit():
+            raise ValueError(f"{option} must be a whole number, got {value!r}.")
+    return Processes(coordinator, int(number), int(index))
+
+
+def _needs_restart(config: TrainConfig, processes: Processes | None) -> bool:
+    """Whether devices are missing that could be had by asking before JAX looks for them."""
+    if os.environ.get(_RESTARTED):
+        return False
+    if processes is not None:
+        return True
+    return jax.default_backend() == "cpu" and jax.device_count() < config.devices
+
+
+def _restart(config: TrainConfig, processes: Processes | None, args: list[str]) -> NoReturn:
+    """Begin this command again, joined with the other processes, or with more virtual devices.
+
+    JAX has looked for devices by now, as gymnax makes arrays when it is imported.
+    """
+    n_devices = -(-config.devices // (processes.number if processes else 1))
+    environ = {**os.environ, _RESTARTED: "1"}
+    if n_devices > 1:
+        environ["JAX_NUM_CPU_DEVICES"] = str(n_devices)
+    join = "" if processes is None else f"jax.distributed.initialize(*{_astuple(processes)!r});"
+    code = f"import jax; {join} from lrl_jax.cli import main; main()"
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, "-c", code, *args], environ)
+
+
+def _astuple(processes: Processes) -> tuple[str, int, int]:
+    return processes.coordinator, processes.number, processes.index
+
+
+if __name__ == "__main__":
+    main()

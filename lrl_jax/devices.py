@@ -15,10 +15,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXIS = "instances"
+#: Axis of a mesh over which agents, trained side by side, are split.
+AGENTS = "agents"
 #: Leaves of a learner with at least so many entries are split over the devices, not copied.
 LARGE_LEAF = 2**22
 
@@ -32,17 +35,18 @@ def resolve_device(device: Any) -> Any:
     return jax.devices(platform)[int(index or 0)]
 
 
-def request(n_devices: int) -> None:
-    """Ask for as many virtual devices on a CPU; has no effect once JAX has looked for devices."""
-    with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", n_devices)
+def wait_for_processes(name: str) -> None:
+    """Wait until all processes have come to this place, if there are several."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
-def make_mesh(n_devices: int | None = None) -> Mesh:
+def make_mesh(n_devices: int | None = None, axis: str = AXIS) -> Mesh:
     """A mesh of devices over which instances are split.
 
     Args:
         n_devices: the first so many of all processes' devices; None for all.
+        axis: what is split, `AXIS` or `AGENTS`.
 
     Raises:
         ValueError: if there are not as many, or some processes would have none.
@@ -54,14 +58,24 @@ def make_mesh(n_devices: int | None = None) -> Mesh:
     if n > len(devices):
         raise ValueError(
             f"{n} devices were asked for, but there are {len(devices)} ({devices[0].platform}): "
-            f'on a CPU, call jax.config.update("jax_num_cpu_devices", {n}) before JAX is used.'
+            f"on a CPU, set JAX_NUM_CPU_DEVICES={n} in the environment before JAX is imported."
         )
     if len({device.process_index for device in devices[:n]}) < jax.process_count():
         raise ValueError(
             f"{n} devices leave some of the {jax.process_count()} processes without one: use all "
             f"{len(devices)}."
         )
-    return jax.make_mesh((n,), (AXIS,), (AxisType.Auto,), devices=devices[:n])
+    return jax.make_mesh((n,), (axis,), (AxisType.Auto,), devices=devices[:n])
+
+
+def check_divides(n: int, n_devices: int) -> None:
+    """Refuse numbers of instances that devices cannot share evenly."""
+    if n % n_devices:
+        lower = max(n - n % n_devices, n_devices)
+        raise ValueError(
+            f"{n} instances cannot be shared evenly by {n_devices} devices: use "
+            f"n_env_instances={lower} or {n - n % n_devices + n_devices}."
+        )
 
 
 def use(mesh: Mesh | None) -> contextlib.AbstractContextManager:
@@ -127,6 +141,13 @@ def shardings(specs: Any, mesh: Mesh) -> Any:
 def pin(tree: Any, specs: Callable[[Any], Any]) -> Any:
     """Keep a tree split as `specs(tree)` says."""
     return tree if n_shards() == 1 else jax.lax.with_sharding_constraint(tree, specs(tree))
+
+
+def place(tree: Any, spec: P) -> Any:
+    """Keep all leaves split as `spec` says, wherever there is a mesh."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, jax.tree.map(lambda _: spec, tree))
 
 
 def split(tree: Any, axis: int = 0) -> Any:

@@ -1,19 +1,37 @@
-"""Meshes: what several devices compute is what one computes."""
+"""Meshes: what several devices, or processes, compute is what one device computes."""
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from meshes import (
+    ENV,
+    PARAMS,
+    N,
+    distance,
+    in_double_precision,
+    learner_arrays,
+    sac,
+    small_config,
+    trained,
+)
 
 import lrl_jax as lrl
-from lrl_jax import devices
-from lrl_jax.algorithms import SAC
+from lrl_jax import cli, devices
 from lrl_jax.collectors import init_carry, rollout, shard
-from lrl_jax.levels import ActionRepeatLevel, RandomLevel, SACLevel
+from lrl_jax.levels import ActionRepeatLevel, RandomLevel
+from lrl_jax.training import PRESETS, load_run, run_training
+from lrl_jax.training.sessions import DeviceSession
+from lrl_jax.training.train import Trainer
 
-ENV, PARAMS = lrl.make("Maze2D-Medium-v0")
-N = 16
 MESHES = (1, 2, 4, 8)
 
 
@@ -21,18 +39,6 @@ def random_levels():
     return lrl.Hierarchy(
         [RandomLevel(buffer_size=320), ActionRepeatLevel(5, buffer_size=640)], ENV, PARAMS
     )
-
-
-def sac(**settings):
-    level = SACLevel(
-        SAC(hidden=(16, 16)), batch_size=64, buffer_size=3200, warm_up_steps=0, **settings
-    )
-    return lrl.Hierarchy([level], ENV, PARAMS)
-
-
-def carry_of(hierarchy, n_devices, seed=0):
-    carry = init_carry(hierarchy, ENV, PARAMS, jax.random.key(seed), N)
-    return shard(carry, lrl.make_mesh(n_devices))
 
 
 def values(tree):
@@ -46,75 +52,70 @@ def values(tree):
 @pytest.mark.parametrize("n_devices", MESHES)
 def test_rollouts_of_random_levels_are_those_of_one_device(n_devices):
     hierarchy = random_levels()
-    plain = init_carry(hierarchy, ENV, PARAMS, jax.random.key(0), N)
-    want = rollout(hierarchy, ENV, PARAMS, plain, 40, record=True)
-    got = rollout(hierarchy, ENV, PARAMS, carry_of(hierarchy, n_devices), 40, record=True)
+    carry = init_carry(hierarchy, ENV, PARAMS, jax.random.key(0), N)
+    want = rollout(hierarchy, ENV, PARAMS, carry, 40, record=True)
+    carry = shard(carry, lrl.make_mesh(n_devices))
+    got = rollout(hierarchy, ENV, PARAMS, carry, 40, record=True)
     jax.tree.map(np.testing.assert_array_equal, values(got), values(want))
-
-
-@pytest.mark.parametrize("n_devices", MESHES)
-def test_memory_of_the_buffer_falls_with_the_devices(n_devices):
-    hierarchy = random_levels()
-    carry, _ = rollout(hierarchy, ENV, PARAMS, carry_of(hierarchy, n_devices), 10)
-    for level in carry.hierarchy.levels:
+    for level in got[0].hierarchy.levels:
         shards = level.buffer.words.addressable_shards
         assert len({s.device for s in shards}) == n_devices
+        # Memory of the buffer falls with the devices.
         assert {s.data.nbytes for s in shards} == {level.buffer.words.nbytes // n_devices}
-        learner = jax.tree.leaves(level.learner)
-        assert all(x.sharding.is_fully_replicated for x in learner)
-
-
-def trained(hierarchy, n_devices, ticks, cast=None):
-    carry = carry_of(hierarchy, n_devices)
-    if cast is not None:
-        carry = carry.replace(hierarchy=cast(carry.hierarchy))
-    carry, _ = rollout(hierarchy, ENV, PARAMS, carry, ticks, learn=True, learn_interval=ticks)
-    return carry.hierarchy.levels[0].learner.state
-
-
-def distance(a, b):
-    """Relative distance of two trees in the Euclidean norm."""
-    a, b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (a, b))
-    return np.linalg.norm(a - b) / np.linalg.norm(b)
+        assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(level.learner))
 
 
 @pytest.fixture(scope="module")
-def one_update():
-    # 10 ticks of 16 instances owe one update; Adam's first moment then is a tenth of the gradient.
-    hierarchy = sac(update_interval=160)
-    return {n: jax.device_get(trained(hierarchy, n, 10)) for n in MESHES}
+def hierarchy():
+    return sac()
+
+
+@pytest.fixture(scope="module")
+def one_update(hierarchy):
+    return {n: learner_arrays("one", trained(hierarchy, n, 1)) for n in MESHES}
+
+
+@pytest.fixture(scope="module")
+def fifty_updates(hierarchy):
+    return {n: learner_arrays("fifty", trained(hierarchy, n, 50)) for n in MESHES}
 
 
 @pytest.mark.parametrize("n_devices", MESHES[1:])
-@pytest.mark.parametrize("part", ["actor_opt", "critic_opt"])
-def test_the_first_gradients_are_those_of_one_device(one_update, n_devices, part):
-    got, want = (getattr(one_update[n], part).mu for n in (n_devices, 1))
-    assert np.linalg.norm(np.concatenate([np.ravel(x) for x in jax.tree.leaves(want)])) > 0
+def test_the_first_gradients_are_those_of_one_device(one_update, n_devices):
+    got, want = (one_update[n]["one_gradient"] for n in (n_devices, 1))
+    assert np.linalg.norm(want) > 0
     assert distance(got, want) <= 1e-5
 
 
-def test_parameters_after_fifty_updates():
-    hierarchy = sac(update_interval=160, n_updates=50)
-    want = trained(hierarchy, 1, 10)
-    start = carry_of(hierarchy, 1).hierarchy.levels[0].learner.state
-    for n_devices in MESHES[1:]:
-        got = trained(hierarchy, n_devices, 10)
-        for part in ("actor", "critics", "target_critics"):
-            a, b, old = (jax.device_get(getattr(x, part)) for x in (got, want, start))
-            assert distance(a, b) <= 1e-3
-            assert part == "target_critics" or distance(b, old) > 1e-2  # it has learned
+@pytest.mark.parametrize("n_devices", MESHES[1:])
+def test_parameters_after_fifty_updates(fifty_updates, one_update, n_devices):
+    got, want = (fifty_updates[n]["fifty_parameters"] for n in (n_devices, 1))
+    assert distance(want, one_update[1]["one_parameters"]) > 1e-2  # it has learned
+    assert distance(got, want) <= 1e-3
 
 
-def test_large_leaves_of_learners_are_split(monkeypatch):
-    hierarchy = sac(update_interval=160)
-    want = trained(hierarchy, 1, 10)
+@pytest.fixture(scope="module")
+def fifty_in_double_precision():
+    state = in_double_precision(1)
+    assert {x.dtype for x in jax.tree.leaves(state.actor)} == {np.dtype("float64")}
+    return learner_arrays("double", state)
+
+
+@pytest.mark.parametrize("n_devices", MESHES[1:])
+def test_parameters_in_double_precision(fifty_in_double_precision, n_devices):
+    got = learner_arrays("double", in_double_precision(n_devices))
+    want = fifty_in_double_precision["double_parameters"]
+    assert distance(got["double_parameters"], want) <= 1e-9
+
+
+def test_large_leaves_of_learners_are_split(monkeypatch, one_update):
     monkeypatch.setattr(devices, "LARGE_LEAF", 16 * 16)
-    split = sac(update_interval=160)
-    got = trained(split, 4, 10)
+    got = trained(sac(), 4, 1)
     kernel = got.actor["MLP_0"]["dense_1"]["kernel"]
     assert kernel.sharding.spec == P("instances") and kernel.shape == (16, 16)
     assert got.actor["MLP_0"]["dense_0"]["bias"].sharding.is_fully_replicated
-    assert distance(jax.device_get(got.actor), jax.device_get(want.actor)) <= 1e-3
+    arrays = learner_arrays("one", got)
+    assert distance(arrays["one_parameters"], one_update[1]["one_parameters"]) <= 1e-3
 
 
 @pytest.mark.parametrize("shape,spec", [((6, 8), P(None, "instances")), ((3, 5), P()), ((4,), P())])
@@ -124,31 +125,142 @@ def test_the_largest_axis_that_the_devices_divide_is_split(shape, spec, monkeypa
         assert devices.of_learner(jnp.zeros(shape)) == spec
 
 
+# ------------------------------------------------------------------- training
+
+
+def test_training_on_a_mesh_is_that_of_one_device(tmp_path):
+    summaries = [
+        run_training(small_config(devices=n), tmp_path / str(n), progress=False) for n in (1, 4)
+    ]
+    for name in ("env_steps", "test_episodes"):
+        assert getattr(summaries[0], name) == getattr(summaries[1], name)
+    states = [load_run(tmp_path / str(n))[1] for n in (1, 4)]
+    want, got = (learner_arrays("run", state.levels[0].learner.state) for state in states)
+    assert distance(got["run_parameters"], want["run_parameters"]) <= 1e-3
+    # Replay too: the rows are the same, as nothing was learned in the warm up that made them.
+    words = [np.asarray(state.levels[0].buffer.words[:10]) for state in states]
+    np.testing.assert_array_equal(*words)
+
+
+def test_planner_over_skills_on_a_mesh():
+    """Gates, planning in chunks, predictors and skills; several levels that learn."""
+    _, config = PRESETS["maze2d-medium-splates"]
+    agent = dataclasses.replace(
+        config.agent,
+        planner_updates=4,
+        skill_updates=4,
+        planner_warm_up=320,
+        no_planning_steps=320,
+        symmetry_steps=320,
+        skill_warm_up=320,
+        num_samples=16,
+        n_iterations=2,
+        horizon=4,
+        elite_ratio=0.25,
+        hidden=(16,),
+        model_hidden=(16,),
+    )
+    config = dataclasses.replace(
+        config, agent=agent, n_env_instances=N, total_steps=960, test_interval=960, test_episodes=4
+    )
+    metrics = {}
+    for n in (1, 4):
+        session = DeviceSession(Trainer.build(dataclasses.replace(config, devices=n)))
+        session.compile()
+        metrics[n] = jax.device_get(session.advance())
+        tested = jax.device_get(session.test(0))
+        assert all(np.isfinite(x).all() for x in tested.values())
+    for name, value in metrics[1].items():
+        np.testing.assert_allclose(metrics[4][name], value, rtol=0.05, atol=1e-3, err_msg=name)
+
+
+def test_agents_are_shared_where_they_divide(tmp_path):
+    config = dataclasses.replace(small_config(), seeds=2)
+    want = run_training(config, tmp_path / "one", progress=False)
+    split = dataclasses.replace(config, devices=2)
+    assert split.seeds_are_split
+    got = run_training(split, tmp_path / "two", progress=False)
+    np.testing.assert_allclose(got.return_of_seeds, want.return_of_seeds, rtol=1e-3)
+    for seed in (0, 1):
+        states = [load_run(tmp_path / name, seed)[1] for name in ("one", "two")]
+        a, b = (learner_arrays("run", s.levels[0].learner.state) for s in states)
+        assert distance(b["run_parameters"], a["run_parameters"]) <= 1e-3
+
+
+# ------------------------------------------------------------------ processes
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_two_processes_learn_what_one_learns(tmp_path, one_update, fifty_updates, request):
+    here = Path(__file__).parent
+    coordinator = f"127.0.0.1:{free_port()}"
+    environ = {**os.environ, "PYTHONPATH": str(here), "JAX_NUM_CPU_DEVICES": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, here / "two_processes.py", coordinator, str(i), tmp_path],
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in (0, 1)
+    ]
+    try:
+        said = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    first, second = (np.load(tmp_path / f"{i}.npz") for i in (0, 1))
+    for name in first.files:
+        np.testing.assert_array_equal(first[name], second[name])
+    assert distance(first["one_gradient"], one_update[1]["one_gradient"]) <= 1e-5
+    assert distance(first["fifty_parameters"], fifty_updates[1]["fifty_parameters"]) <= 1e-3
+    double = request.getfixturevalue("fifty_in_double_precision")
+    assert distance(first["double_parameters"], double["double_parameters"]) <= 1e-9
+    # One checkpoint, which one process reads; one set of pictures and logs.
+    run = tmp_path / "run"
+    _, state, _, _ = load_run(run)
+    assert int(state.n_total_env_steps) == small_config().total_steps
+    assert state.levels[0].buffer.n_env_instances == N
+    assert {"config.json", "metrics.csv", "summary.json", "learning_curve.png"} <= set(
+        os.listdir(run)
+    )
+
+
+# --------------------------------------------------------------------- errors
+
+
 def test_bad_meshes():
-    with pytest.raises(ValueError, match="9 devices.*there are 8.*jax_num_cpu_devices"):
+    with pytest.raises(ValueError, match=r"9 devices.*there are 8.*JAX_NUM_CPU_DEVICES=9"):
         lrl.make_mesh(9)
     for n in (0, True, 2.0):
         with pytest.raises(ValueError, match="whole number"):
             lrl.make_mesh(n)
     carry = init_carry(random_levels(), ENV, PARAMS, jax.random.key(0), 6)
-    with pytest.raises(ValueError, match="6 instances.*4 devices.*n_env_instances=4 or 8"):
+    with pytest.raises(ValueError, match=r"6 instances.*4 devices.*n_env_instances=4 or 8"):
         shard(carry, lrl.make_mesh(4))
+    with pytest.raises(ValueError, match=r"16 instances.*3 devices.*15 or 18"):
+        small_config(devices=3)
 
 
-def test_parameters_after_fifty_updates_in_double_precision():
-    def double(state):
-        level = state.levels[0]
-        algorithm = jax.tree.map(
-            lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, level.learner.state
-        )
-        learner = level.learner.replace(state=algorithm)
-        return state.replace(levels=(level.replace(learner=learner),))
-
-    with jax.enable_x64(True):
-        hierarchy = sac(update_interval=160, n_updates=50)
-        want = trained(hierarchy, 1, 10, cast=double)
-        assert {x.dtype for x in jax.tree.leaves(want.actor)} == {jnp.dtype("float64")}
-        for n_devices in (2, 8):
-            got = trained(hierarchy, n_devices, 10, cast=double)
-            assert distance(jax.device_get(got.actor), jax.device_get(want.actor)) <= 1e-9
-            assert distance(jax.device_get(got.critics), jax.device_get(want.critics)) <= 1e-9
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        (["--coordinator", "a:1"], "also need --processes, --process-id"),
+        (["--coordinator", "a", "--processes", "2", "--process-id", "0"], "HOST:PORT"),
+        (["--coordinator", "a:1", "--processes", "1", "--process-id", "0"], "at least 2"),
+        (["--coordinator", "a:1", "--processes", "2", "--process-id", "2"], "from 0 to 1"),
+        (["--coordinator", "a:1", "--processes", "x", "--process-id", "2"], "whole number"),
+        (["--coordinator"], "needs a value"),
+    ],
+)
+def test_bad_processes(options, message, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "smoke", *options])
+    assert message in capsys.readouterr().err

@@ -175,7 +175,7 @@ def _read(buffer: Buffer, ids: jax.Array, word: int | None = None) -> jax.Array:
         own = words.shape[1]
         slot, instance = jnp.divmod(ids, n)
         instance = instance - jax.lax.axis_index(devices.AXIS) * own
-        mine = (0 <= instance) & (instance < own)
+        mine = (instance >= 0) & (instance < own)
         found = lookup(words, slot * own + jnp.clip(instance, 0, own - 1))
         mine = mine.reshape(mine.shape + (1,) * (found.ndim - mine.ndim))
         return jax.lax.psum(jnp.where(mine, found, 0), devices.AXIS)

@@ -198,19 +198,9 @@ def shard(carry: RolloutCarry, mesh: Mesh) -> RolloutCarry:
     Raises:
         ValueError: if the devices do not divide n evenly.
     """
-    check_divides(carry.episode_length.shape[0], mesh.size)
+    devices.check_divides(carry.episode_length.shape[0], mesh.size)
     with devices.use(mesh):
         return jax.device_put(carry, devices.shardings(specs(carry), mesh))
-
-
-def check_divides(n: int, n_devices: int) -> None:
-    """Refuse numbers of instances that devices cannot share evenly."""
-    if n % n_devices:
-        lower = max(n - n % n_devices, n_devices)
-        raise ValueError(
-            f"{n} instances cannot be shared evenly by {n_devices} devices: use "
-            f"n_env_instances={lower} or {n - n % n_devices + n_devices}."
-        )
 
 
 def _stagger(
@@ -482,6 +472,7 @@ def _rollout(
             metrics = join(metrics, jax.tree.map(lambda x: x[None], last_metrics))
         carry, sums = scanned
         metrics = mean_over_updates(metrics)
+    carry = devices.pin(carry, specs)
     # Gathered first, so that sums are rounded alike however many devices there are.
     sums = devices.pin(sums, lambda sums: dict.fromkeys(sums, P()))
     totals = {name: value.sum() for name, value in sums.items()}

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrl_jax.devices import wait_for_processes
+
 SETTINGS = "settings.json"
 ARRAYS = "arrays"
 
@@ -91,33 +93,43 @@ def _is_key(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def _arrays(state: Any) -> dict[str, np.ndarray]:
-    """Leaves by position; keys as their data; empty ones left out (nothing to store)."""
+def _arrays(state: Any) -> dict[str, Any]:
+    """Leaves by position; keys as their data; empty ones left out (nothing to store).
+
+    What is spread over several processes stays so: each writes its part.
+    """
     out = {}
     for i, leaf in enumerate(jax.tree.leaves(state)):
         data = jax.random.key_data(leaf) if _is_key(leaf) else leaf
         if data.size:
-            out[f"{i:05d}"] = np.asarray(data)
+            out[f"{i:05d}"] = np.asarray(data) if data.is_fully_addressable else data
     return out
 
 
 def save(hierarchy: Any, state: Any, path: Path) -> None:
-    """Write a checkpoint; an older one at the same place is replaced once the new one is whole."""
+    """Write a checkpoint; an older one at the same place is replaced once the new one is whole.
+
+    Where several processes hold the state, all of them call this with the same path.
+    """
     import orbax.checkpoint as ocp
 
     path = Path(os.path.abspath(path))
     part = path.with_name(path.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    if jax.process_index() == 0:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    wait_for_processes(f"begin {path}")
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(part / ARRAYS, _arrays(state))
     settings = settings_of(hierarchy) | {
         "n_env_instances": state.n_env_instances,
         "key_impl": str(jax.random.key_impl(state.stream.key)),
     }
-    (part / SETTINGS).write_text(json.dumps(settings, indent=1))
-    shutil.rmtree(path, ignore_errors=True)
-    os.replace(part, path)
+    if jax.process_index() == 0:
+        (part / SETTINGS).write_text(json.dumps(settings, indent=1))
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(part, path)
+    wait_for_processes(f"end {path}")
 
 
 def load(hierarchy: Any, path: Path) -> Any:

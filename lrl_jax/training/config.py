@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
+from lrl_jax.devices import check_divides
 from lrl_jax.training.agents import Agent, PlannerAgent
 
 
@@ -26,6 +27,8 @@ class TrainConfig:
         checkpoint_interval: interim tests between checkpoints; 0 for one at the end only.
         seed: of all random streams.
         seeds: agents trained side by side in one vmapped call, with `seed`, `seed + 1`, ...
+        devices: devices of all processes that share the work: agents where they divide `seeds`
+            evenly, else instances, with their replay.
     """
 
     agent: Agent = dataclasses.field(default_factory=PlannerAgent)
@@ -39,6 +42,7 @@ class TrainConfig:
     checkpoint_interval: int = 0
     seed: int = 0
     seeds: int = 1
+    devices: int = 1
 
     def __post_init__(self):
         for name in (
@@ -49,6 +53,7 @@ class TrainConfig:
             "test_episodes",
             "final_test_episodes",
             "seeds",
+            "devices",
         ):
             value = getattr(self, name)
             if isinstance(value, bool) or int(value) != value or value < 1:
@@ -57,12 +62,19 @@ class TrainConfig:
         for name in ("seed", "checkpoint_interval"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
+        if not self.seeds_are_split:
+            check_divides(self.n_env_instances, self.devices)
         if self.total_steps < self.n_env_instances * self.round_ticks:
             raise ValueError(
                 f"total_steps={self.total_steps} is less than one round of {self.round_ticks} "
                 f"ticks of {self.n_env_instances} instances: raise it to "
                 f"{self.n_env_instances * self.round_ticks} or more."
             )
+
+    @property
+    def seeds_are_split(self) -> bool:
+        """Whether devices share the agents, not each agent's instances."""
+        return self.seeds > 1 and self.seeds % self.devices == 0
 
     @property
     def agent_seeds(self) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from lrl_jax.envs import Maze2D
+from lrl_jax import devices
+from lrl_jax.envs import GYMNASIUM, Maze2D
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
 from lrl_jax.training import pictures, sessions
 from lrl_jax.training.config import TrainConfig, load_config, to_json
 from lrl_jax.training.logging import RunLog
-from lrl_jax.training.sessions import test_episodes
+from lrl_jax.training.sessions import Session, test_episodes
 from lrl_jax.training.skill_pictures import skill_curves, skills_picture
 from lrl_jax.training.statistics import bootstrap_interval, interquartile_mean, over_seeds
 from lrl_jax.training.train import Trainer, take_seed
@@ -72,21 +74,52 @@ class Summary:
 def run_training(config: TrainConfig, run: str | Path, progress: bool = True) -> Summary:
     """Train, test, save and draw into the folder `run`, which must not hold a run yet.
 
+    Several processes that share the devices (`jax.distributed`) all call this with the same
+    arguments. The first writes the folder, all of them the checkpoints in it.
+
     Raises:
         FileExistsError: if `run` holds one.
+        ValueError: if the processes cannot share this run.
     """
     run = Path(run)
+    _check_processes(config)
     if (run / "config.json").exists():
         raise FileExistsError(f"{run} already holds a run: choose another folder.")
+    devices.wait_for_processes(f"run {run}")  # before the first of them writes there
+    if jax.process_index() == 0:
+        return _run_training(config, run, run / "checkpoints", progress)
+    with tempfile.TemporaryDirectory() as unused:
+        return _run_training(config, Path(unused), run / "checkpoints", progress=False)
+
+
+def _check_processes(config: TrainConfig) -> None:
+    """Refuse what several processes cannot share."""
+    if jax.process_count() == 1:
+        return
+    if config.env.startswith(GYMNASIUM):
+        raise ValueError(
+            f"{config.env} runs on the host, which {jax.process_count()} processes cannot share: "
+            f"collect with a CWorkerSet, or use one process."
+        )
+    if config.seeds > 1:
+        raise ValueError(
+            f"seeds={config.seeds} with {jax.process_count()} processes: train several agents in "
+            f"one process, or one in several."
+        )
+
+
+def _run_training(config: TrainConfig, run: Path, checkpoints: Path, progress: bool) -> Summary:
     trainer = Trainer.build(config)
     run.mkdir(parents=True, exist_ok=True)
     (run / "config.json").write_text(to_json(config))
     log = RunLog(run)
     began = time.monotonic()
-    state, speed = _train(trainer, run, log, progress)
+    session = sessions.begin(trainer)
+    speed = _train(trainer, session, log, checkpoints, progress)
     seconds = time.monotonic() - began
     log.close()
-    _save(trainer, state, run / "checkpoints" / "final")
+    _save(trainer, session.state, checkpoints / "final")
+    state = session.result()
     summary = _final_test(trainer, state, run, seconds, speed)
     (run / "summary.json").write_text(json.dumps(dataclasses.asdict(summary), indent=2))
     title = config.env
@@ -100,12 +133,11 @@ def run_training(config: TrainConfig, run: str | Path, progress: bool = True) ->
 
 
 def _train(
-    trainer: Trainer, run: Path, log: RunLog, progress: bool
-) -> tuple[HierarchyState, float]:
-    """The chunks of a run; returns the last state and the steps per second without compiling."""
+    trainer: Trainer, session: Session, log: RunLog, checkpoints: Path, progress: bool
+) -> float:
+    """The chunks of a run; returns the steps per second without compiling."""
     config = trainer.config
     many = config.seeds > 1
-    session = sessions.begin(trainer)
     chunk_steps = config.rounds_per_chunk * config.round_steps
     began = time.monotonic()
     compile_seconds = session.compile()
@@ -144,8 +176,8 @@ def _train(
             bar.set_postfix_str(_postfix(row))
             every = config.checkpoint_interval
             if every and (i + 1) % every == 0:
-                _save(trainer, session.state, run / "checkpoints" / f"step_{env_steps:09d}")
-    return session.state, config.seeds * chunk_steps * config.n_chunks / sum(chunk_seconds)
+                _save(trainer, session.state, checkpoints / f"step_{env_steps:09d}")
+    return config.seeds * chunk_steps * config.n_chunks / sum(chunk_seconds)
 
 
 def _agent_row(metrics: dict[str, Any], tested: dict[str, Any]) -> dict[str, float]:
@@ -247,6 +279,8 @@ def _save(trainer: Trainer, state: HierarchyState, path: Path) -> None:
         return
     part = path.with_name(path.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
+    if trainer.config.devices > 1:  # one move of all, not one program of all devices a leaf
+        state = jax.device_put(state, jax.devices("cpu")[0])
     for i in range(trainer.config.seeds):
         hierarchy.save(take_seed(state, i), _of_agent(part, i))
     shutil.rmtree(path, ignore_errors=True)

@@ -9,9 +9,15 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
+from lrl_jax import devices
 from lrl_jax.collectors import Collector, CollectStats, Episodes
+from lrl_jax.collectors.rollout import specs
 from lrl_jax.hierarchies import HierarchyState
+from lrl_jax.training.config import TrainConfig
 from lrl_jax.training.train import Trainer
 
 _FINAL_TEST_STREAM = 0xF17A
@@ -36,6 +42,10 @@ class Session(Protocol):
 
     def test(self, i: int) -> dict[str, Any]:
         """The interim test behind chunk i."""
+        ...
+
+    def result(self) -> HierarchyState:
+        """The state for what follows training."""
         ...
 
 
@@ -78,9 +88,24 @@ def _test_key(key: jax.Array) -> jax.Array:
 # Functions for `hierarchy.jitted`; `many` maps them over agents.
 
 
-def _init(hierarchy, trainer, keys):
+def _over_agents(f, in_axes=0):
+    """`f` for all agents: on each device for its own, where devices share the agents."""
+    f = jax.vmap(f, in_axes)
+    if devices.AGENTS not in jax.sharding.get_abstract_mesh().shape:
+        return f
+    own = P(devices.AGENTS)
+    axes = in_axes if isinstance(in_axes, tuple) else (in_axes,)
+    split = tuple(P() if axis is None else own for axis in axes)
+    return jax.shard_map(f, in_specs=split, out_specs=own, check_vma=False)
+
+
+def _init(hierarchy, trainer, many, key):
     del hierarchy
-    return jax.vmap(trainer.init)(keys)
+
+    def init(key):
+        return devices.pin(trainer.init(key), specs)
+
+    return (_over_agents(init) if many else init)(key)
 
 
 def _test(hierarchy, trainer, n, many, state, key):
@@ -89,32 +114,36 @@ def _test(hierarchy, trainer, n, many, state, key):
     def test(state, key):
         return trainer.test(state, key, n)
 
-    return (jax.vmap(test) if many else test)(state, key)
+    return (_over_agents(test, (0, 0)) if many else test)(state, key)
 
 
 def _chunk(hierarchy, trainer, many, carry):
     del hierarchy
-    return (jax.vmap(trainer.chunk) if many else trainer.chunk)(carry)
+    carry, metrics = (_over_agents(trainer.chunk) if many else trainer.chunk)(carry)
+    return carry, devices.place(metrics, P())
 
 
 def _test_metrics(hierarchy, trainer, many, state, i):
     del hierarchy
     test = trainer.test_metrics
-    return (jax.vmap(test, in_axes=(0, None)) if many else test)(state, i)
+    return devices.place((_over_agents(test, (0, None)) if many else test)(state, i), P())
 
 
 class DeviceSession:
-    """Chunks of jitted rounds, one agent or several in one call."""
+    """Chunks of jitted rounds, one agent or several in one call, on one device or a mesh."""
 
     def __init__(self, trainer: Trainer):
         config, hierarchy = trainer.config, trainer.hierarchy
         many = config.seeds > 1
+        self._trainer, self._mesh = trainer, _mesh(config)
         self._chunk = hierarchy.jitted(_chunk, trainer, many, donate=0)
         self._test = hierarchy.jitted(_test_metrics, trainer, many)
-        if many:
-            carry = hierarchy.jitted(_init, trainer)(_keys(config.agent_seeds))
+        key = _keys(config.agent_seeds) if many else jax.random.key(config.seed)
+        if many or self._mesh is not None:
+            with devices.use(self._mesh):
+                carry = hierarchy.jitted(_init, trainer, many)(key)
         else:
-            carry = trainer.init(jax.random.key(config.seed))
+            carry = trainer.init(key)
         # Leaves may share arrays (constants); what is donated must not.
         self._carry = jax.tree.map(lambda x: x.copy(), carry)
 
@@ -126,7 +155,8 @@ class DeviceSession:
     def compile(self) -> float:
         """Compile a chunk; returns the seconds."""
         began = time.monotonic()
-        self._compiled = self._chunk.lower(self._carry).compile()
+        with devices.use(self._mesh):
+            self._compiled = self._chunk.lower(self._carry).compile()
         return time.monotonic() - began
 
     def advance(self) -> dict[str, Any]:
@@ -136,7 +166,42 @@ class DeviceSession:
 
     def test(self, i: int) -> dict[str, Any]:
         """The interim test behind chunk i."""
-        return self._test(self.state, i)
+        with devices.use(self._mesh):
+            return self._test(self.state, i)
+
+    def result(self) -> HierarchyState:
+        """The state for what follows training: on one device, without replay if it was on many."""
+        if self._mesh is None:
+            return self.state
+        return _on_one_device(self._trainer, self.state)
+
+
+def _mesh(config: TrainConfig) -> Mesh | None:
+    """The mesh of a run; None for one device."""
+    if config.devices == 1 and jax.process_count() == 1:
+        return None
+    return devices.make_mesh(
+        config.devices, devices.AGENTS if config.seeds_are_split else devices.AXIS
+    )
+
+
+def _on_one_device(trainer: Trainer, state: HierarchyState) -> HierarchyState:
+    """Learners and counters of a state on a mesh, each process its own copy, with one instance."""
+
+    def fetch(x: jax.Array) -> jax.Array:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(fetch(jax.random.key_data(x)))
+        return jnp.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+    def build(learners, total):
+        levels = [x.replace(learner=y) for x, y in zip(state.levels, learners, strict=True)]
+        of_learners = state.replace(levels=tuple(levels))
+        fresh = trainer.hierarchy.for_testing(of_learners, jax.random.key(0), 1)
+        return fresh.replace(n_total_env_steps=total)
+
+    learners = jax.tree.map(fetch, [level.learner for level in state.levels])
+    total = jax.tree.map(fetch, state.n_total_env_steps)
+    return (jax.vmap(build) if trainer.config.seeds > 1 else build)(learners, total)
 
 
 class HostSession:
@@ -184,6 +249,10 @@ class HostSession:
             metrics["test_success"] = episodes.success.mean()
             metrics["test_success_at_end"] = episodes.success_at_end.mean()
         return metrics
+
+    def result(self) -> HierarchyState:
+        """The state for what follows training."""
+        return self.state
 
 
 def _test_on_host(trainer: Trainer, state: HierarchyState, n: int, seed: int) -> CollectStats:
