@@ -65,9 +65,7 @@ def double(state):
 def in_double_precision(n_devices):
     """What SAC has learned after fifty updates in double precision."""
     with jax.enable_x64(True):
-        return jax.device_get(
-            trained(sac(), n_devices, 50, cast=double)
-        )
+        return jax.device_get(trained(sac(), n_devices, 50, cast=double))
 
 
 def learner_arrays(name, state):

@@ -14,12 +14,13 @@ import numpy as np
 from lrl_jax.buffers import Buffer
 from lrl_jax.collectors.async_sources import Answers, Envpool, Source, make_source
 from lrl_jax.collectors.counting import Owed, n_open
-from lrl_jax.collectors.preprocess import Preprocess
+from lrl_jax.collectors.preprocess import Preprocess, reset_arguments
 from lrl_jax.collectors.recording import Record, Store, statistics
 from lrl_jax.collectors.rollout import Ended, Transitions, check_env
 from lrl_jax.envs.gymnasium_adapter import success_in
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
 from lrl_jax.randomness import Stream
+from lrl_jax.settings import check_float
 from lrl_jax.spaces import Box
 
 _MAX_STEPS = 1_000_000
@@ -97,18 +98,23 @@ class AsyncCollector:
                     "wait_num and timeout are for lists of functions: envpool waits for the "
                     "batch_size that it was made with."
                 )
-            if timeout is not None and not timeout > 0:
-                raise ValueError(f"timeout={timeout} must be seconds above 0, or None.")
-        except (TypeError, ValueError):
+            if timeout is not None:
+                check_float("timeout", timeout, 0.0)
+                if not timeout > 0:
+                    raise ValueError(f"timeout={timeout} must be seconds above 0, or None.")
+            self.preprocess = None if preprocess_fn is None else Preprocess(preprocess_fn)
+            self._store = None if buffer is None else Store.create(hierarchy, n, buffer)
+            if state is not None:
+                checks.state_of(state, n)
+        except BaseException:
             self._source.close()
             raise
         self.timeout = timeout
-        self.preprocess = None if preprocess_fn is None else Preprocess(preprocess_fn)
         self.exploration_noise = bool(exploration_noise)
-        self._store: Store | None = None
-        if buffer is not None:
-            self._store = Store.create(hierarchy, n, buffer)
         self._initial_state, self._state = state, None
+        self._closed = False
+        # An error has left observations and sums that do not belong together: all are reset first.
+        self._broken = False
         self._ids = np.arange(n)
         self._rng = np.random.default_rng(0)
         obs_space, action_space = hierarchy.env_spec.obs_space, hierarchy.action_space
@@ -139,31 +145,31 @@ class AsyncCollector:
             gym_reset_kwargs: further arguments of the environments' reset.
         """
         hierarchy, n = self.hierarchy, self.n_env_instances
+        self._check_open()
         env_seed = 0 if seed is None and self._state is None else seed
         state = self._state if self._state is not None else self._initial_state
-        key = jax.random.key(0 if seed is None else checks.whole_number("seed", seed, 0))
+        key = jax.random.key(0 if seed is None else checks.seed_of("seed", seed))
         if state is None:
             state = hierarchy.init(jax.random.split(key, 3)[2], n)
         else:
-            if state.n_env_instances != n:
-                raise ValueError(
-                    f"the state has {state.n_env_instances} instances, but there are {n} "
-                    f"environments: use hierarchy.set_n_env_instances."
-                )
             state = hierarchy.reset(state)
         if seed is not None:
             state = state.replace(stream=Stream.create(jax.random.fold_in(key, 0xDEC1)))
             self._rng = np.random.default_rng(seed)
-        self._state = state
-        kwargs = dict(gym_reset_kwargs or {})
-        obs = self._source.reset(self._ids, kwargs.pop("seed", env_seed), **kwargs)
-        if self.preprocess is not None:
-            obs = self.preprocess.on_reset(obs, self._ids)
-        self._obs[:] = obs
+        kwargs = reset_arguments(gym_reset_kwargs)
+        env_seed = kwargs.pop("seed", env_seed)
+        if env_seed is not None:
+            env_seed = checks.seed_of('gym_reset_kwargs["seed"]', env_seed)
+        self._state, self._broken = state, True  # until all of this is done
         for sums in (self._returns, self._lengths, self._success, self._busy):
             sums[:] = 0
         if self._store is not None:
             self._store = self._store.cut()
+        obs = self._source.reset(self._ids, env_seed, **kwargs)
+        if self.preprocess is not None:
+            obs = self.preprocess.on_reset(obs, self._ids)
+        self._obs[:] = obs
+        self._broken = False
         self.reset_stat()
         if reset_buffer:
             self.reset_buffer(keep_statistics=True)
@@ -187,7 +193,13 @@ class AsyncCollector:
 
     def close(self) -> None:
         """Wait for steps under way and close the environments."""
-        self._source.close()
+        if not self._closed:
+            self._closed = True
+            self._source.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("the collector was closed: make another one.")
 
     def __enter__(self) -> AsyncCollector:
         return self
@@ -205,15 +217,12 @@ class AsyncCollector:
 
     @state.setter
     def state(self, state: HierarchyState) -> None:
-        if state.n_env_instances != self.n_env_instances:
-            raise ValueError(
-                f"the state has {state.n_env_instances} instances, the collector "
-                f"{self.n_env_instances}: use hierarchy.set_n_env_instances."
-            )
+        checks.state_of(state, self.n_env_instances)
         if self._state is None:
             self.reset(reset_buffer=False)
-        self._state = state
-        self._random |= self._busy  # it knows nothing of what is under way
+        # It knows nothing of what is under way: what follows does not continue its rows.
+        self._state = self.hierarchy.reset(state, self._busy)
+        self._random |= self._busy
 
     @property
     def buffer(self) -> Buffer | None:
@@ -278,7 +287,8 @@ class AsyncCollector:
             max_steps = checks.whole_number("max_steps", max_steps, 1)
             if counts_steps:
                 raise ValueError("max_steps goes with n_episodes only: other calls end anyway.")
-        if gym_reset_kwargs is not None or self._source.spoiled:
+        self._check_open()
+        if gym_reset_kwargs is not None or self._source.spoiled or self._broken:
             self.reset_env(gym_reset_kwargs)
         hierarchy = self.hierarchy
         if not learn and not self.exploration_noise:
@@ -289,15 +299,21 @@ class AsyncCollector:
         # Every instance may take a step that is owed; episodes are given out by the rule.
         owed = Owed.begin("n_steps" if counts_steps else mode, amount, self.n_env_instances)
         taken, began = 0, time.monotonic()
-        run.send(owed.active & ~self._busy)
-        while (taken < amount if counts_steps else owed.active.any()) and len(run.records) < limit:
-            ready, ended = run.receive(owed.active)
-            taken += int(ready.sum())
-            if not counts_steps:
-                owed = owed.after(mode, ended & owed.active)
-            elif taken >= amount:
-                break
+        try:
             run.send(owed.active & ~self._busy)
+            while taken < amount if counts_steps else owed.active.any():
+                if len(run.records) >= limit:
+                    break
+                ready, ended = run.receive(owed.active)
+                taken += int(ready.sum())
+                if not counts_steps:
+                    owed = owed.after(mode, ended & owed.active)
+                elif taken >= amount:
+                    break
+                run.send(owed.active & ~self._busy)
+        except BaseException:
+            self._broken = True
+            raise
         seconds = time.monotonic() - began
         if random:
             self._state = hierarchy.reset(self.state)

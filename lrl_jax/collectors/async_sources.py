@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -72,10 +73,20 @@ class Futures:
         make: Callable[..., VectorEnv] = SyncVectorEnv
         if processes:  # not forked: JAX has threads
             make = functools.partial(AsyncVectorEnv, context="forkserver")
-        self._envs = [
-            HostEnv(make([fn], autoreset_mode=AutoresetMode.DISABLED), dtype) for fn in env_fns
-        ]
-        self.n = len(self._envs)
+        self._envs: list[HostEnv] = []
+        self._busy: dict[concurrent.futures.Future[Any], int] = {}
+        self._pool = concurrent.futures.ThreadPoolExecutor(max(1, len(env_fns)))
+        self.n, self.spoiled = len(env_fns), False
+        try:
+            for fn in env_fns:
+                self._envs.append(HostEnv(make([fn], autoreset_mode=AutoresetMode.DISABLED), dtype))
+            self._check_alike()
+        except BaseException:
+            self.close()
+            raise
+
+    def _check_alike(self) -> None:
+        """Refuse environments of different spaces."""
         self.spec_env = self._envs[0].vector
         for i, env in enumerate(self._envs):
             for name in ("single_observation_space", "single_action_space"):
@@ -85,9 +96,6 @@ class Futures:
                         f"environment {i} has {name} {mine}, but the first has {first}: all must "
                         f"be alike."
                     )
-        self._pool = concurrent.futures.ThreadPoolExecutor(max(1, self.n))
-        self._busy: dict[concurrent.futures.Future[Any], int] = {}
-        self.spoiled = False
 
     @property
     def n_busy(self) -> int:
@@ -101,15 +109,19 @@ class Futures:
         concurrent.futures.wait(running)
         for future in running:
             del self._busy[future]
-            if not self.spoiled:  # an error that nobody has seen yet is not forgotten
+        seen, self.spoiled = self.spoiled, True  # until all have been reset
+        if not seen:  # an error that nobody has seen yet is not forgotten
+            for future in running:
                 future.result()
-        self.spoiled = False
         seeds = [None if seed is None else seed + int(i) for i in ids]
         resets = [
             self._pool.submit(self._envs[i].reset, each, **kwargs)
             for i, each in zip(ids, seeds, strict=True)
         ]
-        return np.concatenate([future.result() for future in resets])
+        concurrent.futures.wait(resets)
+        obs = np.concatenate([future.result() for future in resets])
+        self.spoiled = False
+        return obs
 
     def send(self, ids: np.ndarray, actions: np.ndarray) -> None:
         """Begin steps of idle instances."""
@@ -126,7 +138,7 @@ class Futures:
             done = self._wait(wait_num, timeout)
         finished = sorted(done, key=lambda future: self._busy[future])
         ids = np.array([self._busy.pop(future) for future in finished])
-        self.spoiled = any(future.exception() is not None for future in finished)
+        self.spoiled |= any(future.exception() is not None for future in finished)
         steps = [future.result() for future in finished]
 
         def column(name):
@@ -163,8 +175,9 @@ class Futures:
         concurrent.futures.wait(self._busy)
         self._busy.clear()
         self._pool.shutdown()
-        for env in self._envs:
-            env.vector.close()
+        with contextlib.ExitStack() as stack:  # all of them, also where one raises
+            for env in self._envs:
+                stack.callback(env.vector.close)
 
 
 class Envpool:

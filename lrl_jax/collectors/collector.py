@@ -20,7 +20,7 @@ from lrl_jax.collectors.device_engine import DeviceEngine, Way
 from lrl_jax.collectors.host_engine import HostEngine
 from lrl_jax.collectors.preprocess import Preprocess
 from lrl_jax.collectors.recording import Record, Store, statistics
-from lrl_jax.collectors.rollout import check_env, rollout
+from lrl_jax.collectors.rollout import check_env, tick
 from lrl_jax.collectors.stats import CollectStats
 from lrl_jax.collectors.video import VideoLogger
 from lrl_jax.devices import resolve_device
@@ -90,6 +90,14 @@ class Collector:
         self.checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
         self.checkpoint_interval = _interval("checkpoint_interval", checkpoint_interval)
         self.exploration_noise = bool(exploration_noise)
+        for name, value, what in (
+            ("writer", self.writer, "add_scalar"),
+            ("test_env", test_env, "step"),
+        ):
+            if value is not None and not callable(getattr(value, what, None)):
+                raise TypeError(f"{name} has no method {what}: {value!r}.")
+        if state is not None and not isinstance(state, HierarchyState):
+            raise TypeError(f"state must be a HierarchyState, got {type(state).__name__}.")
         if n_env_instances is None:
             n_env_instances = 1 if state is None else state.n_env_instances
             if is_gymnasium(env):
@@ -104,6 +112,8 @@ class Collector:
             check_env(hierarchy, test_env, params)
         if buffer is not None:
             self._engine.store = Store.create(hierarchy, self.n_env_instances, buffer)
+        if state is not None:
+            checks.state_of(state, self.n_env_instances)
         self._initial_state = state
         self._is_reset = False
         self.reset_stat()
@@ -140,7 +150,7 @@ class Collector:
             gym_reset_kwargs: further arguments of a Gymnasium environment's reset.
         """
         if seed is not None:
-            seed = checks.whole_number("seed", seed, 0)
+            seed = checks.seed_of("seed", seed)
         state = self._engine.state() if self._is_reset else self._initial_state
         self._engine.reset(self.hierarchy, state, seed, gym_reset_kwargs)
         self._is_reset = True
@@ -177,13 +187,8 @@ class Collector:
 
     @state.setter
     def state(self, state: HierarchyState) -> None:
-        engine = self._ready()
-        if state.n_env_instances != self.n_env_instances:
-            raise ValueError(
-                f"the state has {state.n_env_instances} instances, the collector "
-                f"{self.n_env_instances}: use hierarchy.set_n_env_instances."
-            )
-        engine.set_state(state)
+        checks.state_of(state, self.n_env_instances)
+        self._ready().set_state(state)
 
     @property
     def buffer(self) -> Buffer | None:
@@ -264,7 +269,7 @@ class Collector:
         With `no_grad=False` in a gymnax environment, `collect(n_steps, record_transitions=True)`
         can be called where `collector.state` holds values that are differentiated: the transitions
         returned carry gradients, as far as environment and levels have them. The collector itself
-        stays where it was.
+        stays where it was, its buffer too. Under jit or vmap the statistics know the steps alone.
 
         Returns:
             CollectStats, or (CollectStats, Transitions).
@@ -286,19 +291,30 @@ class Collector:
             max_steps = checks.whole_number("max_steps", max_steps, 1)
             if not mode.startswith("n_episodes"):
                 raise ValueError("max_steps goes with n_episodes only: other calls end anyway.")
-        if render is not None and (isinstance(render, bool) or not render >= 0):
+        if render is not None and (
+            isinstance(render, bool) or not isinstance(render, int | float) or not render >= 0
+        ):
             raise ValueError(f"render={render!r} must be the seconds between frames, at least 0.")
+        if post_step_callback is not None and not callable(post_step_callback):
+            raise TypeError(f"post_step_callback is not callable: {post_step_callback!r}.")
+        _check_video(video_logger)
         intervals = {
             "log": _interval("log_interval", log_interval) if self.writer is not None else None,
             "test": _interval("test_interval", test_interval),
             "checkpoint": self.checkpoint_interval if self.checkpoint_dir is not None else None,
         }
         checks.whole_number("n_test_steps", n_test_steps, 1)
+        shares_env = self.test_env is self.env and is_gymnasium(self.env)
+        if intervals["test"] and shares_env and mode.startswith("n_episodes"):
+            raise ValueError(
+                "n_episodes with test_interval: each test resets the environment that episodes are "
+                "collected in, and they might never end. Give the collector a test_env."
+            )
         hierarchy = self.hierarchy
         if not learn and not self.exploration_noise:
             hierarchy = hierarchy.eval()
         if not no_grad:
-            others = (random, test_interval, post_step_callback, video_logger)
+            others = (random, test_interval, post_step_callback, video_logger, gym_reset_kwargs)
             plain = record_transitions and not learn and not any(others) and render is None
             return self._differentiable(hierarchy, mode, amount - start, plain)
         engine = self._ready()
@@ -311,17 +327,17 @@ class Collector:
         most = limit - start if mode == "n_steps" else _MAX_CHUNK
         capacity = 1 if one_by_one else max(1, min(_MAX_CHUNK, most, 2**20 // n))
         way = Way(mode, bool(learn), bool(record_transitions), bool(random), capacity)
-        owed = engine.begin(Owed.begin(mode, amount - start, n), gym_reset_kwargs)
+        owed = engine.begin(hierarchy, Owed.begin(mode, amount - start, n), gym_reset_kwargs)
         records: list[Record] = []
         tests: list[tuple[int, dict[str, Any]]] = []
         t, seconds, n_logged = start, 0.0, 0  # n_logged: records that earlier scalars covered
-        shown = _Frames(self.hierarchy, self.env, video_logger, render)
+        shown = _Frames(self.hierarchy, self.env, video_logger, render, plans=not random)
         bar_end = amount if mode == "n_steps" else None
         try:
             with tqdm(total=bar_end, initial=start, disable=not verbose, unit="tick") as progress:
                 while t < limit:
                     stop = min([limit, t + capacity, *_next_due(intervals.values(), t)])
-                    shown.before(engine)
+                    shown.before(engine, owed)
                     began = time.monotonic()
                     record, owed = engine.run(hierarchy, way, owed, stop - t)
                     seconds += time.monotonic() - began
@@ -333,7 +349,7 @@ class Collector:
                     if one_by_one and record.n_ticks:
                         if post_step_callback is not None:
                             post_step_callback(last, record.obs_next)
-                        shown.after(engine)
+                        shown.after(engine, bool(record.ended.done[-1, 0]))
                     if _due(intervals["log"], last) and not ended:
                         self._log(last * n, statistics(records[n_logged:], 0.0))
                         n_logged = len(records)
@@ -379,13 +395,19 @@ class Collector:
                     "without a preprocess_fn: gradients go through a fixed number of ticks to the "
                     "transitions."
                 )
-            env, params, carry = self.env, self.env_params, engine.carry
+            carry = engine.carry
             assert carry is not None
-            _, out = rollout(hierarchy, env, params, carry, n_ticks, record=True)
+            run = hierarchy.jitted(_recorded_ticks, self.env, n_ticks)
+            transitions, ended = run(self.env_params, carry)
         finally:
             engine.drop_traced()
-        stats = CollectStats(n_collected_steps=n_ticks * self.n_env_instances)
-        return stats, out.transitions
+        rew, ended = jax.lax.stop_gradient((transitions.rew, ended))
+        n_steps = n_ticks * self.n_env_instances
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((rew, ended))):
+            return CollectStats(n_collected_steps=n_steps), transitions
+        rew, ended = jax.device_get((rew, ended))
+        steps = np.full(n_ticks, self.n_env_instances)
+        return statistics([Record(ended, rew.sum(1), steps, {}, None)], 0.0), transitions
 
     def _log(self, step: int, stats: CollectStats) -> None:
         for name, value in stats.items():
@@ -427,6 +449,12 @@ class Collector:
         """
         del env_expects_numpy
         n_steps = checks.whole_number("n_steps", n_steps, 1)
+        if not isinstance(test_state, HierarchyState):
+            raise TypeError(
+                f"test_state must be a HierarchyState such as hierarchy.get_copy(state), got "
+                f"{type(test_state).__name__}."
+            )
+        _check_video(video_logger)
         hierarchy = self.hierarchy.eval()
         key = jax.random.fold_in(test_state.stream.key, 0x7E57)
         env, n = self.test_env, test_state.n_env_instances
@@ -440,23 +468,25 @@ class Collector:
         if not on_host:
             params = self.env_params if env is self.env else env.default_params
         engine = self._make_engine(env, params, n)
-        engine.reset(hierarchy, stripped, None, key=key)
         capacity = 1 if video_logger is not None else min(_MAX_CHUNK, n_steps)
         way = Way(capacity=capacity)
-        owed = engine.begin(Owed.begin("n_steps", n_steps, n), None)
         shown = _Frames(hierarchy, env, video_logger, None)
         records: list[Record] = []
         taken = 0
-        while taken < n_steps:
-            shown.before(engine)
-            record, owed = engine.run(hierarchy, way, owed, min(capacity, n_steps - taken))
-            records.append(record)
-            taken += record.n_ticks
-            shown.after(engine)
-        if on_host and env is self.env and self._is_reset:
-            # Elsewhere each time: the test has left the environments' streams where it began.
-            seed = jax.random.fold_in(key, self.collect_step & 0x7FFFFFFF)
-            self.reset_env({"seed": int(jax.random.randint(seed, (), 0, 2**31 - 1))})
+        try:
+            engine.reset(hierarchy, stripped, None, key=key)
+            owed = engine.begin(hierarchy, Owed.begin("n_steps", n_steps, n), None)
+            while taken < n_steps:
+                shown.before(engine, owed)
+                record, owed = engine.run(hierarchy, way, owed, min(capacity, n_steps - taken))
+                records.append(record)
+                taken += record.n_ticks
+                shown.after(engine, bool(record.ended.done[-1, 0]))
+        finally:
+            if on_host and env is self.env and self._is_reset:
+                # Elsewhere each time: the test has left the environments' streams where it began.
+                seed = jax.random.fold_in(key, self.collect_step & 0x7FFFFFFF)
+                self.reset_env({"seed": int(jax.random.randint(seed, (), 0, 2**31 - 1))})
         stats = statistics(records, 0.0)
         result = {
             "test_reward": stats["mean_reward"],
@@ -474,22 +504,38 @@ class Collector:
 class _Frames:
     """Shows and keeps the frames of instance 0, with its plans where it plans in a maze."""
 
-    def __init__(self, hierarchy: Hierarchy, env: Any, video: VideoLogger | None, render: Any):
+    def __init__(
+        self,
+        hierarchy: Hierarchy,
+        env: Any,
+        video: VideoLogger | None,
+        render: Any,
+        plans: bool = True,
+    ):
         self._hierarchy, self._env, self._video, self._render = hierarchy, env, video, render
-        self._planned = getattr(hierarchy.levels[0], "planned_states", None)
+        self._planned = getattr(hierarchy.levels[0], "planned_states", None) if plans else None
         self._plan: Any = None
         self._decides, self._obs = False, None
+        self._steps = True
 
-    def before(self, engine: Any) -> None:
-        """Before a tick."""
-        if self._video is None or self._planned is None or not hasattr(self._env, "layout"):
+    def before(self, engine: Any, owed: Owed) -> None:
+        """Before a tick, in which those step that are owed something."""
+        if self._video is None and self._render is None:
+            return
+        self._steps = bool(owed.active[0])
+        can_plan = self._planned is not None and hasattr(self._env, "layout")
+        if not self._steps or self._video is None or not can_plan:
             return
         state = engine.state()
         self._decides = int(state.active_level[0]) == 0
         self._obs = self._hierarchy.see(0, jnp.asarray(engine.obs)[:1])[0]
 
-    def after(self, engine: Any) -> None:
-        """After a tick."""
+    def after(self, engine: Any, ended: bool) -> None:
+        """After a tick; `ended`: whether it ended instance 0's episode."""
+        if not self._steps:
+            return
+        if ended:  # the next episode is shown, which has no plan yet
+            self._plan, self._decides = None, False
         if self._decides:
             level = engine.state().levels[0]
             memory = jax.tree.map(lambda x: x[0], level.memory)
@@ -502,6 +548,23 @@ class _Frames:
         if self._render is not None:
             _show(self._env, engine.frame())
             time.sleep(self._render)
+
+
+def _check_video(video_logger: Any) -> None:
+    if video_logger is not None and not callable(getattr(video_logger, "record", None)):
+        raise TypeError(
+            f"video_logger has no method record: {video_logger!r}. Give VideoLogger(path)."
+        )
+
+
+def _recorded_ticks(hierarchy, env, n_ticks, params, carry):
+    """Transitions and ends of episodes, leaves [n_ticks, n, ...]."""
+
+    def step(carry, _):
+        carry, transitions, ended = tick(hierarchy, env, params, carry)
+        return carry, (transitions, ended)
+
+    return jax.lax.scan(step, carry, length=n_ticks)[1]
 
 
 def _planned(hierarchy, learner, memory, obs):

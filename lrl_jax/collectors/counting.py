@@ -39,6 +39,11 @@ class Owed:
             amount: number of ticks, steps or episodes.
             n: number of instances.
         """
+        most = np.iinfo(np.int32).max
+        if amount > most:
+            raise ValueError(
+                f"{mode}={amount} is more than one call counts ({most}): collect in several calls."
+            )
         index = np.arange(n)
         if mode == "n_steps":
             return cls(np.ones(n, bool), np.int32(amount))

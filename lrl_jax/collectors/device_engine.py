@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lrl_jax.collectors.counting import Owed
-from lrl_jax.collectors.preprocess import Preprocess
+from lrl_jax.collectors.preprocess import Preprocess, reset_arguments
 from lrl_jax.collectors.recording import Record, Store
 from lrl_jax.collectors.rollout import RolloutCarry, init_carry, tick
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
@@ -137,7 +137,7 @@ class DeviceEngine:
             reset_kwargs: has no meaning here but for a `seed`.
             key: of the environments, in place of a seed.
         """
-        kwargs = dict(reset_kwargs or {})
+        kwargs = reset_arguments(reset_kwargs)
         seed = kwargs.pop("seed", seed)
         kwargs = {name: value for name, value in kwargs.items() if value not in (None, {})}
         if kwargs:
@@ -184,8 +184,9 @@ class DeviceEngine:
         if _is_traced(self.carry):
             self.carry, self.shared = self._before_trace, True
 
-    def begin(self, owed: Owed, reset_kwargs: dict[str, Any] | None) -> Owed:
+    def begin(self, hierarchy: Hierarchy, owed: Owed, reset_kwargs: dict[str, Any] | None) -> Owed:
         """Before the first tick of a call."""
+        del hierarchy
         if reset_kwargs:
             raise ValueError(
                 f"gym_reset_kwargs={reset_kwargs} has no meaning while collecting in a gymnax "
@@ -196,10 +197,10 @@ class DeviceEngine:
     def run(self, hierarchy: Hierarchy, way: Way, owed: Owed, n_ticks: int) -> tuple[Record, Owed]:
         """Take up to `n_ticks` ticks; returns their record and what is still owed."""
         run: Callable = hierarchy.jitted(_chunk, self.env, way, self.preprocess, donate=1)
-        owned = (self.carry, self.store)
         if self.shared:
-            owned = jax.tree.map(jnp.copy, owned)
+            self.carry, self.store = jax.tree.map(jnp.copy, (self.carry, self.store))
             self.shared = False
+        owned = (self.carry, self.store)
         owned, owed, taken, out = run(self.params, owned, owed, jnp.asarray(n_ticks, jnp.int32))
         self.carry, self.store = owned
         taken, out = jax.device_get((taken, out))

@@ -12,11 +12,11 @@ from gymnasium.vector import AutoresetMode
 
 from lrl_jax.collectors.counting import Owed
 from lrl_jax.collectors.device_engine import Way
-from lrl_jax.collectors.preprocess import Preprocess
+from lrl_jax.collectors.preprocess import Preprocess, reset_arguments
 from lrl_jax.collectors.recording import Record, Store
 from lrl_jax.collectors.rollout import Ended, Transitions
 from lrl_jax.envs.gymnasium_adapter import HostEnv, rows_of, success_in
-from lrl_jax.hierarchies import Hierarchy, HierarchyState
+from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
 from lrl_jax.randomness import Stream
 from lrl_jax.spaces import Box
 
@@ -149,6 +149,8 @@ class HostEngine:
         # Instances that were stepped without anybody looking: reset before they are used again.
         self._stale = np.zeros(self.n, bool)
         self._some_stale = False
+        # An error has left observations and sums that do not belong together: all are reset first.
+        self._broken = False
 
     # ------------------------------------------------------------------ state
 
@@ -169,7 +171,7 @@ class HostEngine:
             reset_kwargs: further arguments of the environments' reset.
             key: of the environments, in place of a seed.
         """
-        kwargs = dict(reset_kwargs or {})
+        kwargs = reset_arguments(reset_kwargs)
         env_seed = kwargs.pop("seed", seed)
         if self._flat is None and env_seed is None:
             env_seed = 0
@@ -178,25 +180,26 @@ class HostEngine:
         key = jax.random.key(0 if seed is None else seed)
         if state is None:
             state = hierarchy.init(jax.random.split(key, 3)[2], self.n)
-        elif state.n_env_instances != self.n:
-            raise ValueError(
-                f"the state has {state.n_env_instances} instances, the environment {self.n}: use "
-                f"hierarchy.set_n_env_instances."
-            )
         else:
-            state = hierarchy.reset(state)
+            state = hierarchy.reset(checks.state_of(state, self.n))
         if seed is not None:
             state = state.replace(stream=Stream.create(jax.random.fold_in(key, 0xDEC1)))
             self._rng = np.random.default_rng(seed)
+        self._begin_anew(state, env_seed, **kwargs)
+
+    def _begin_anew(self, state: HierarchyState, env_seed: int | None, **kwargs: Any) -> None:
+        """Reset all environments; `state` has been reset."""
+        self._broken = True  # until all of this is done
         self.set_state(state)
-        self._obs = self.host.reset(env_seed, **kwargs)
-        if self.preprocess is not None:
-            self._obs = np.asarray(self.preprocess.on_reset(self._obs, self._ids))
         for sums in (self._returns, self._lengths, self._success, self._stale):
             sums[:] = 0
         self._some_stale = False
         if self.store is not None:
             self.store = self.store.cut()
+        self._obs = self.host.reset(env_seed, **kwargs)
+        if self.preprocess is not None:
+            self._obs = np.asarray(self.preprocess.on_reset(self._obs, self._ids))
+        self._broken = False
 
     def state(self) -> HierarchyState:
         """State of the hierarchy. Stays valid when the engine goes on."""
@@ -220,9 +223,12 @@ class HostEngine:
 
     # -------------------------------------------------------------- collecting
 
-    def begin(self, owed: Owed, reset_kwargs: dict[str, Any] | None) -> Owed:
-        """Before the first tick of a call; `reset_kwargs["options"]` goes to resets on the way."""
-        kwargs = dict(reset_kwargs or {})
+    def begin(self, hierarchy: Hierarchy, owed: Owed, reset_kwargs: dict[str, Any] | None) -> Owed:
+        """Before the first tick of a call; `reset_kwargs["options"]` goes to resets on the way.
+
+        After an error, and where instances that sat out cannot be reset alone, all are reset.
+        """
+        kwargs = reset_arguments(reset_kwargs)
         options = kwargs.pop("options", None)
         if options and self.host.mode is AutoresetMode.SAME_STEP:
             raise ValueError(
@@ -235,14 +241,30 @@ class HostEngine:
                 f"gym_reset_kwargs has {sorted(kwargs)}, but single instances are reset with "
                 f"options only: pass the rest to reset."
             )
+        if self._broken or (self._some_stale and not self.host.can_pause):
+            self._begin_anew(hierarchy.reset(self.state()), None)
         return owed
 
     def run(self, hierarchy: Hierarchy, way: Way, owed: Owed, n_ticks: int) -> tuple[Record, Owed]:
-        """Take up to `n_ticks` ticks; returns their record and what is still owed."""
+        """Take up to `n_ticks` ticks; returns their record and what is still owed.
+
+        What raises in a tick - an environment, the user's function, an interrupt - loses that tick;
+        the next call begins with a reset.
+        """
         record = _Recorder(way, self.n, hierarchy)
+        ahead = way.mode == "n_steps" and self._looks_ahead(hierarchy, way) and not self._some_stale
+        run = self._run_ahead if ahead else self._run
+        try:
+            return run(hierarchy, way, owed, n_ticks, record)
+        except BaseException:
+            self._broken = True
+            raise
+
+    def _run(
+        self, hierarchy: Hierarchy, way: Way, owed: Owed, n_ticks: int, record: _Recorder
+    ) -> tuple[Record, Owed]:
+        """One call between two ticks."""
         everyone = way.mode == "n_steps"
-        if everyone and self._looks_ahead(hierarchy, way) and not self._some_stale:
-            return self._run_ahead(hierarchy, way, owed, n_ticks, record)
         keeps_actions = way.record or self.store is not None or self.preprocess is not None
         first = between = None
         before: _Tick | None = None
@@ -300,14 +322,23 @@ class HostEngine:
         decide = hierarchy.jitted(_decide_ahead, self._flat, way.capacity)
         sent, acts = jax.device_get(decide(self._raw, self._obs, np.int32(n_ticks)))
         ticks: list[_Tick] = []
-        for t in range(n_ticks):
-            obs = self._obs
-            self.host.send(sent[t])
+        try:
+            for t in range(n_ticks):
+                obs = self._obs
+                self.host.send(sent[t])
+                if ticks:
+                    self._keep(hierarchy, ticks[-1], record)  # while the environments are busy
+                ticks.append(self._receive(obs, acts[t], owed.active, True))
+            self._keep(hierarchy, ticks[-1], record)
+        finally:  # what was stepped before an error is not lost
             if ticks:
-                self._keep(hierarchy, ticks[-1], record)  # while the environments are busy
-            ticks.append(self._receive(obs, acts[t], owed.active, True))
-        self._keep(hierarchy, ticks[-1], record)
-        padding = way.capacity - n_ticks
+                self._replay(hierarchy, way, ticks)
+        left = owed.left - n_ticks
+        return record.result(), owed.replace(active=owed.active & (left > 0), left=left)
+
+    def _replay(self, hierarchy: Hierarchy, way: Way, ticks: list[_Tick]) -> None:
+        """The bookkeeping of ticks whose actions were drawn ahead."""
+        padding = way.capacity - len(ticks)
 
         def column(arrays):
             stacked = np.stack(arrays)
@@ -316,9 +347,7 @@ class HostEngine:
         columns = [column([tick.obs for tick in ticks])]
         columns += [column(values) for values in zip(*(tick.step for tick in ticks), strict=True)]
         replay = hierarchy.jitted(_replay, self._flat, donate=0)
-        self._raw = replay(self._owned(), tuple(columns), np.int32(n_ticks))
-        left = owed.left - n_ticks
-        return record.result(), owed.replace(active=owed.active & (left > 0), left=left)
+        self._raw = replay(self._owned(), tuple(columns), np.int32(len(ticks)))
 
     def end(self, hierarchy: Hierarchy, way: Way, owed: Owed) -> None:
         """After the last tick of a call."""
@@ -500,7 +529,10 @@ class _Recorder:
         metrics = jax.tree.map(lambda *x: np.stack(x), *metrics) if metrics else {}
         obs_next = None
         if self._way.capacity == 1 and self._last is not None:
-            obs_next = self._last.step[0].copy()
+            obs_next = self._last.step[0]
+            obs_next = np.where(_wide(self._last.valid, obs_next), obs_next, 0).astype(
+                obs_next.dtype
+            )
         return Record(
             ended=Ended(**columns),
             reward=np.where(valid, np.array(self._rew).reshape(shape), 0).sum(1, np.float64),

@@ -14,6 +14,15 @@ STEP_KEYS = ("obs_next", "rew", "terminated", "truncated", "done", "info", "act"
 RESET_KEYS = ("obs", "env_id")
 
 
+def reset_arguments(gym_reset_kwargs: Any) -> dict[str, Any]:
+    """A copy of what a user gives for the environments' resets."""
+    if gym_reset_kwargs is None:
+        return {}
+    if not isinstance(gym_reset_kwargs, Mapping):
+        raise TypeError(f"gym_reset_kwargs must be a dict, got {gym_reset_kwargs!r}.")
+    return dict(gym_reset_kwargs)
+
+
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
     """`preprocess_fn` of a collector; arrays are NumPy's or JAX's, as they come.

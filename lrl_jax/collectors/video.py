@@ -78,7 +78,13 @@ class VideoLogger:
                     f"array: make the environment with render_mode='rgb_array'."
                 )
         elif callable(getattr(env, "render", None)):
-            frame = env.render(env_state)
+            try:
+                frame = env.render(env_state)
+            except TypeError as error:
+                raise TypeError(
+                    f"{type(env).__name__}.render does not take the state alone ({error}): give "
+                    f"VideoLogger a render_fn of (env, state)."
+                ) from error
         else:
             raise TypeError(
                 f"{type(env).__name__} has no method render(state): give VideoLogger a render_fn."

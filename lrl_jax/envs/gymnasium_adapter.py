@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.error import AlreadyPendingCallError
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 
@@ -94,7 +95,9 @@ class HostEnv:
     """A Gymnasium vector environment that has reset itself after every step that ended episodes.
 
     All three modes of resetting look alike from here: `step` returns the true final observation and
-    that after the reset, and no step is a fake one.
+    that after the reset, and no step is a fake one. Single instances are reset with a mask, which
+    Gymnasium's `RecordEpisodeStatistics` for vector environments takes for a reset of all: its
+    figures are right in mode SAME_STEP only (those of CollectStats always are).
 
     Args:
         env: Gymnasium environment, single or vector.
@@ -140,7 +143,6 @@ class HostEnv:
         self._splits = callable(getattr(self.vector, "step_async", None)) and isinstance(
             base, AsyncVectorEnv
         )
-        self._pending = False
 
     def reset(self, seed: Any = None, **kwargs: Any) -> np.ndarray:
         """Reset all instances; returns observations [n, ...].
@@ -149,7 +151,11 @@ class HostEnv:
             seed: of the vector environment; an int or a list of n.
             **kwargs: further arguments of its `reset`.
         """
-        obs, _ = self.vector.reset(seed=seed, **kwargs)
+        try:
+            obs, _ = self.vector.reset(seed=seed, **kwargs)
+        except AlreadyPendingCallError as error:  # something was interrupted: hear it out first
+            getattr(self.vector.unwrapped, f"{error.name}_wait")()
+            obs, _ = self.vector.reset(seed=seed, **kwargs)
         self._obs = flatten_batch(self.space, obs, self.dtype)
         return self._obs
 
@@ -180,12 +186,10 @@ class HostEnv:
             self.vector.step_async(action)  # type: ignore[attr-defined]
         else:
             self._answer = self.vector.step(action)
-        self._pending = True
 
     def receive(self) -> HostStep:
         """The step that was begun."""
         answer = self.vector.step_wait() if self._splits else self._answer  # type: ignore
-        self._pending = False
         raw, rew, terminated, truncated, info = answer
         obs_next = flatten_batch(self.space, raw, self.dtype)
         done = terminated | truncated
@@ -240,12 +244,14 @@ def rows_of(info: dict[str, Any], mask: np.ndarray) -> dict[str, Any]:
     """A vector environment's info of the instances in `mask` [n] alone."""
     if mask.all():
         return info
-    return {
-        name: values[mask]
-        if isinstance(values, np.ndarray) and values.shape[:1] == mask.shape
-        else values
-        for name, values in info.items()
-    }
+
+    def rows(values):
+        if isinstance(values, dict):
+            return rows_of(values, mask)
+        is_rows = isinstance(values, np.ndarray) and values.shape[:1] == mask.shape
+        return values[mask] if is_rows else values
+
+    return {name: rows(values) for name, values in info.items()}
 
 
 def merged(infos: list[dict[str, Any]]) -> dict[str, Any]:

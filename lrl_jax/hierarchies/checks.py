@@ -25,6 +25,29 @@ def whole_number(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
+def seed_of(name: str, value: Any) -> int:
+    """Return a seed as an int; ValueError if random streams cannot begin with it."""
+    seed = whole_number(name, value, 0)
+    if seed >= 2**63:
+        raise ValueError(f"{name} must be below 2**63, got {seed}.")
+    return seed
+
+
+def state_of(state: Any, n: int) -> HierarchyState:
+    """Return a state if it is one, of n instances."""
+    if not isinstance(state, HierarchyState):
+        raise TypeError(
+            f"state must be a HierarchyState such as hierarchy.init returns, got "
+            f"{type(state).__name__}."
+        )
+    if state.n_env_instances != n:
+        raise ValueError(
+            f"the state has {state.n_env_instances} instances, the collector {n}: use "
+            f"hierarchy.set_n_env_instances(state, {n})."
+        )
+    return state
+
+
 def batch(name: str, value: Any, shape: tuple[int, ...], kind: type, dtype: Any) -> jax.Array:
     """Check shape and kind of an argument with a leading axis of instances, and convert it.
 

@@ -177,7 +177,9 @@ def _train(
             every = config.checkpoint_interval
             if every and (i + 1) % every == 0:
                 _save(trainer, session.state, checkpoints / f"step_{env_steps:09d}")
-    return config.seeds * chunk_steps * config.n_chunks / sum(chunk_seconds)
+    if trainer.on_host and config.n_chunks > 1:  # the first one has compiled
+        chunk_seconds = chunk_seconds[1:]
+    return config.seeds * chunk_steps * len(chunk_seconds) / sum(chunk_seconds)
 
 
 def _agent_row(metrics: dict[str, Any], tested: dict[str, Any]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from lrl_jax.training.config import TrainConfig
 from lrl_jax.training.train import Trainer
 
 _FINAL_TEST_STREAM = 0xF17A
+_MOST_TEST_TICKS = 100_000
 _INTERIM_SEED = 2**30  # of tests on the host, apart from the final test's
 
 
@@ -251,7 +253,8 @@ class HostSession:
         return metrics
 
     def result(self) -> HierarchyState:
-        """The state for what follows training."""
+        """The state for what follows training; the environment is closed."""
+        self._trainer.env.close()
         return self.state
 
 
@@ -264,7 +267,15 @@ def _test_on_host(trainer: Trainer, state: HierarchyState, n: int, seed: int) ->
         test_state = hierarchy.for_testing(state, key, env.num_envs)
         collector = Collector(hierarchy, env, state=test_state)
         collector.reset(seed=int(jax.random.randint(key, (), 0, 2**31 - 1)))
-        return collector.collect(n_episodes=n)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said below
+            stats = collector.collect(n_episodes=n, max_steps=_MOST_TEST_TICKS)
+        if stats.truncated_by_limit:
+            raise ValueError(
+                f"{stats.truncated_by_limit} of {n} test episodes of {trainer.config.env} had not "
+                f"ended after {_MOST_TEST_TICKS} ticks: register it with max_episode_steps."
+            )
+        return stats
     finally:
         env.close()
 
