@@ -278,6 +278,71 @@ def stored(buffer: Buffer) -> dict[str, np.ndarray]:
     return {"instance": instance, **rows}
 
 
+def drain(buffer: Buffer) -> tuple[dict[str, np.ndarray], Buffer]:
+    """Take all rows out (host): rows as `stored` has them, and the empty buffer.
+
+    Adds `first`, bool [N]: the row does not continue the one before of its instance, also where
+    that was taken out earlier. For rows that `extend` writes elsewhere.
+    """
+    instance, slot = _in_time_order(buffer)
+    words = np.asarray(buffer.words)[slot, instance]
+    rows = packing.unpack_on_host(buffer.layout, words)
+    first = rows.pop(_POSITION) == 0
+    return {"instance": instance, **rows, "first": first}, clear(buffer)
+
+
+def extend(buffer: Buffer, rows: Mapping[str, np.ndarray]) -> Buffer:
+    """Write rows that came from elsewhere, such as `drain` (host).
+
+    Args:
+        buffer: the rings.
+        rows: fields [N, *shape], with `instance` (the ring of each) and `first`; in time order
+            within an instance.
+
+    Raises:
+        ValueError: for missing or unknown fields, or instances there are not.
+    """
+    n = buffer.n_env_instances
+    fields = {name: np.asarray(value) for name, value in rows.items()}
+    instance, first = fields.pop("instance"), fields.pop("first").astype(bool)
+    names = {field.name for field in buffer.layout} - {_POSITION}
+    if set(fields) != names:
+        raise ValueError(
+            f"rows have fields {sorted(fields)}, the buffer stores {sorted(names)}: missing "
+            f"{sorted(names - set(fields))}, unknown {sorted(set(fields) - names)}."
+        )
+    if not len(instance):
+        return buffer
+    if instance.min() < 0 or instance.max() >= n:
+        raise ValueError(
+            f"rows are of instances {instance.min()} to {instance.max()}, but the buffer has {n} "
+            f"rings, 0 to {n - 1}."
+        )
+    order = np.argsort(instance, kind="stable")
+    counts = np.bincount(instance, minlength=n)
+    tick = np.empty(len(instance), int)
+    tick[order] = np.arange(len(instance)) - np.repeat(np.cumsum(counts) - counts, counts)
+    # A power of two, so that few lengths are compiled.
+    n_ticks = 1 << int(counts.max() - 1).bit_length()
+
+    def spread(x):
+        out = np.zeros((n_ticks, n, *x.shape[1:]), x.dtype)
+        out[tick, instance] = x
+        return out
+
+    mask = spread(np.ones(len(instance), bool))
+    return _extend(buffer, {k: spread(x) for k, x in fields.items()}, mask, spread(first))
+
+
+@jax.jit
+def _extend(buffer, rows, mask, first):
+    def step(buffer, tick):
+        rows, mask, first = tick
+        return add(buffer, rows, mask, first), None
+
+    return jax.lax.scan(step, buffer, (rows, mask, first))[0]
+
+
 def clear(buffer: Buffer) -> Buffer:
     """Forget all rows; the storage stays."""
     return buffer.replace(cursor=jnp.zeros_like(buffer.cursor), size=jnp.zeros_like(buffer.size))

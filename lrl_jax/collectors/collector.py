@@ -198,6 +198,13 @@ class Collector:
             return None
         return jax.tree.map(jnp.copy, store.buffer)
 
+    @buffer.setter
+    def buffer(self, buffer: int | Buffer | None) -> None:
+        store = None
+        if buffer is not None:
+            store = Store.create(self.hierarchy, self.n_env_instances, buffer)
+        self._engine.store = store
+
     def _ready(self) -> DeviceEngine | HostEngine:
         if not self._is_reset:
             self.reset(reset_buffer=False)

@@ -329,6 +329,61 @@ class Hierarchy:
         checks.instances_of(state, self.n_levels)
         return self._learn(state)
 
+    def add_rows(
+        self, state: HierarchyState, rows: Sequence[dict[str, np.ndarray] | None], n_env_steps: int
+    ) -> HierarchyState:
+        """Store rows that the levels of other states closed, such as those of workers (host).
+
+        They owe updates as rows of this state's own do.
+
+        Args:
+            state: its instances are those that the rows name.
+            rows: of each level, see `buffers.extend`; None for none.
+            n_env_steps: environment steps that they are of.
+        """
+        checks.instances_of(state, self.n_levels)
+        if len(rows) != self.n_levels:
+            raise ValueError(f"rows of {len(rows)} levels for {self.n_levels} levels.")
+        total = state.n_total_env_steps.add(checks.whole_number("n_env_steps", n_env_steps, 0))
+        levels = []
+        for i, (level, s, more) in enumerate(zip(self.levels, state.levels, rows, strict=True)):
+            if more is not None:
+                if s.buffer is None:
+                    raise ValueError(f"level {i} stores no rows: its buffer_size is 0.")
+                new_rows = jnp.minimum(s.new_rows + len(more["instance"]), 2**30)
+                s = s.replace(buffer=buffers.extend(s.buffer, more), new_rows=new_rows)
+            learner = level.observe_env_steps(s.learner, total.as_float())
+            levels.append(s.replace(learner=learner))
+        return state.replace(levels=tuple(levels), n_total_env_steps=total)
+
+    def with_learners(
+        self, state: HierarchyState, learners: Sequence[Any], n_total_env_steps: int | None = None
+    ) -> HierarchyState:
+        """The state with other learners, of the same shapes; all else goes on.
+
+        Args:
+            state: of any number of instances.
+            learners: one a level; None keeps the level's own.
+            n_total_env_steps: that schedules and warm-ups go by, if given.
+
+        Raises:
+            ValueError, TypeError: where a learner does not fit its level.
+        """
+        checks.instances_of(state, self.n_levels)
+        if len(learners) != self.n_levels:
+            raise ValueError(f"learners has {len(learners)} entries for {self.n_levels} levels.")
+        levels = tuple(
+            s if new is None else s.replace(learner=_same_shape(i, new, s.learner))
+            for i, (s, new) in enumerate(zip(state.levels, learners, strict=True))
+        )
+        if n_total_env_steps is not None:
+            high, low = divmod(
+                checks.whole_number("n_total_env_steps", n_total_env_steps, 0), 2**32
+            )
+            total = Counter(jnp.asarray(high, jnp.uint32), jnp.asarray(low, jnp.uint32))
+            state = state.replace(n_total_env_steps=total)
+        return state.replace(levels=levels)
+
     def reset(self, state: HierarchyState, mask: jax.Array | None = None) -> HierarchyState:
         """Put instances back to level 0 with fresh memory; learner, buffers and counters stay.
 

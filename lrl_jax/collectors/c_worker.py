@@ -1,0 +1,608 @@
+"""CWorker: collects samples with a hierarchy it is given, stamps them, sends them.
+
+The words are those of PyTorchRL's collection workers. A worker's actor is a Hierarchy, its weights
+are the learners of the levels, and what it sends are environment transitions and the rows that the
+levels closed, ready for `Hierarchy.add_rows` where the hierarchy learns.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import pickle
+import threading
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrl_jax import buffers
+from lrl_jax.collectors.collector import Collector
+from lrl_jax.devices import resolve_device
+from lrl_jax.envs.gymnasium_adapter import is_gymnasium
+from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
+from lrl_jax.settings import check_float
+
+COMPONENTS = ("actor", "algo", "storage", "envs_train", "envs_test")
+_SLICES = 16  # times that a worker looks whether it was told to stop, behind its least samples
+_EVALUATION = 0xE7A1
+
+
+@dataclasses.dataclass
+class CollectionSettings:
+    """What a worker reads of an algorithm; any object with these attributes will do.
+
+    Attributes:
+        update_every: samples (environment steps of all instances) of a rollout.
+        test_every: rollouts between evaluations; 0 for none.
+        num_test_episodes: episodes of an evaluation.
+        start_steps: samples with random actions at the start, which the hierarchy does not see.
+    """
+
+    update_every: int = 1000
+    test_every: int = 0
+    num_test_episodes: int = 5
+    start_steps: int = 0
+
+
+def no_envs(device: Any, index_worker: int, index_parent: int, mode: str) -> None:
+    """The factory of a worker without environments of that mode."""
+    del device, index_worker, index_parent, mode
+
+
+class CWorker:
+    """Collects rollouts and evaluates, with weights that it is given.
+
+    Args:
+        index_worker: of this worker, from 0 on.
+        index_parent: of whoever it works for.
+        algo_factory: (device, actor) -> settings, such as `CollectionSettings`.
+        actor_factory: (device) -> Hierarchy, its levels with room for the rows of a rollout.
+        storage_factory: (device, actor, algo) -> replay buffer of transitions, or how many rows it
+            holds, or None for none.
+        fraction_samples: least fraction of its samples with which a worker stops when told to.
+        compress_data_to_send: whether data is compressed; `decompress` undoes it, to the bit.
+        train_envs_factory, test_envs_factory: (device, index_worker, index_parent, mode) -> a
+            Gymnasium environment, single or vector; (env, params, n) for n instances of a gymnax
+            environment; or None. The mode is "train" or "test".
+        initial_weights: see `set_weights`.
+        device: where it computes, such as "cpu" or "gpu:0".
+        seed: of all workers; each draws from a stream of its own.
+
+    Attributes:
+        index_worker, index_parent, fraction_samples, device, compress_data_to_send: as given.
+        actor: the Hierarchy.
+        algo: the settings.
+        envs_train, envs_test: the environments.
+        storage: the replay buffer, or None.
+        iter: rollouts collected and sent.
+        actor_version: of the weights.
+        update_every: samples of a rollout.
+        obs: latest observation, [n, ...].
+        rhs: memory of the levels, a tuple, leaves [n, ...].
+        done: whether the latest step ended an episode, bool [n].
+
+    Raises:
+        ValueError, TypeError: for components that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        index_worker: int,
+        index_parent: int,
+        algo_factory: Callable[..., Any],
+        actor_factory: Callable[..., Hierarchy],
+        storage_factory: Callable[..., Any],
+        fraction_samples: float = 1.0,
+        compress_data_to_send: bool = False,
+        train_envs_factory: Callable[..., Any] = no_envs,
+        test_envs_factory: Callable[..., Any] = no_envs,
+        initial_weights: dict[str, Any] | None = None,
+        device: Any = None,
+        *,
+        seed: int = 0,
+    ):
+        self.index_worker = checks.whole_number("index_worker", index_worker, 0)
+        self.index_parent = checks.whole_number("index_parent", index_parent, 0)
+        self.fraction_samples = check_float("fraction_samples", fraction_samples, 0.0, 1.0)
+        self.compress_data_to_send = bool(compress_data_to_send)
+        self.device = resolve_device(device)
+        entropy = [checks.seed_of("seed", seed), self.index_parent, self.index_worker]
+        self._seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint32)[0])
+        self.iter, self.actor_version = 0, 0
+        self._lock = threading.Lock()
+        self._told: set[str] = set()
+        self._pending: dict[str, Any] | None = None
+        self._collects, self._stopped = False, False
+        self.actor = _checked_actor(actor_factory(self.device))
+        self.algo = algo_factory(self.device, self.actor)
+        self.envs_train = train_envs_factory(self.device, index_worker, index_parent, "train")
+        self.envs_test = test_envs_factory(self.device, index_worker, index_parent, "test")
+        self._storage = storage_factory(self.device, self.actor, self.algo)
+        self._n_random = getattr(self.algo, "start_steps", 0)
+        # What was collected and not sent yet.
+        self._samples: list[Any] = []
+        self._collector, self._state = self._make(self.actor, self.envs_train, None, self._storage)
+        self._begin()
+        if initial_weights is not None:
+            self.set_weights(initial_weights)
+
+    # ------------------------------------------------------------------ state
+
+    def _make(
+        self, actor: Hierarchy, envs: Any, state: HierarchyState | None, storage: Any
+    ) -> tuple[Collector | None, HierarchyState]:
+        """A collector that has been reset, None without environments; and the actor's state."""
+        if envs is None:
+            return None, actor.init(jax.random.key(self._seed), 1) if state is None else state
+        env, params, n = _parts(envs)
+        n = getattr(env, "num_envs", 1) if n is None else n
+        if state is not None and state.n_env_instances != n:
+            state = actor.set_n_env_instances(state, n)
+        if isinstance(storage, buffers.Buffer) and storage.n_env_instances != n:
+            size = storage.capacity * storage.n_env_instances
+            storage = buffers.redistribute(storage, n, max(size, n))
+        collector = Collector(
+            actor,
+            env,
+            device=self.device,
+            env_params=params,
+            n_env_instances=n,
+            state=state,
+            buffer=storage,
+            exploration_noise=True,
+        )
+        collector.reset(seed=self._seed, reset_buffer=False)
+        _check_room(actor, n, self.update_every, self.index_worker)
+        return collector, collector.state
+
+    def _begin(self) -> None:
+        """What a new collector brings with it."""
+        n = self.n_env_instances
+        self.done = np.zeros(n, bool)
+        # Version that chose the actions whose rows the levels have not closed yet.
+        self._open_version = np.full((self.actor.n_levels, n), self.actor_version)
+
+    @property
+    def n_env_instances(self) -> int:
+        """Instances of the training environments; 0 without."""
+        return 0 if self._collector is None else self._collector.n_env_instances
+
+    @property
+    def _present(self) -> HierarchyState:
+        return self._state if self._collector is None else self._collector.state
+
+    @property
+    def storage(self) -> Any:
+        """Replay buffer of environment transitions, or None."""
+        return self._storage if self._collector is None else self._collector.buffer
+
+    @property
+    def update_every(self) -> int:
+        """Samples of a rollout."""
+        return checks.whole_number("update_every", self.algo.update_every, 1)
+
+    @property
+    def obs(self) -> Any:
+        """Latest observation of the training environments, [n, ...]."""
+        return self._training()._ready().obs
+
+    @property
+    def rhs(self) -> tuple[Any, ...]:
+        """Memory of the levels, leaves [n, ...]."""
+        return tuple(level.memory for level in self._present.levels)
+
+    def _training(self) -> Collector:
+        if self._collector is None:
+            raise ValueError(
+                f"worker {self.index_worker} has no training environments: give train_envs_factory."
+            )
+        return self._collector
+
+    # -------------------------------------------------------------- collecting
+
+    def collect_data(
+        self, listen_to: Sequence[str] = (), data_to_cpu: bool = True
+    ) -> tuple[Any, dict[str, Any]]:
+        """Collect a rollout and return it.
+
+        Args:
+            listen_to: words of `tell` that make the worker stop early.
+            data_to_cpu: whether arrays are NumPy's; else they are on the worker's device.
+
+        Returns:
+            Data: a dict of arrays, one row a sample (see `collect_train_data`), bytes for
+            `decompress` where data is compressed; and info: Episodes, Returns, Lengths, Time,
+            ActorVersion, NumberSamples, IndexWorker, and TestReturn where one was due.
+        """
+        seconds, _ = self.collect_train_data(listen_to=listen_to)
+        data, stats = self._take()
+        info = {
+            "Episodes": sum(s.n_collected_episodes for s in stats),
+            "Returns": np.concatenate([s.returns for s in stats]),
+            "Lengths": np.concatenate([s.lens for s in stats]),
+            "Time": seconds,
+            "ActorVersion": self.actor_version,
+            "NumberSamples": len(data["rew"]),
+            "IndexWorker": self.index_worker,
+        }
+        self.iter += 1
+        every = getattr(self.algo, "test_every", 0)
+        if every and self.envs_test is not None and self.iter % every == 0:
+            info["TestReturn"] = self.evaluate()
+        if self.compress_data_to_send:
+            return compress(data), info
+        return (data if data_to_cpu else jax.tree.map(jnp.asarray, data)), info
+
+    def collect_train_data(
+        self, num_steps: int | None = None, listen_to: Sequence[str] = ()
+    ) -> tuple[float, float | None]:
+        """Collect samples and keep them for `collect_data` to send.
+
+        Told to stop, the worker does so once it has `fraction_samples` of them, with exactly the
+        samples it has.
+
+        Args:
+            num_steps: samples; `update_every` if None.
+            listen_to: words of `tell` that make it stop.
+
+        Returns:
+            Seconds, and the mean return of the episodes that ended (None without).
+        """
+        if isinstance(listen_to, str):
+            raise TypeError(f"listen_to must be a list of words, got the word {listen_to!r}.")
+        collector = self._training()
+        target = self.update_every
+        if num_steps is not None:
+            target = checks.whole_number("num_steps", num_steps, 1)
+        n = collector.n_env_instances
+        least = target
+        if listen_to:  # whole ticks, so that no instance has to sit out on the way
+            least = min(target, -(-int(np.ceil(self.fraction_samples * target)) // n) * n)
+        step = max(1, (target - least) // (_SLICES * n)) * n
+        stats, taken, began = [], 0, time.monotonic()
+        self._collects = True
+        try:
+            self._apply_pending()
+            while taken < target:
+                if taken >= least and self._is_told(listen_to):
+                    break
+                amount = least if taken < least else min(step, target - taken)
+                random = self._n_random > 0
+                if random:
+                    amount = min(amount, self._n_random)
+                stats.append(self._collect(collector, amount, random))
+                taken += amount
+                self._n_random -= amount if random else 0
+        finally:
+            self._collects = False
+        seconds = time.monotonic() - began
+        returns = np.concatenate([s.returns for s in stats])
+        return seconds, float(returns.mean()) if len(returns) else None
+
+    def _collect(self, collector: Collector, amount: int, random: bool) -> Any:
+        """So many samples, kept with their stamps."""
+        state = collector.state
+        open_before = [np.asarray(s.elapsed_env_steps) > 0 for s in state.levels]
+        stats, transitions = collector.collect(
+            n_total_steps=amount, random=random, record_transitions=True
+        )
+        valid = np.asarray(transitions.valid)
+        instance = np.nonzero(valid)[1]
+        data = {
+            name: np.asarray(getattr(transitions, name))[valid]
+            for name in ("obs", "act", "rew", "terminated", "truncated", "obs_next")
+        }
+        data["instance"] = instance.astype(np.int32)
+        data["actor_version"] = np.full(len(instance), self.actor_version)
+        last = valid.shape[0] - 1 - np.argmax(valid[::-1], 0)
+        ended = np.asarray(transitions.terminated) | np.asarray(transitions.truncated)
+        self.done = np.where(valid.any(0), ended[last, np.arange(len(last))], self.done)
+        data["levels"] = self._drain(collector, open_before)
+        self._samples.append((data, stats))
+        return stats
+
+    def _drain(self, collector: Collector, open_before: list[np.ndarray]) -> list[Any]:
+        """Rows that the levels closed, with the version that made each decision."""
+        state, levels, out = collector.state, [], []
+        for i, s in enumerate(state.levels):
+            if s.buffer is None:
+                levels.append(s)
+                out.append(None)
+                continue
+            rows, buffer = buffers.drain(s.buffer)
+            instance = rows["instance"]
+            version = np.full(len(instance), self.actor_version)
+            heads = np.searchsorted(instance, np.unique(instance))  # grouped by instance
+            spans = heads[open_before[i][instance[heads]]] if len(heads) else heads
+            version[spans] = self._open_version[i][instance[spans]]
+            closed = np.isin(np.arange(len(open_before[i])), instance)
+            still_open = open_before[i] & ~closed
+            self._open_version[i] = np.where(still_open, self._open_version[i], self.actor_version)
+            rows["actor_version"] = version
+            levels.append(s.replace(buffer=buffer))
+            out.append(rows)
+        collector.state = state.replace(levels=tuple(levels))
+        return out
+
+    def _take(self) -> tuple[dict[str, Any], list[Any]]:
+        """All samples that are kept, and the statistics of collecting them."""
+        parts, stats = zip(*self._samples, strict=True)
+        self._samples = []
+        return concatenate(parts), list(stats)
+
+    def tell(self, word: str) -> None:
+        """Say a word that the worker may listen to; also while it collects."""
+        with self._lock:
+            self._told.add(word)
+
+    def _is_told(self, listen_to: Sequence[str]) -> bool:
+        with self._lock:
+            return bool(self._told & set(listen_to))
+
+    def evaluate(self) -> float:
+        """Mean return of exactly `algo.num_test_episodes` episodes in the test environments.
+
+        From a reset, without noise; the training environments are left alone, and each evaluation
+        begins alike.
+        """
+        if self.envs_test is None:
+            raise ValueError(
+                f"worker {self.index_worker} has no test environments: give test_envs_factory."
+            )
+        env, params, n = _parts(self.envs_test)
+        n = getattr(env, "num_envs", 1) if n is None else n
+        seed = (self._seed ^ _EVALUATION) & 0x7FFFFFFF
+        hierarchy = self.actor.eval()
+        state = hierarchy.for_testing(self._present, jax.random.key(seed), n)
+        collector = Collector(hierarchy, env, env_params=params, n_env_instances=n, state=state)
+        collector.reset(seed=seed)
+        episodes = checks.whole_number("num_test_episodes", self.algo.num_test_episodes, 1)
+        return float(collector.collect(n_episodes=episodes).returns.mean())
+
+    # ----------------------------------------------------------------- changes
+
+    def set_weights(self, actor_weights: dict[str, Any]) -> None:
+        """Take other weights; while the worker collects, they wait for the next rollout.
+
+        Args:
+            actor_weights: {"ActorVersion": int, "ActorWeights": learners}, see `weights_of`; with
+                "EnvSteps", the total of environment steps that schedules and warm-ups go by.
+        """
+        missing = {"ActorVersion", "ActorWeights"} - set(actor_weights)
+        if missing:
+            raise ValueError(f"weights lack {sorted(missing)}: see weights_of(state, version).")
+        with self._lock:
+            self._pending = dict(actor_weights)
+        if not self._collects:
+            self._apply_pending()
+
+    def _apply_pending(self) -> None:
+        with self._lock:
+            weights, self._pending = self._pending, None
+        if weights is None:
+            return
+        learners = [unpack(x) for x in weights["ActorWeights"]]
+        learners = jax.tree.map(jnp.asarray, learners)
+        state = self.actor.with_learners(self._present, learners, weights.get("EnvSteps"))
+        if self._collector is None:
+            self._state = state
+        else:
+            self._collector.state = state
+        self.actor_version = int(weights["ActorVersion"])
+
+    def replace_agent_component(
+        self, component_name: str, new_component_factory: Callable[..., Any]
+    ) -> None:
+        """Replace a component by what its factory makes; environments begin from a reset.
+
+        Args:
+            component_name: one of actor, algo, storage, envs_train, envs_test.
+            new_component_factory: called like the factory that made the old one.
+
+        Raises:
+            ValueError: for other names, or a component that does not fit; nothing changes then.
+        """
+        name = component_name
+        if name not in COMPONENTS:
+            raise ValueError(f"there is no component {name!r}: use one of {', '.join(COMPONENTS)}.")
+        arguments = {
+            "actor": (self.device,),
+            "algo": (self.device, self.actor),
+            "storage": (self.device, self.actor, self.algo),
+            "envs_train": (self.device, self.index_worker, self.index_parent, "train"),
+            "envs_test": (self.device, self.index_worker, self.index_parent, "test"),
+        }[name]
+        new = new_component_factory(*arguments)
+        if name == "algo":
+            self._set_algo(new)
+        elif name == "storage":
+            if self._collector is not None:
+                self._collector.buffer = new
+            self._storage = new
+        elif name == "envs_test":
+            if new is not None:
+                _parts(new)
+            old, self.envs_test = self.envs_test, new
+            _close(old)
+        elif name == "envs_train":
+            made = self._make(self.actor, new, self._present, self.storage)
+            old, self.envs_train = self.envs_train, new
+            self._collector, self._state = made
+            self._begin()
+            _close(old)
+        else:
+            new = _checked_actor(new)
+            made = self._make(new, self.envs_train, None, self.storage)
+            self.actor = new
+            self._collector, self._state = made
+            self._begin()
+
+    def _set_algo(self, algo: Any) -> None:
+        old, self.algo = self.algo, algo
+        try:
+            if self._collector is not None:
+                _check_room(self.actor, self.n_env_instances, self.update_every, self.index_worker)
+        except BaseException:
+            self.algo = old
+            raise
+
+    def update_algorithm_parameter(self, parameter_name: str, new_parameter_value: Any) -> None:
+        """Change an attribute of the settings.
+
+        Raises:
+            ValueError: if there is none of that name, or the value does not fit.
+        """
+        if parameter_name.startswith("_") or not hasattr(self.algo, parameter_name):
+            known = sorted(name for name in vars(self.algo) if not name.startswith("_"))
+            raise ValueError(f"the algorithm has no parameter {parameter_name!r}: it has {known}.")
+        new = copy.copy(self.algo)
+        if dataclasses.is_dataclass(new) and not isinstance(new, type):
+            new = dataclasses.replace(new, **{parameter_name: new_parameter_value})
+        else:
+            setattr(new, parameter_name, new_parameter_value)
+        self._set_algo(new)
+        if parameter_name == "start_steps":
+            self._n_random = new_parameter_value
+
+    def update_storage_parameter(self, parameter_name: str, new_parameter_value: Any) -> None:
+        """Change the `buffer_size` of the storage; its newest rows are kept.
+
+        Raises:
+            ValueError: if there is no storage, or no parameter of that name.
+        """
+        storage = self.storage
+        if not isinstance(storage, buffers.Buffer):
+            raise ValueError(f"worker {self.index_worker} has no storage.")
+        if parameter_name != "buffer_size":
+            raise ValueError(
+                f"the storage has no parameter {parameter_name!r}: it has ['buffer_size']."
+            )
+        n = storage.n_env_instances
+        size = checks.whole_number("buffer_size", new_parameter_value, n)
+        self._training().buffer = buffers.redistribute(storage, n, size)
+
+    def get_attribute(self, name: str) -> Any:
+        """An attribute, for handles of remote workers, which have methods only."""
+        if name.startswith("_") or not hasattr(self, name):
+            raise ValueError(f"a worker has no attribute {name!r}.")
+        return pack(getattr(self, name)) if name in ("obs", "rhs") else getattr(self, name)
+
+    def process_id(self) -> int:
+        """Of the process that the worker lives in."""
+        return os.getpid()
+
+    def stop(self) -> None:
+        """Close the environments; can be called twice."""
+        if not self._stopped:
+            self._stopped = True
+            _close(self.envs_train)
+            _close(self.envs_test)
+
+
+def _check_room(actor: Hierarchy, n: int, samples: int, index: int) -> None:
+    """Refuse levels whose rings are smaller than a rollout."""
+    ticks = -(-samples // n)
+    for i, level in enumerate(actor.levels):
+        if 0 < level.buffer_size < ticks * n:
+            raise ValueError(
+                f"level {i} of worker {index} has room for {level.buffer_size} rows, but a rollout "
+                f"of update_every={samples} samples of {n} instances may close {ticks * n}: raise "
+                f"its buffer_size."
+            )
+
+
+def _checked_actor(actor: Any) -> Hierarchy:
+    if not isinstance(actor, Hierarchy):
+        raise TypeError(f"actor_factory must return a Hierarchy, got {type(actor).__name__}.")
+    return actor.train()
+
+
+def _parts(envs: Any) -> tuple[Any, Any, int | None]:
+    """Environment, parameters and instances of what a factory returned."""
+    if is_gymnasium(envs):
+        return envs, None, None
+    if isinstance(envs, tuple) and len(envs) == 3:
+        env, params, n = envs
+        return env, params, checks.whole_number("instances of the environment", n, 1)
+    raise TypeError(
+        f"an environment factory must return a Gymnasium environment, or (env, params, n) for n "
+        f"instances of a gymnax environment, got {envs!r}."
+    )
+
+
+def _close(envs: Any) -> None:
+    if is_gymnasium(envs):
+        envs.close()
+
+
+# ------------------------------------------------------------------------- data
+
+
+@dataclasses.dataclass
+class _Key:
+    """A typed random key on its way: its words and its kind."""
+
+    words: np.ndarray
+    impl: str
+
+
+def pack(tree: Any) -> Any:
+    """Leaves as NumPy arrays, which any process can read; `unpack` undoes it."""
+
+    def leaf(x):
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return _Key(np.asarray(jax.random.key_data(x)), str(jax.random.key_impl(x)))
+        return np.asarray(x)
+
+    return jax.tree.map(leaf, tree)
+
+
+def unpack(tree: Any) -> Any:
+    """Undo `pack`."""
+
+    def leaf(x):
+        return jax.random.wrap_key_data(x.words, impl=x.impl) if isinstance(x, _Key) else x
+
+    return jax.tree.map(leaf, tree)
+
+
+def weights_of(state: HierarchyState, version: int) -> dict[str, Any]:
+    """Weights for `CWorker.set_weights`: the learners of a state, under a version."""
+    return {
+        "ActorVersion": checks.whole_number("version", version, 0),
+        "ActorWeights": [pack(level.learner) for level in state.levels],
+        "EnvSteps": int(state.n_total_env_steps),
+    }
+
+
+def compress(data: Any) -> bytes:
+    """Data in fewer bytes."""
+    return zlib.compress(pickle.dumps(pack(data), protocol=5), level=1)
+
+
+def decompress(data: bytes) -> Any:
+    """Undo `compress`, to the bit."""
+    return unpack(pickle.loads(zlib.decompress(data)))
+
+
+def concatenate(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Data of several rollouts as that of one; the rows of an instance stay in order."""
+    first = parts[0]
+    out = {k: np.concatenate([p[k] for p in parts]) for k in first if k != "levels"}
+    out["levels"] = [
+        None if rows is None else _joined([p["levels"][i] for p in parts])
+        for i, rows in enumerate(first["levels"])
+    ]
+    return out
+
+
+def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    joined = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    order = np.argsort(joined["instance"], kind="stable")
+    return {k: x[order] for k, x in joined.items()}

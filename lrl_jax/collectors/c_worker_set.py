@@ -1,0 +1,550 @@
+"""CWorkerSet: collection workers in processes of their own, scheduled by Ray.
+
+Ray starts the workers, moves what they collect, and notices when one dies. What is here is who is
+asked for what, and what comes back: rollouts joined, with the lag of the policies behind them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lrl_jax.collectors.c_worker import CWorker, concatenate, decompress, no_envs
+from lrl_jax.hierarchies import checks
+
+_SCHEDULING_SECONDS = 30.0
+_STARTING_SECONDS = 300.0
+_STOPPING_SECONDS = 10.0
+_RESOURCES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
+
+
+class WorkerError(RuntimeError):
+    """A worker has raised or died.
+
+    Attributes:
+        index_worker: of the worker.
+    """
+
+    def __init__(self, index_worker: int, message: str):
+        super().__init__(f"worker {index_worker} {message}")
+        self.index_worker = index_worker
+
+
+class CWorkerSet:
+    """A set of CWorkers, remote ones on Ray (extra "distributed") or one in this process.
+
+    Args:
+        num_workers: remote workers; 0 for one local worker, without Ray.
+        index_parent: of whoever they work for.
+        algo_factory, actor_factory, storage_factory, train_envs_factory, test_envs_factory,
+            fraction_samples, compress_data_to_send, initial_weights: see `CWorker`.
+        local_device: device of the local worker.
+        total_parent_workers: how many parents there are in all.
+        worker_remote_config: what Ray gives each remote worker: num_cpus, num_gpus, memory (bytes)
+            and resources. One CPU by default; workers without a GPU run JAX on the CPU.
+        address: of a Ray cluster to join; None for the one this process is connected to, or a new
+            one on this machine, which `stop` ends.
+        max_lag: versions that a rollout gathered by `collect_async` may be behind, where weights
+            are set once between two gathers; None for no bound.
+        max_restarts: times that a worker which raised or died is started again, with the latest
+            weights; 0: it is an error.
+        timeout: seconds after which a rollout that has not come is an error; None for never.
+        seed: of all workers; each draws from a stream of its own.
+
+    Attributes:
+        worker_class: CWorker.
+        remote_config: what Ray gives each worker.
+        worker_params: keyword arguments of each worker.
+        num_workers: remote workers.
+        actor_version: of the latest weights.
+
+    Raises:
+        ImportError: without Ray, for num_workers above 0.
+        ValueError: for resources that the cluster does not have.
+        WorkerError: for a worker that cannot begin.
+    """
+
+    worker_class = CWorker
+
+    def __init__(
+        self,
+        num_workers: int,
+        index_parent: int,
+        algo_factory: Callable[..., Any],
+        actor_factory: Callable[..., Any],
+        storage_factory: Callable[..., Any],
+        local_device: Any = None,
+        initial_weights: dict[str, Any] | None = None,
+        fraction_samples: float = 1.0,
+        total_parent_workers: int = 0,
+        compress_data_to_send: bool = False,
+        train_envs_factory: Callable[..., Any] = no_envs,
+        test_envs_factory: Callable[..., Any] = no_envs,
+        worker_remote_config: Mapping[str, Any] | None = None,
+        *,
+        address: str | None = None,
+        max_lag: int | None = None,
+        max_restarts: int = 0,
+        timeout: float | None = None,
+        seed: int = 0,
+    ):
+        self.num_workers = checks.whole_number("num_workers", num_workers, 0)
+        self.total_parent_workers = checks.whole_number(
+            "total_parent_workers", total_parent_workers, 0
+        )
+        self.max_lag = None if max_lag is None else checks.whole_number("max_lag", max_lag, 0)
+        self.max_restarts = checks.whole_number("max_restarts", max_restarts, 0)
+        self.timeout = timeout
+        self.remote_config = _checked_config(worker_remote_config)
+        self.worker_params: dict[str, Any] = {
+            "index_parent": index_parent,
+            "algo_factory": algo_factory,
+            "actor_factory": actor_factory,
+            "storage_factory": storage_factory,
+            "fraction_samples": fraction_samples,
+            "compress_data_to_send": compress_data_to_send,
+            "train_envs_factory": train_envs_factory,
+            "test_envs_factory": test_envs_factory,
+            "seed": seed,
+        }
+        self._local_device, self._weights = local_device, initial_weights
+        self.actor_version = 0 if initial_weights is None else int(initial_weights["ActorVersion"])
+        self._local: CWorker | None = None
+        self._remote: dict[int, Any] = {}
+        self._instances: dict[int, int] = {}
+        self._changes: list[tuple[str, tuple[Any, ...]]] = []  # that a restarted worker needs too
+        # Rollouts that have not come: who collects them, with which version, since when.
+        self._flying: dict[Any, tuple[int, int, float]] = {}
+        self._arrived: list[tuple[Any, dict[str, Any]]] = []
+        self._set: list[tuple[Any, int]] = []  # weights whose arrival nobody has looked at
+        self._n_gathers, self._stopped, self._owns_ray = 0, False, False
+        self.restarts: dict[int, int] = {}
+        if self.num_workers == 0:
+            self.local_worker()
+            return
+        self._ray = _import_ray()
+        if not self._ray.is_initialized():
+            self._ray.init(address=address, include_dashboard=False, log_to_driver=False)
+            self._owns_ray = True
+        try:
+            self._check_resources()
+            self.add_workers(self.num_workers, _counted=True)
+        except BaseException:
+            self.stop()
+            raise
+
+    @classmethod
+    def create_factory(
+        cls,
+        num_workers: int,
+        algo_factory: Callable[..., Any],
+        actor_factory: Callable[..., Any],
+        storage_factory: Callable[..., Any],
+        test_envs_factory: Callable[..., Any] = no_envs,
+        train_envs_factory: Callable[..., Any] = no_envs,
+        total_parent_workers: int = 0,
+        col_fraction_samples: float = 1.0,
+        compress_data_to_send: bool = False,
+        col_worker_resources: Mapping[str, Any] | None = None,
+        **more: Any,
+    ) -> Callable[[Any, dict[str, Any] | None, int], CWorkerSet]:
+        """A function (device, initial_weights, index_parent) that makes a set.
+
+        Args:
+            num_workers, algo_factory, actor_factory, storage_factory, test_envs_factory,
+                train_envs_factory, total_parent_workers, compress_data_to_send: of the set.
+            col_fraction_samples: its `fraction_samples`.
+            col_worker_resources: its `worker_remote_config`.
+            **more: further keyword arguments of the set.
+        """
+
+        def collection_worker_set_factory(
+            device: Any, initial_weights: dict[str, Any] | None, index_parent: int
+        ) -> CWorkerSet:
+            return cls(
+                num_workers=num_workers,
+                index_parent=index_parent,
+                algo_factory=algo_factory,
+                actor_factory=actor_factory,
+                storage_factory=storage_factory,
+                local_device=device,
+                initial_weights=initial_weights,
+                fraction_samples=col_fraction_samples,
+                total_parent_workers=total_parent_workers,
+                compress_data_to_send=compress_data_to_send,
+                train_envs_factory=train_envs_factory,
+                test_envs_factory=test_envs_factory,
+                worker_remote_config=col_worker_resources,
+                **more,
+            )
+
+        return collection_worker_set_factory
+
+    # ----------------------------------------------------------------- workers
+
+    def local_worker(self) -> CWorker:
+        """The worker of this process; made when it is first asked for, index `num_workers`."""
+        self._check_running()
+        if self._local is None:
+            index = 0 if self.num_workers == 0 else self.num_workers
+            self._local = self.worker_class(
+                index,
+                device=self._local_device,
+                initial_weights=self._weights,
+                **self.worker_params,
+            )
+            self._instances[index] = self._local.n_env_instances
+        return self._local
+
+    def remote_workers(self) -> list[Any]:
+        """Ray's handles of the remote workers, in the order of their index."""
+        return [self._remote[i] for i in sorted(self._remote)]
+
+    def add_workers(self, num_workers: int, *, _counted: bool = False) -> None:
+        """Start further remote workers."""
+        self._check_running()
+        first = len(self._remote)
+        new = range(first, first + checks.whole_number("num_workers", num_workers, 1))
+        if not _counted:
+            self.num_workers += num_workers
+        for i in new:
+            self._remote[i] = self._start(i)
+        self._await_start(new)
+
+    def _start(self, index: int) -> Any:
+        config = dict(self.remote_config)
+        if not config.get("num_gpus"):
+            config["runtime_env"] = {"env_vars": {"JAX_PLATFORMS": "cpu"}}
+        # Two threads: one that collects, one that hears.
+        actor_class = self._ray.remote(max_concurrency=2, **config)(self.worker_class)
+        params = dict(self.worker_params)
+        params["seed"] += 7919 * self.restarts.get(index, 0)
+        return actor_class.remote(index, initial_weights=self._weights, **params)
+
+    def _await_start(self, indices: Sequence[int]) -> None:
+        """Wait for workers to be scheduled and made; errors surface here."""
+        ray, began = self._ray, time.monotonic()
+        begun = {self._remote[i].process_id.remote(): i for i in indices}
+        waiting = list(begun)
+        while waiting:
+            ready, waiting = ray.wait(waiting, num_returns=1, timeout=1.0)
+            for ref in ready:
+                self._get(ref, begun[ref])
+            seconds = time.monotonic() - began
+            unscheduled = [begun[r] for r in waiting if not self._is_scheduled(begun[r])]
+            if unscheduled and seconds > _SCHEDULING_SECONDS:
+                raise ValueError(
+                    f"workers {unscheduled} could not be scheduled within "
+                    f"{_SCHEDULING_SECONDS:.0f} s: each asks for {self.remote_config}, free are "
+                    f"{_shown(ray.available_resources())} of {_shown(ray.cluster_resources())}. "
+                    f"Ask for less, or for fewer workers."
+                )
+            if seconds > _STARTING_SECONDS:
+                late = [begun[r] for r in waiting]
+                raise WorkerError(late[0], f"has not begun after {_STARTING_SECONDS:.0f} s.")
+        for i in indices:
+            for name, arguments in self._changes:
+                self._get(getattr(self._remote[i], name).remote(*arguments), i)
+            n = self._get(self._remote[i].get_attribute.remote("n_env_instances"), i)
+            self._instances[i] = n
+
+    def _is_scheduled(self, index: int) -> bool:
+        from ray.util.state import get_actor
+
+        try:
+            actor = get_actor(self._remote[index]._actor_id.hex())
+        except Exception:  # the state service is no part of Ray's core: without it, wait longer
+            return True
+        return actor is None or actor.state not in ("PENDING_CREATION", "DEPENDENCIES_UNREADY")
+
+    def _check_resources(self) -> None:
+        """Refuse what the cluster could never schedule."""
+        total = self._ray.cluster_resources()
+        wanted = {_RESOURCES[k]: v for k, v in self.remote_config.items() if k in _RESOURCES}
+        wanted |= self.remote_config.get("resources") or {}
+        for name, each in wanted.items():
+            if each * self.num_workers > total.get(name, 0.0):
+                raise ValueError(
+                    f"{self.num_workers} workers with {each:g} {name} each need "
+                    f"{each * self.num_workers:g}, but the cluster has {total.get(name, 0.0):g} "
+                    f"({_shown(total)}): change worker_remote_config or num_workers."
+                )
+
+    def _get(self, ref: Any, index: int) -> Any:
+        """A result of a worker; what it raised, or its death, is a WorkerError."""
+        from ray.exceptions import RayActorError, RayTaskError
+
+        try:
+            return self._ray.get(ref)
+        except RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, BaseException) else error
+            raise WorkerError(index, f"raised {type(cause).__name__}: {cause}") from error
+        except RayActorError as error:
+            raise WorkerError(index, f"died: {error}") from error
+
+    # --------------------------------------------------------------- collecting
+
+    def collect(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Let all workers collect a rollout, and join what they bring.
+
+        Once half of them have finished, the others are told to stop as soon as they have
+        `fraction_samples` of their rollout.
+
+        Returns:
+            Data: see `CWorker.collect_data`; `instance` counts through the instances of all
+            workers, also in the rows of `levels`. And info: NumberSamples, Episodes, Returns,
+            Lengths, Time, ActorVersion (the oldest), PolicyLag (the largest number of versions
+            that a sample is behind the latest weights), Workers (the info of each), Restarts.
+        """
+        self._check_running()
+        if self.num_workers == 0:
+            data, info = self._local_rollout()
+            return self._joined([(data, info)])
+        if self._flying:
+            raise RuntimeError("collect_async is under way: go on with it, or call drain first.")
+        self._n_gathers += 1
+        word = f"stop-{self._n_gathers}"
+        for i in self._remote:
+            self._launch(i, word)
+        parts, told = [], False
+        while self._flying:
+            parts += self._receive(list(self._flying), word)
+            if not told and 2 * len(parts) >= self.num_workers:
+                told = True
+                for index, _, _ in self._flying.values():
+                    self._remote[index].tell.remote(word)
+        return self._joined(parts)
+
+    def collect_async(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Join the rollouts that have come, at least one; their workers go on at once.
+
+        With `max_lag`, rollouts that would fall behind further than that are waited for.
+        """
+        self._check_running()
+        if self.num_workers == 0:
+            return self._joined([self._local_rollout()])
+        busy = {index for index, _, _ in self._flying.values()}
+        for i in self._remote:
+            if i not in busy:
+                self._launch(i)
+        parts, self._arrived = self._arrived, []
+        if not parts:
+            parts = self._receive(list(self._flying))
+        if self.max_lag is not None:  # those that could not wait for the next weights
+            oldest = self.actor_version - self.max_lag
+            while late := [r for r, (_, version, _) in self._flying.items() if version <= oldest]:
+                parts += self._receive(late)
+        busy = {index for index, _, _ in self._flying.values()}
+        for i in self._remote:
+            if i not in busy:
+                self._launch(i)
+        return self._joined(parts)
+
+    def drain(self) -> None:
+        """Wait for what `collect_async` has begun; the next gather has it."""
+        while self._flying:
+            self._arrived += self._receive(list(self._flying))
+
+    def _local_rollout(self) -> tuple[Any, dict[str, Any]]:
+        worker = self.local_worker()
+        try:
+            return worker.collect_data()
+        except Exception as error:
+            message = f"raised {type(error).__name__}: {error}"
+            raise WorkerError(worker.index_worker, message) from error
+
+    def _launch(self, index: int, word: str | None = None) -> None:
+        mine = [ref for ref, i in self._set if i == index]
+        self._set = [pair for pair in self._set if pair[1] != index]
+        for ref in mine:  # weights that do not fit are an error here
+            self._get(ref, index)
+        ref = self._remote[index].collect_data.remote([] if word is None else [word])
+        self._flying[ref] = (index, self.actor_version, time.monotonic())
+
+    def _receive(self, refs: list[Any], word: str | None = None) -> list[tuple[Any, Any]]:
+        """Wait for one of these rollouts and take all of them that have come."""
+        ready: list[Any] = []
+        while not ready:
+            ready, _ = self._ray.wait(refs, num_returns=1, timeout=1.0)
+            for ref in refs:
+                index, _, since = self._flying[ref]
+                if self.timeout is not None and not ready:
+                    waited = time.monotonic() - since
+                    if waited > self.timeout:
+                        raise WorkerError(index, f"has not answered for {waited:.0f} s.")
+        more, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0)
+        parts = []
+        for ref in more or ready:
+            index, _, _ = self._flying.pop(ref)
+            try:
+                data, info = self._get(ref, index)
+            except WorkerError:
+                if self.restarts.get(index, 0) >= self.max_restarts:
+                    raise
+                self._restart(index)
+                self._launch(index, word)
+                continue
+            parts.append((data, info))
+        return parts or self._receive([r for r in refs if r in self._flying] or [*self._flying])
+
+    def _restart(self, index: int) -> None:
+        self.restarts[index] = self.restarts.get(index, 0) + 1
+        self._ray.kill(self._remote[index])
+        self._remote[index] = self._start(index)
+        self._await_start([index])
+
+    def _joined(self, parts: list[tuple[Any, dict[str, Any]]]) -> tuple[dict[str, Any], Any]:
+        """Data and info of several rollouts as that of one."""
+        parts = sorted(parts, key=lambda part: part[1]["IndexWorker"])
+        infos = [info for _, info in parts]
+        several = [
+            self._numbered(decompress(data) if isinstance(data, bytes) else data, info)
+            for data, info in parts
+        ]
+        data = concatenate(several)
+        versions = np.concatenate(
+            [data["actor_version"]]
+            + [rows["actor_version"] for rows in data["levels"] if rows is not None]
+        )
+        info = {
+            "NumberSamples": sum(i["NumberSamples"] for i in infos),
+            "Episodes": sum(i["Episodes"] for i in infos),
+            "Returns": np.concatenate([i["Returns"] for i in infos]),
+            "Lengths": np.concatenate([i["Lengths"] for i in infos]),
+            "Time": max(i["Time"] for i in infos),
+            "ActorVersion": min(i["ActorVersion"] for i in infos),
+            "PolicyLag": self.actor_version - int(versions.min()) if len(versions) else 0,
+            "Workers": infos,
+            "Restarts": dict(self.restarts),
+        }
+        return data, info
+
+    def _numbered(self, data: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
+        """With instances counted through all workers."""
+        index = info["IndexWorker"]
+        offset = sum(n for i, n in self._instances.items() if i < index)
+
+        def shifted(rows):
+            return rows if rows is None else {**rows, "instance": rows["instance"] + offset}
+
+        return {**shifted(data), "levels": [shifted(rows) for rows in data["levels"]]}
+
+    @property
+    def n_env_instances(self) -> int:
+        """Instances of all workers that collect."""
+        workers = self._remote or {0: None}
+        return sum(self._instances[i] for i in workers)
+
+    # ------------------------------------------------------------------ changes
+
+    def set_weights(self, actor_weights: dict[str, Any]) -> None:
+        """Give all workers other weights; those that collect take them for their next rollout.
+
+        Args:
+            actor_weights: see `CWorker.set_weights`.
+        """
+        self._check_running()
+        missing = {"ActorVersion", "ActorWeights"} - set(actor_weights)
+        if missing:
+            raise ValueError(f"weights lack {sorted(missing)}: see weights_of(state, version).")
+        self._weights, self.actor_version = actor_weights, int(actor_weights["ActorVersion"])
+        if self._local is not None:
+            self._local.set_weights(actor_weights)
+        if self._remote:
+            ref = self._ray.put(actor_weights)
+            for i, worker in self._remote.items():
+                self._set.append((worker.set_weights.remote(ref), i))
+
+    def evaluate(self) -> float:
+        """Mean return over exactly `num_test_episodes` episodes of each worker."""
+        self._check_running()
+        if not self._remote:
+            return self.local_worker().evaluate()
+        refs = {i: worker.evaluate.remote() for i, worker in self._remote.items()}
+        return float(np.mean([self._get(ref, i) for i, ref in refs.items()]))
+
+    def update_algorithm_parameter(self, parameter_name: str, new_parameter_value: Any) -> None:
+        """See `CWorker.update_algorithm_parameter`; of all workers."""
+        self._change("update_algorithm_parameter", parameter_name, new_parameter_value)
+
+    def update_storage_parameter(self, parameter_name: str, new_parameter_value: Any) -> None:
+        """See `CWorker.update_storage_parameter`; of all workers."""
+        self._change("update_storage_parameter", parameter_name, new_parameter_value)
+
+    def replace_agent_component(
+        self, component_name: str, new_component_factory: Callable[..., Any]
+    ) -> None:
+        """See `CWorker.replace_agent_component`; of all workers."""
+        self._change("replace_agent_component", component_name, new_component_factory)
+
+    def _change(self, name: str, *arguments: Any) -> None:
+        self._check_running()
+        if self._local is not None:
+            getattr(self._local, name)(*arguments)
+            self._instances[self._local.index_worker] = self._local.n_env_instances
+        refs = {i: getattr(w, name).remote(*arguments) for i, w in self._remote.items()}
+        for i, ref in refs.items():
+            self._get(ref, i)
+            n = self._remote[i].get_attribute.remote("n_env_instances")
+            self._instances[i] = self._get(n, i)
+        self._changes.append((name, arguments))
+
+    def stop(self) -> None:
+        """End all workers, and Ray if this set has started it; can be called twice."""
+        if self._stopped:
+            return
+        self._stopped = True
+        if self._local is not None:
+            self._local.stop()
+        if self._remote and self._ray.is_initialized():
+            ending = [worker.stop.remote() for worker in self._remote.values()]
+            self._ray.wait(ending, num_returns=len(ending), timeout=_STOPPING_SECONDS)
+            for worker in self._remote.values():
+                self._ray.kill(worker)
+        self._remote, self._flying = {}, {}
+        if self._owns_ray:
+            self._ray.shutdown()
+
+    def _check_running(self) -> None:
+        if self._stopped:
+            raise RuntimeError("the set was stopped: make another one.")
+
+    def __enter__(self) -> CWorkerSet:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def _checked_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Resources of a worker; Ray no longer gives each a store of its own."""
+    config = {"num_cpus": 1} if config is None else dict(config)
+    config.pop("object_store_memory", None)
+    unknown = sorted(set(config) - {*_RESOURCES, "resources"})
+    if unknown:
+        raise ValueError(
+            f"worker_remote_config has {unknown}: it knows {sorted({*_RESOURCES, 'resources'})}."
+        )
+    for name in _RESOURCES:
+        if name in config and (isinstance(config[name], bool) or not config[name] >= 0):
+            raise ValueError(f"worker_remote_config[{name!r}]={config[name]!r} must be at least 0.")
+    return config
+
+
+def _shown(resources: Mapping[str, float]) -> str:
+    return ", ".join(
+        f"{resources.get(name, 0.0):g} {name}" for name in ("CPU", "GPU") if name in resources
+    )
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError(
+            "remote workers need Ray: pip install 'lrl_jax[distributed]', or use num_workers=0."
+        ) from error
+    return ray
