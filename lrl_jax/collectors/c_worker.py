@@ -263,7 +263,8 @@ class CWorker:
         n = collector.n_env_instances
         least = target
         if listen_to:  # whole ticks, so that no instance has to sit out on the way
-            least = min(target, -(-int(np.ceil(self.fraction_samples * target)) // n) * n)
+            ticks = -(-int(np.ceil(self.fraction_samples * target)) // n)
+            least = min(target, max(1, ticks) * n)
         step = max(1, (target - least) // (_SLICES * n)) * n
         stats, taken, began = [], 0, time.monotonic()
         self._collects = True
@@ -272,7 +273,7 @@ class CWorker:
             while taken < target:
                 if taken >= least and self._is_told(listen_to):
                     break
-                amount = least if taken < least else min(step, target - taken)
+                amount = least - taken if taken < least else min(step, target - taken)
                 random = self._n_random > 0
                 if random:
                     amount = min(amount, self._n_random)

@@ -338,7 +338,8 @@ class Hierarchy:
 
         Args:
             state: its instances are those that the rows name.
-            rows: of each level, see `buffers.extend`; None for none.
+            rows: of each level, see `buffers.extend`; None for none. A stamp `actor_version` is
+                not stored.
             n_env_steps: environment steps that they are of.
         """
         checks.instances_of(state, self.n_levels)
@@ -350,6 +351,7 @@ class Hierarchy:
             if more is not None:
                 if s.buffer is None:
                     raise ValueError(f"level {i} stores no rows: its buffer_size is 0.")
+                more = {name: x for name, x in more.items() if name != "actor_version"}
                 new_rows = jnp.minimum(s.new_rows + len(more["instance"]), 2**30)
                 s = s.replace(buffer=buffers.extend(s.buffer, more), new_rows=new_rows)
             learner = level.observe_env_steps(s.learner, total.as_float())
