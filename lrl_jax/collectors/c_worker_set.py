@@ -26,11 +26,12 @@ class WorkerError(RuntimeError):
 
     Attributes:
         index_worker: of the worker.
+        died: whether its process has ended.
     """
 
-    def __init__(self, index_worker: int, message: str):
+    def __init__(self, index_worker: int, message: str, died: bool = False):
         super().__init__(f"worker {index_worker} {message}")
-        self.index_worker = index_worker
+        self.index_worker, self.died = index_worker, died
 
 
 class CWorkerSet:
@@ -283,7 +284,7 @@ class CWorkerSet:
             cause = error.cause if isinstance(error.cause, BaseException) else error
             raise WorkerError(index, f"raised {type(cause).__name__}: {cause}") from error
         except RayActorError as error:
-            raise WorkerError(index, f"died: {error}") from error
+            raise WorkerError(index, f"died: {error}", died=True) from error
 
     # --------------------------------------------------------------- collecting
 
@@ -291,7 +292,8 @@ class CWorkerSet:
         """Let all workers collect a rollout, and join what they bring.
 
         Once half of them have finished, the others are told to stop as soon as they have
-        `fraction_samples` of their rollout.
+        `fraction_samples` of their rollout. What `collect_async`, or a call that raised, has left
+        under way comes first.
 
         Returns:
             Data: see `CWorker.collect_data`; `instance` counts through the instances of all
@@ -303,19 +305,25 @@ class CWorkerSet:
         if self.num_workers == 0:
             data, info = self._local_rollout()
             return self._joined([(data, info)])
-        if self._flying:
-            raise RuntimeError("collect_async is under way: go on with it, or call drain first.")
+        self._check_weights()
+        self.drain()
         self._n_gathers += 1
         word = f"stop-{self._n_gathers}"
         for i in self._remote:
             self._launch(i, word)
-        parts, told = [], False
+        finished, told = 0, False
         while self._flying:
-            parts += self._receive(list(self._flying), word)
-            if not told and 2 * len(parts) >= self.num_workers:
+            parts = self._receive(list(self._flying), word)
+            self._arrived += parts
+            finished += len(parts)
+            if not told and 2 * finished >= self.num_workers:
                 told = True
                 for index, _, _ in self._flying.values():
                     self._remote[index].tell.remote(word)
+        return self._take_arrived()
+
+    def _take_arrived(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        parts, self._arrived = self._arrived, []
         return self._joined(parts)
 
     def collect_async(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -326,22 +334,22 @@ class CWorkerSet:
         self._check_running()
         if self.num_workers == 0:
             return self._joined([self._local_rollout()])
-        busy = {index for index, _, _ in self._flying.values()}
-        for i in self._remote:
-            if i not in busy:
-                self._launch(i)
-        parts, self._arrived = self._arrived, []
-        if not parts:
-            parts = self._receive(list(self._flying))
+        self._check_weights()
+        self._launch_idle()
+        if not self._arrived:
+            self._arrived += self._receive(list(self._flying))
         if self.max_lag is not None:  # those that could not wait for the next weights
             oldest = self.actor_version - self.max_lag
             while late := [r for r, (_, version, _) in self._flying.items() if version <= oldest]:
-                parts += self._receive(late)
+                self._arrived += self._receive(late)
+        self._launch_idle()
+        return self._take_arrived()
+
+    def _launch_idle(self) -> None:
         busy = {index for index, _, _ in self._flying.values()}
         for i in self._remote:
             if i not in busy:
                 self._launch(i)
-        return self._joined(parts)
 
     def drain(self) -> None:
         """Wait for what `collect_async` has begun; the next gather has it."""
@@ -356,11 +364,17 @@ class CWorkerSet:
             message = f"raised {type(error).__name__}: {error}"
             raise WorkerError(worker.index_worker, message) from error
 
+    def _check_weights(self) -> None:
+        """Weights that did not fit are an error, before anything is collected with others."""
+        sent, self._set = self._set, []
+        for ref, index in sent:
+            try:
+                self._get(ref, index)
+            except WorkerError as error:
+                if not error.died:  # a death shows where a rollout is waited for
+                    raise
+
     def _launch(self, index: int, word: str | None = None) -> None:
-        mine = [ref for ref, i in self._set if i == index]
-        self._set = [pair for pair in self._set if pair[1] != index]
-        for ref in mine:  # weights that do not fit are an error here
-            self._get(ref, index)
         ref = self._remote[index].collect_data.remote([] if word is None else [word])
         self._flying[ref] = (index, self.actor_version, time.monotonic())
 

@@ -1,0 +1,237 @@
+"""Sets of collection workers on Ray."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from workers import (
+    CountingEnvs,
+    N,
+    factories,
+    random_actor,
+    scripted,
+    stack_actor,
+)
+
+from lrl_jax.collectors import CWorker, CWorkerSet, WorkerError, weights_of
+
+ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": path}},
+    )
+    yield
+    ray.shutdown()
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat")
+    return not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def pids(workers):
+    return ray.get([w.process_id.remote() for w in workers.remote_workers()])
+
+
+@pytest.fixture(scope="module")
+def pair(cluster):
+    with CWorkerSet(2, 0, seed=3, **factories(stack_actor, scripted)) as workers:
+        yield workers
+
+
+def test_rollouts_of_workers_are_joined(pair):
+    """Two streams, the same as those of local workers of the same seed."""
+    data, info = pair.collect()
+    alone = [CWorker(i, 0, seed=3, **factories(stack_actor, scripted)) for i in (0, 1)]
+    parts = [w.collect_data()[0] for w in alone]
+    assert info["NumberSamples"] == 80 == len(data["rew"]) and len(info["Workers"]) == 2
+    assert pair.n_env_instances == 2 * N and info["PolicyLag"] == 0
+    for i, part in enumerate(parts):
+        mine = data["instance"] // N == i
+        for name in ("obs", "act", "rew", "obs_next", "actor_version"):
+            np.testing.assert_array_equal(data[name][mine], part[name])
+    assert not np.array_equal(parts[0]["act"], parts[1]["act"])
+    # What workers send fits a state that has their instances.
+    state = alone[0].actor.init(jax.random.key(0), 2 * N)
+    state = alone[0].actor.add_rows(state, data["levels"], 80)
+    assert int(state.levels[1].new_rows) == 80
+
+
+def test_weights_reach_all_workers(pair):
+    actor = stack_actor(None)
+    pair.set_weights(weights_of(actor.init(jax.random.key(0), 1), 6))
+    data, info = pair.collect()
+    np.testing.assert_array_equal(data["actor_version"], 6)
+    assert info["ActorVersion"] == 6
+    assert info["PolicyLag"] in (1, 2, 3, 6)  # rows of level 0 that version 0 had begun
+    with pytest.raises(ValueError, match="lack"):
+        pair.set_weights({})
+    assert np.isfinite(pair.evaluate())
+
+
+def test_weights_that_do_not_fit_surface(pair):
+    good = weights_of(stack_actor(None).init(jax.random.key(0), 1), 7)
+    pair.set_weights({**good, "ActorWeights": good["ActorWeights"][:1]})
+    with pytest.raises(WorkerError, match="worker 0 raised ValueError: learners has 1"):
+        pair.collect()
+    pair.set_weights(good)
+    assert pair.collect()[1]["ActorVersion"] == 7
+
+
+def test_changes_reach_all_workers(pair):
+    pair.update_algorithm_parameter("update_every", 20)
+    assert pair.collect()[1]["NumberSamples"] == 40
+    pair.update_storage_parameter("buffer_size", 80)
+    with pytest.raises(WorkerError, match="worker 0 raised ValueError: the algorithm has no"):
+        pair.update_algorithm_parameter("gamma", 1)
+    with pytest.raises(WorkerError, match="no component"):
+        pair.replace_agent_component("policy", stack_actor)
+
+
+def test_asynchronous_gathering_bounds_the_lag_and_a_death_surfaces():
+    actor = random_actor(None)
+    envs = SlowSecond()
+    state = actor.init(jax.random.key(0), 1)
+    settings = factories(random_actor, envs)
+    with CWorkerSet(2, 0, max_lag=2, **settings) as workers:
+        lags, who = [], []
+        for version in range(1, 13):
+            data, info = workers.collect_async()
+            lags.append(info["PolicyLag"])
+            who.append([w["IndexWorker"] for w in info["Workers"]])
+            assert info["NumberSamples"] == 40 * len(info["Workers"])
+            workers.set_weights(weights_of(state, version))
+        assert max(lags) <= 2 and max(lags) > 0
+        counts = np.bincount(np.concatenate(who))
+        assert counts[0] > counts[1] > 0  # nobody waits for the slow one longer than the bound
+        workers.drain()
+        assert len(workers.collect_async()[1]["Workers"]) == 2
+        # What is under way comes first.
+        assert [w["IndexWorker"] for w in workers.collect()[1]["Workers"]] == [0, 0, 1, 1]
+        # One that dies surfaces within seconds.
+        workers._launch_idle()
+        os.kill(pids(workers)[1], signal.SIGKILL)
+        began = time.monotonic()
+        with pytest.raises(WorkerError, match="worker 1 died") as error:
+            workers.drain()
+        assert error.value.index_worker == 1 and time.monotonic() - began < 30
+
+
+class SlowSecond(CountingEnvs):
+    """The second worker's environments are slow."""
+
+    def __call__(self, device, index_worker, index_parent, mode):
+        return CountingEnvs(delay=0.02 * index_worker)(device, index_worker, index_parent, mode)
+
+
+def test_the_last_to_finish_are_told_to_stop_and_nothing_is_left_at_the_end():
+    settings = factories(random_actor, SlowSecond())
+    with CWorkerSet(2, 0, fraction_samples=0.25, **settings) as workers:
+        workers.collect()
+        _, info = workers.collect()
+        samples = [w["NumberSamples"] for w in info["Workers"]]
+        assert samples[0] == 40 and 10 <= samples[1] < 40
+        assert info["NumberSamples"] == sum(samples)
+        processes = pids(workers)
+        assert all(alive(pid) for pid in processes) and len(set(processes)) == 2
+    workers.stop()  # a second time
+    deadline = time.monotonic() + 20
+    while any(alive(pid) for pid in processes) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(alive(pid) for pid in processes)
+    with pytest.raises(RuntimeError, match="stopped"):
+        workers.collect()
+    assert ray.is_initialized()  # it had not started Ray
+
+
+def test_a_worker_that_raises_surfaces():
+    envs = CountingEnvs(fail_at=7, failing=(1,))
+    with CWorkerSet(2, 0, **factories(random_actor, envs)) as workers:
+        with pytest.raises(WorkerError, match="worker 1 raised RuntimeError: the environ") as error:
+            workers.collect()
+        assert error.value.index_worker == 1
+
+
+def test_a_worker_that_is_killed_is_started_again():
+    settings = factories(random_actor, CountingEnvs(delay=0.05), compress_data_to_send=True)
+    state = random_actor(None).init(jax.random.key(0), 1)
+    with CWorkerSet(2, 0, max_restarts=1, **settings) as workers:
+        workers.set_weights(weights_of(state, 4))
+        victim = pids(workers)[1]
+        workers._launch_idle()
+        os.kill(victim, signal.SIGKILL)
+        workers.drain()
+        data, info = workers.collect_async()
+        assert info["Restarts"] == {1: 1} and info["NumberSamples"] == 80
+        np.testing.assert_array_equal(data["actor_version"], 4)
+        assert pids(workers)[1] != victim
+
+
+def test_resources_that_do_not_exist():
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="2 workers with 1 GPU each need 2.*cluster has 0"):
+        CWorkerSet(2, 0, worker_remote_config={"num_cpus": 1, "num_gpus": 1}, **factories())
+    with pytest.raises(ValueError, match="9 workers with 1 CPU"):
+        CWorkerSet(9, 0, **factories())
+    assert time.monotonic() - began < 30
+    with pytest.raises(ValueError, match=r"\['cpus'\]"):
+        CWorkerSet(2, 0, worker_remote_config={"cpus": 1}, **factories())
+
+
+def test_actors_that_cannot_be_made_surface():
+    with pytest.raises(WorkerError, match="(?s)worker 0 died.*actor_factory must return"):
+        CWorkerSet(1, 0, **factories(lambda device: 3))
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {here!r})
+import os, psutil, ray, time
+os.environ["PYTHONPATH"] = {here!r}
+from lrl_jax.collectors import CWorkerSet
+from workers import factories, random_actor
+workers = CWorkerSet(1, 0, **factories(random_actor))
+assert workers.collect()[1]["NumberSamples"] == 40
+workers.stop()
+assert not ray.is_initialized()
+deadline = time.monotonic() + 20
+while psutil.Process().children(recursive=True) and time.monotonic() < deadline:
+    time.sleep(0.1)
+print("left", psutil.Process().children(recursive=True))
+"""
+
+
+def test_ray_is_started_and_ended_where_none_runs():
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(here=str(HERE))],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0 and "left []" in done.stdout, done.stdout + done.stderr
