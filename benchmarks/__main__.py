@@ -9,7 +9,16 @@ from pathlib import Path
 
 import benchmarks
 
-NAMES = ("throughput", "gating", "predictor", "planning", "learners", "collecting", "main_job")
+NAMES = (
+    "throughput",
+    "gating",
+    "predictor",
+    "planning",
+    "learners",
+    "collecting",
+    "scaling",
+    "main_job",
+)
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -1,6 +1,7 @@
 """Training in Gymnasium environments: the run folder, tests of whole episodes, loading."""
 
 import csv
+import dataclasses
 import json
 
 import pytest
@@ -49,9 +50,32 @@ def test_it_can_be_loaded_and_tested_again(finished, capsys):
     assert f"{summary.test_return:.1f}" in capsys.readouterr().out
 
 
-def test_what_the_host_cannot_do_is_refused():
-    import dataclasses
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+@pytest.mark.parametrize(
+    "env", ["gymnasium/Pendulum-v1", pytest.param("Pendulum-v1", marks=pytest.mark.slow)]
+)
+def test_a_run_with_workers(tmp_path, env):
+    pytest.importorskip("ray")
+    config = dataclasses.replace(CONFIG, env=env, workers=2, round_ticks=10)
+    summary = run_training(config, tmp_path / "run", progress=False)
+    assert summary.env_steps == 800 and -2000 < summary.test_return < 0
+    hierarchy, state, _, _ = lrl.load_run(tmp_path / "run")
+    rows = lrl.buffers.stored(state.levels[0].buffer)
+    assert len(rows["rew"]) == 800 and set(rows["instance"]) == {0, 1}
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    # One update a row from the round of 20 on that ends the warm up of 100 steps.
+    assert [float(row["level0/n_updates"]) for row in table] == [320, 400]
 
+
+def test_what_workers_cannot_do_is_refused():
+    with pytest.raises(ValueError, match="workers=2 with devices=1 and seeds=2"):
+        dataclasses.replace(CONFIG, workers=2, seeds=2)
+    with pytest.raises(ValueError, match="multiple of 3"):
+        dataclasses.replace(CONFIG, workers=3)
+
+
+def test_what_the_host_cannot_do_is_refused():
     with pytest.raises(ValueError, match="cannot be traced"):
         make_train(CONFIG)
     with pytest.raises(ValueError, match="one seed after another"):

@@ -217,8 +217,8 @@ class CWorker:
 
         Returns:
             Data: a dict of arrays, one row a sample (see `collect_train_data`), bytes for
-            `decompress` where data is compressed; and info: Episodes, Returns, Lengths, Time,
-            ActorVersion, NumberSamples, IndexWorker, and TestReturn where one was due.
+            `decompress` where data is compressed; and info: Episodes, Returns, Lengths, Successes,
+            Time, ActorVersion, NumberSamples, IndexWorker, and TestReturn where one was due.
         """
         seconds, _ = self.collect_train_data(listen_to=listen_to)
         data, stats = self._take()
@@ -226,6 +226,7 @@ class CWorker:
             "Episodes": sum(s.n_collected_episodes for s in stats),
             "Returns": np.concatenate([s.returns for s in stats]),
             "Lengths": np.concatenate([s.lens for s in stats]),
+            "Successes": np.concatenate([s.successes for s in stats]),
             "Time": seconds,
             "ActorVersion": self.actor_version,
             "NumberSamples": len(data["rew"]),

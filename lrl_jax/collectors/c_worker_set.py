@@ -115,6 +115,7 @@ class CWorkerSet:
         self.actor_version = 0 if initial_weights is None else int(initial_weights["ActorVersion"])
         self._local: CWorker | None = None
         self._remote: dict[int, Any] = {}
+        self._places: dict[int, tuple[Any, int]] = {}  # placement group and bundle of each
         self._instances: dict[int, int] = {}
         self._changes: list[tuple[str, tuple[Any, ...]]] = []  # that a restarted worker needs too
         # Rollouts that have not come: who collects them, with which version, since when.
@@ -131,8 +132,7 @@ class CWorkerSet:
             self._ray.init(address=address, include_dashboard=False, log_to_driver=False)
             self._owns_ray = True
         try:
-            self._check_resources()
-            self.add_workers(self.num_workers, _counted=True)
+            self.add_workers(self.num_workers)
         except BaseException:
             self.stop()
             raise
@@ -204,74 +204,78 @@ class CWorkerSet:
         """Ray's handles of the remote workers, in the order of their index."""
         return [self._remote[i] for i in sorted(self._remote)]
 
-    def add_workers(self, num_workers: int, *, _counted: bool = False) -> None:
+    def add_workers(self, num_workers: int) -> None:
         """Start further remote workers."""
         self._check_running()
         first = len(self._remote)
         new = range(first, first + checks.whole_number("num_workers", num_workers, 1))
-        if not _counted:
-            self.num_workers += num_workers
-        for i in new:
+        self._check_resources(len(new))
+        group = self._reserve(len(new))
+        for bundle, i in enumerate(new):
+            self._places[i] = (group, bundle)
             self._remote[i] = self._start(i)
         self._await_start(new)
+        self.num_workers = len(self._remote)
+
+    def _reserve(self, n: int) -> Any:
+        """Room for n workers; ValueError if others keep it occupied."""
+        from ray.util import placement_group, remove_placement_group
+
+        each = {_RESOURCES[k]: v for k, v in self.remote_config.items() if k in _RESOURCES and v}
+        each |= self.remote_config.get("resources") or {}
+        group = placement_group([each or {"CPU": 0.001}] * n)
+        if not group.wait(_SCHEDULING_SECONDS):
+            remove_placement_group(group)
+            free, total = self._ray.available_resources(), self._ray.cluster_resources()
+            raise ValueError(
+                f"{n} workers could not be scheduled within {_SCHEDULING_SECONDS:g} s: each asks "
+                f"for {each}, free are {_shown(free)} of {_shown(total)}. Ask for less, for fewer "
+                f"workers, or stop others first."
+            )
+        return group
 
     def _start(self, index: int) -> Any:
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
         config = dict(self.remote_config)
         if not config.get("num_gpus"):
             config["runtime_env"] = {"env_vars": {"JAX_PLATFORMS": "cpu"}}
+        group, bundle = self._places[index]
+        place = PlacementGroupSchedulingStrategy(group, bundle)
         # Two threads: one that collects, one that hears.
-        actor_class = self._ray.remote(max_concurrency=2, **config)(self.worker_class)
+        remote = self._ray.remote(max_concurrency=2, scheduling_strategy=place, **config)
         params = dict(self.worker_params)
         params["seed"] += 7919 * self.restarts.get(index, 0)
-        return actor_class.remote(index, initial_weights=self._weights, **params)
+        return remote(self.worker_class).remote(index, initial_weights=self._weights, **params)
 
     def _await_start(self, indices: Sequence[int]) -> None:
-        """Wait for workers to be scheduled and made; errors surface here."""
-        ray, began = self._ray, time.monotonic()
+        """Wait for workers to be made; errors surface here."""
         begun = {self._remote[i].process_id.remote(): i for i in indices}
-        waiting = list(begun)
+        waiting, deadline = list(begun), time.monotonic() + _STARTING_SECONDS
         while waiting:
-            ready, waiting = ray.wait(waiting, num_returns=1, timeout=1.0)
+            ready, waiting = self._ray.wait(waiting, num_returns=1, timeout=1.0)
             for ref in ready:
                 self._get(ref, begun[ref])
-            seconds = time.monotonic() - began
-            unscheduled = [begun[r] for r in waiting if not self._is_scheduled(begun[r])]
-            if unscheduled and seconds > _SCHEDULING_SECONDS:
-                raise ValueError(
-                    f"workers {unscheduled} could not be scheduled within "
-                    f"{_SCHEDULING_SECONDS:.0f} s: each asks for {self.remote_config}, free are "
-                    f"{_shown(ray.available_resources())} of {_shown(ray.cluster_resources())}. "
-                    f"Ask for less, or for fewer workers."
-                )
-            if seconds > _STARTING_SECONDS:
-                late = [begun[r] for r in waiting]
-                raise WorkerError(late[0], f"has not begun after {_STARTING_SECONDS:.0f} s.")
+            if time.monotonic() > deadline and waiting:
+                late = begun[waiting[0]]
+                raise WorkerError(late, f"has not begun after {_STARTING_SECONDS:g} s.")
         for i in indices:
             for name, arguments in self._changes:
                 self._get(getattr(self._remote[i], name).remote(*arguments), i)
             n = self._get(self._remote[i].get_attribute.remote("n_env_instances"), i)
             self._instances[i] = n
 
-    def _is_scheduled(self, index: int) -> bool:
-        from ray.util.state import get_actor
-
-        try:
-            actor = get_actor(self._remote[index]._actor_id.hex())
-        except Exception:  # the state service is no part of Ray's core: without it, wait longer
-            return True
-        return actor is None or actor.state not in ("PENDING_CREATION", "DEPENDENCIES_UNREADY")
-
-    def _check_resources(self) -> None:
+    def _check_resources(self, n: int) -> None:
         """Refuse what the cluster could never schedule."""
         total = self._ray.cluster_resources()
         wanted = {_RESOURCES[k]: v for k, v in self.remote_config.items() if k in _RESOURCES}
         wanted |= self.remote_config.get("resources") or {}
         for name, each in wanted.items():
-            if each * self.num_workers > total.get(name, 0.0):
+            there = total.get(name, 0.0)
+            if each * n > there:
                 raise ValueError(
-                    f"{self.num_workers} workers with {each:g} {name} each need "
-                    f"{each * self.num_workers:g}, but the cluster has {total.get(name, 0.0):g} "
-                    f"({_shown(total)}): change worker_remote_config or num_workers."
+                    f"{n} workers with {each:g} {name} each need {each * n:g}, but the cluster has "
+                    f"{there:g} ({_shown(total)}): change worker_remote_config or num_workers."
                 )
 
     def _get(self, ref: Any, index: int) -> Any:
@@ -298,8 +302,9 @@ class CWorkerSet:
         Returns:
             Data: see `CWorker.collect_data`; `instance` counts through the instances of all
             workers, also in the rows of `levels`. And info: NumberSamples, Episodes, Returns,
-            Lengths, Time, ActorVersion (the oldest), PolicyLag (the largest number of versions
-            that a sample is behind the latest weights), Workers (the info of each), Restarts.
+            Lengths, Successes, Time, ActorVersion (the oldest), PolicyLag (the largest number of
+            versions that a sample is behind the latest weights), Workers (the info of each),
+            Restarts.
         """
         self._check_running()
         if self.num_workers == 0:
@@ -428,6 +433,7 @@ class CWorkerSet:
             "Episodes": sum(i["Episodes"] for i in infos),
             "Returns": np.concatenate([i["Returns"] for i in infos]),
             "Lengths": np.concatenate([i["Lengths"] for i in infos]),
+            "Successes": np.concatenate([i["Successes"] for i in infos]),
             "Time": max(i["Time"] for i in infos),
             "ActorVersion": min(i["ActorVersion"] for i in infos),
             "PolicyLag": self.actor_version - int(versions.min()) if len(versions) else 0,
@@ -518,6 +524,10 @@ class CWorkerSet:
             self._ray.wait(ending, num_returns=len(ending), timeout=_STOPPING_SECONDS)
             for worker in self._remote.values():
                 self._ray.kill(worker)
+            from ray.util import remove_placement_group
+
+            for group in {id(group): group for group, _ in self._places.values()}.values():
+                remove_placement_group(group)
         self._remote, self._flying = {}, {}
         if self._owns_ray:
             self._ray.shutdown()

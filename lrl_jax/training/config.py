@@ -29,6 +29,8 @@ class TrainConfig:
         seeds: agents trained side by side in one vmapped call, with `seed`, `seed + 1`, ...
         devices: devices of all processes that share the work: agents where they divide `seeds`
             evenly, else instances, with their replay.
+        workers: processes of a `CWorkerSet` that collect (extra "distributed"), each with its share
+            of the instances; 0 for none.
     """
 
     agent: Agent = dataclasses.field(default_factory=PlannerAgent)
@@ -43,6 +45,7 @@ class TrainConfig:
     seed: int = 0
     seeds: int = 1
     devices: int = 1
+    workers: int = 0
 
     def __post_init__(self):
         for name in (
@@ -59,9 +62,19 @@ class TrainConfig:
             if isinstance(value, bool) or int(value) != value or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
             object.__setattr__(self, name, int(value))
-        for name in ("seed", "checkpoint_interval"):
+        for name in ("seed", "checkpoint_interval", "workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
+        if self.workers and (self.devices > 1 or self.seeds > 1):
+            raise ValueError(
+                f"workers={self.workers} with devices={self.devices} and seeds={self.seeds}: "
+                f"workers send to one learner on one device."
+            )
+        if self.workers and self.n_env_instances % self.workers:
+            raise ValueError(
+                f"n_env_instances={self.n_env_instances} cannot be shared evenly by "
+                f"workers={self.workers}: use a multiple of {self.workers}."
+            )
         if not self.seeds_are_split:
             check_divides(self.n_env_instances, self.devices)
         if self.total_steps < self.n_env_instances * self.round_ticks:

@@ -149,6 +149,20 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
             final_test_episodes=64,
         ),
     ),
+    "workers-pendulum-sac": (
+        "The same collected by two worker processes (extra distributed; minutes on a CPU).",
+        TrainConfig(
+            agent=SACAgent(update_interval=1, n_updates=1),
+            env="gymnasium/Pendulum-v1",
+            n_env_instances=8,
+            total_steps=20_000,
+            round_ticks=10,
+            test_interval=4000,
+            test_episodes=8,
+            final_test_episodes=64,
+            workers=2,
+        ),
+    ),
     "halfcheetah-sac": (
         "Soft actor-critic on MuJoCo's HalfCheetah (extra mujoco; hours on a CPU).",
         TrainConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -96,6 +97,11 @@ def _check_processes(config: TrainConfig) -> None:
     """Refuse what several processes cannot share."""
     if jax.process_count() == 1:
         return
+    if config.workers:
+        raise ValueError(
+            f"workers={config.workers} with {jax.process_count()} processes: workers on other "
+            f"machines join one learner through Ray, use one process."
+        )
     if config.env.startswith(GYMNASIUM):
         raise ValueError(
             f"{config.env} runs on the host, which {jax.process_count()} processes cannot share: "
@@ -114,12 +120,12 @@ def _run_training(config: TrainConfig, run: Path, checkpoints: Path, progress: b
     (run / "config.json").write_text(to_json(config))
     log = RunLog(run)
     began = time.monotonic()
-    session = sessions.begin(trainer)
-    speed = _train(trainer, session, log, checkpoints, progress)
-    seconds = time.monotonic() - began
-    log.close()
-    _save(trainer, session.state, checkpoints / "final")
-    state = session.result()
+    with contextlib.closing(sessions.begin(trainer)) as session:
+        speed = _train(trainer, session, log, checkpoints, progress)
+        seconds = time.monotonic() - began
+        log.close()
+        _save(trainer, session.state, checkpoints / "final")
+        state = session.result()
     summary = _final_test(trainer, state, run, seconds, speed)
     (run / "summary.json").write_text(json.dumps(dataclasses.asdict(summary), indent=2))
     title = config.env
@@ -177,7 +183,7 @@ def _train(
             every = config.checkpoint_interval
             if every and (i + 1) % every == 0:
                 _save(trainer, session.state, checkpoints / f"step_{env_steps:09d}")
-    if trainer.on_host and config.n_chunks > 1:  # the first one has compiled
+    if (trainer.on_host or config.workers) and config.n_chunks > 1:  # the first one has compiled
         chunk_seconds = chunk_seconds[1:]
     return config.seeds * chunk_steps * len(chunk_seconds) / sum(chunk_seconds)
 

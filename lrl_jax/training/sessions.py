@@ -1,7 +1,8 @@
-"""A run in progress: on the device in compiled chunks, or on the host with Gymnasium's."""
+"""A run in progress: in compiled chunks on devices, on the host, or with collection workers."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import warnings
 from collections.abc import Sequence
@@ -14,9 +15,16 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from lrl_jax import devices
-from lrl_jax.collectors import Collector, CollectStats, Episodes
-from lrl_jax.collectors.rollout import specs
+from lrl_jax import devices, envs
+from lrl_jax.collectors import (
+    CollectionSettings,
+    Collector,
+    CollectStats,
+    CWorkerSet,
+    Episodes,
+    weights_of,
+)
+from lrl_jax.collectors.rollout import mean_over_updates, specs
 from lrl_jax.hierarchies import HierarchyState
 from lrl_jax.training.config import TrainConfig
 from lrl_jax.training.train import Trainer
@@ -50,9 +58,15 @@ class Session(Protocol):
         """The state for what follows training."""
         ...
 
+    def close(self) -> None:
+        """End what was started."""
+        ...
+
 
 def begin(trainer: Trainer) -> Session:
     """Start the run of a trainer."""
+    if trainer.config.workers:
+        return WorkerSession(trainer)
     return HostSession(trainer) if trainer.on_host else DeviceSession(trainer)
 
 
@@ -177,6 +191,9 @@ class DeviceSession:
             return self.state
         return _on_one_device(self._trainer, self.state)
 
+    def close(self) -> None:
+        """Nothing was started."""
+
 
 def _mesh(config: TrainConfig) -> Mesh | None:
     """The mesh of a run; None for one device."""
@@ -239,23 +256,135 @@ class HostSession:
 
     def test(self, i: int) -> dict[str, Any]:
         """The interim test behind chunk i."""
-        trainer = self._trainer
-        seed = _INTERIM_SEED + i
-        stats = _test_on_host(trainer, self.state, trainer.config.test_episodes, seed)
-        episodes = _episodes(stats)
-        metrics = {
-            "test_return": episodes.episode_return.mean(),
-            "test_return_std": episodes.episode_return.std(),
-        }
-        if trainer.has_success:
-            metrics["test_success"] = episodes.success.mean()
-            metrics["test_success_at_end"] = episodes.success_at_end.mean()
-        return metrics
+        return _test_metrics_on_host(self._trainer, self.state, i)
 
     def result(self) -> HierarchyState:
-        """The state for what follows training; the environment is closed."""
-        self._trainer.env.close()
+        """The state for what follows training."""
         return self.state
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._trainer.env.close()
+
+
+class WorkerSession:
+    """Workers collect, rounds of all of them together; one learner learns between rounds."""
+
+    def __init__(self, trainer: Trainer):
+        config, hierarchy = trainer.config, trainer.hierarchy
+        self._trainer = trainer
+        n = config.n_env_instances // config.workers
+        own = dataclasses.replace(config, n_env_instances=n, workers=0)
+        self._state = hierarchy.init(jax.random.key(config.seed), config.n_env_instances)
+        self._version = 0
+        self._workers = CWorkerSet(
+            config.workers,
+            index_parent=0,
+            algo_factory=_WorkerAlgorithm(config.round_ticks * n),
+            actor_factory=_WorkerActor(own),
+            storage_factory=_no_storage,
+            train_envs_factory=_WorkerEnvs(own),
+            initial_weights=weights_of(self._state, 0),
+            seed=config.seed,
+        )
+
+    @property
+    def state(self) -> HierarchyState:
+        """The hierarchy's state, with the replay of all workers' rows."""
+        return self._state
+
+    def compile(self) -> float:
+        """Nothing is compiled ahead: the first chunk pays for it."""
+        return 0.0
+
+    def advance(self) -> dict[str, Any]:
+        """Train up to the next interim test; returns the metrics."""
+        hierarchy, config = self._trainer.hierarchy, self._trainer.config
+        infos, learning, reward = [], [], 0.0
+        for _ in range(config.rounds_per_chunk):
+            data, info = self._workers.collect()
+            state = hierarchy.add_rows(self._state, data["levels"], info["NumberSamples"])
+            self._state, metrics = hierarchy.learn(state)
+            self._version += 1
+            self._workers.set_weights(weights_of(self._state, self._version))
+            infos.append(info)
+            learning.append(metrics)
+            reward += float(data["rew"].sum())
+        learning = jax.tree.map(lambda *x: jnp.stack(x), *learning)
+        return {
+            "n_episodes": sum(info["Episodes"] for info in infos),
+            "return_sum": float(sum(info["Returns"].sum() for info in infos)),
+            "success_sum": int(sum(info["Successes"].sum() for info in infos)),
+            "reward_mean": reward / sum(info["NumberSamples"] for info in infos),
+            **mean_over_updates(learning),
+        }
+
+    def test(self, i: int) -> dict[str, Any]:
+        """The interim test behind chunk i."""
+        if self._trainer.on_host:
+            return _test_metrics_on_host(self._trainer, self._state, i)
+        test = self._trainer.hierarchy.jitted(_test_metrics, self._trainer, False)
+        return test(self._state, i)
+
+    def result(self) -> HierarchyState:
+        """The state for what follows training."""
+        return self._state
+
+    def close(self) -> None:
+        """End the workers."""
+        self._workers.stop()
+        if self._trainer.on_host:
+            self._trainer.env.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class _WorkerAlgorithm:
+    """Settings of workers, wherever they are."""
+
+    update_every: int
+
+    def __call__(self, device: Any, actor: Any) -> CollectionSettings:
+        return CollectionSettings(update_every=self.update_every)
+
+
+@dataclasses.dataclass(frozen=True)
+class _WorkerActor:
+    """The hierarchy of a worker's share of the instances."""
+
+    config: TrainConfig
+
+    def __call__(self, device: Any) -> Any:
+        return Trainer.build(self.config).hierarchy
+
+
+@dataclasses.dataclass(frozen=True)
+class _WorkerEnvs:
+    """A worker's share of the environments."""
+
+    config: TrainConfig
+
+    def __call__(self, device: Any, index_worker: int, index_parent: int, mode: str) -> Any:
+        n = self.config.n_env_instances
+        if self.config.env.startswith(envs.GYMNASIUM):
+            return envs.make(self.config.env, num_envs=n)[0]
+        return *envs.make(self.config.env), n
+
+
+def _no_storage(device: Any, actor: Any, algo: Any) -> None:
+    """Rows are stored where they are learned from."""
+
+
+def _test_metrics_on_host(trainer: Trainer, state: HierarchyState, i: int) -> dict[str, Any]:
+    seed = _INTERIM_SEED + i
+    episodes = _episodes(_test_on_host(trainer, state, trainer.config.test_episodes, seed))
+    metrics = {
+        "test_return": episodes.episode_return.mean(),
+        "test_return_std": episodes.episode_return.std(),
+    }
+    if trainer.has_success:
+        metrics["test_success"] = episodes.success.mean()
+        metrics["test_success_at_end"] = episodes.success_at_end.mean()
+    return metrics
 
 
 def _test_on_host(trainer: Trainer, state: HierarchyState, n: int, seed: int) -> CollectStats:
