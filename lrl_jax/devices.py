@@ -23,7 +23,7 @@ AXIS = "instances"
 #: Axis of a mesh over which agents, trained side by side, are split.
 AGENTS = "agents"
 #: Leaves of a learner with at least so many entries are split over the devices, not copied.
-LARGE_LEAF = 2**22
+LARGE_LEAF = 2**24
 
 
 def resolve_device(device: Any) -> Any:
