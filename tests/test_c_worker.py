@@ -110,6 +110,21 @@ def test_rows_of_levels_are_those_of_a_collector():
         assert same[goes_on].all() and goes_on.any()
 
 
+def test_rows_that_do_not_fit_are_refused():
+    actor = stack_actor(None)
+    state = actor.init(jax.random.key(0), N)
+    data, _ = worker(stack_actor, scripted).collect_data()
+    rows = data["levels"]
+    with pytest.raises(ValueError, match="rows of 1 levels for 2"):
+        actor.add_rows(state, rows[:1], 40)
+    with pytest.raises(ValueError, match=r"unknown \['more'\]"):
+        actor.add_rows(state, [{**rows[0], "more": rows[0]["rew"]}, rows[1]], 40)
+    with pytest.raises(ValueError, match="instances 0 to 1, but the buffer has 1"):
+        actor.add_rows(actor.init(jax.random.key(0), 1), rows, 40)
+    same = actor.add_rows(state, [None, None], 0)
+    assert int(same.n_total_env_steps) == 0
+
+
 def test_jax_environments():
     w = worker(maze_actor, jax_envs)
     data, info = w.collect_data()

@@ -264,3 +264,24 @@ def test_bad_processes(options, message, capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "smoke", *options])
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_gets_the_devices_it_asks_for(tmp_path):
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    command = [sys.executable, "-m", "lrl_jax.cli", "train", "smoke", "--quiet", "--out"]
+    alone = subprocess.run([*command, tmp_path / "one"], env=environ, check=True)
+    assert alone.returncode == 0
+    subprocess.run([*command, tmp_path / "two", "--devices", "2"], env=environ, check=True)
+    several = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2", "--process-id"]
+    both = [
+        subprocess.Popen([*command, tmp_path / "both", *several, str(i)], env=environ)
+        for i in (0, 1)
+    ]
+    assert [process.wait(timeout=300) for process in both] == [0, 0]
+    want, *others = (
+        load_run(tmp_path / name)[1].levels[0].learner.ps.params["model"]
+        for name in ("one", "two", "both")
+    )
+    for got in others:
+        assert distance(got, want) <= 1e-3
