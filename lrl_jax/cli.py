@@ -171,10 +171,10 @@ def _train_command(args: list[str]) -> None:
         raise ValueError(f"unknown preset {name!r}: use one of {', '.join(PRESETS)}.")
     given, quiet = args, "--quiet" in args
     args = [a for a in args if a != "--quiet"]
-    out, args = _take("--out", args)
-    coordinator, args = _take("--coordinator", args)
-    processes, args = _take("--processes", args)
-    process_id, args = _take("--process-id", args)
+    out, args = _take("--out", args, "a folder")
+    coordinator, args = _take("--coordinator", args, "HOST:PORT")
+    processes, args = _take("--processes", args, "a number")
+    process_id, args = _take("--process-id", args, "a number")
     about, default = PRESETS[name]
     config = tyro.cli(
         # The agent's kind is the preset's: its settings are options, not those of a subcommand.
@@ -192,7 +192,7 @@ def _train_command(args: list[str]) -> None:
     train(config, name, out and Path(out), quiet)
 
 
-def _take(option: str, args: list[str]) -> tuple[str | None, list[str]]:
+def _take(option: str, args: list[str], what: str) -> tuple[str | None, list[str]]:
     """The value of an option that is none of the config's, and the other arguments."""
     # "--out=FOLDER", as tyro takes its settings, is "--out FOLDER".
     prefix = f"{option}="
@@ -201,7 +201,7 @@ def _take(option: str, args: list[str]) -> tuple[str | None, list[str]]:
         return None, args
     i = args.index(option)
     if i + 1 >= len(args):
-        raise ValueError(f"{option} needs a value.")
+        raise ValueError(f"{option} needs {what}.")
     return args[i + 1], args[:i] + args[i + 2 :]
 
 

@@ -101,7 +101,10 @@ def fifty_in_double_precision():
     return learner_arrays("double", state)
 
 
-@pytest.mark.parametrize("n_devices", MESHES[1:])
+@pytest.mark.parametrize(
+    "n_devices",
+    [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 8],
+)
 def test_parameters_in_double_precision(fifty_in_double_precision, n_devices):
     got = learner_arrays("double", in_double_precision(n_devices))
     want = fifty_in_double_precision["double_parameters"]
@@ -142,6 +145,7 @@ def test_training_on_a_mesh_is_that_of_one_device(tmp_path):
     np.testing.assert_array_equal(*words)
 
 
+@pytest.mark.slow
 def test_planner_over_skills_on_a_mesh():
     """Gates, planning in chunks, predictors and skills; several levels that learn."""
     _, config = PRESETS["maze2d-medium-splates"]
@@ -174,6 +178,7 @@ def test_planner_over_skills_on_a_mesh():
         np.testing.assert_allclose(metrics[4][name], value, rtol=0.05, atol=1e-3, err_msg=name)
 
 
+@pytest.mark.slow
 def test_agents_are_shared_where_they_divide(tmp_path):
     config = dataclasses.replace(small_config(), seeds=2)
     want = run_training(config, tmp_path / "one", progress=False)
@@ -257,7 +262,7 @@ def test_bad_meshes():
         (["--coordinator", "a:1", "--processes", "1", "--process-id", "0"], "at least 2"),
         (["--coordinator", "a:1", "--processes", "2", "--process-id", "2"], "from 0 to 1"),
         (["--coordinator", "a:1", "--processes", "x", "--process-id", "2"], "whole number"),
-        (["--coordinator"], "needs a value"),
+        (["--coordinator"], "--coordinator needs HOST:PORT"),
     ],
 )
 def test_bad_processes(options, message, capsys):

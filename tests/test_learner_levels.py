@@ -50,6 +50,17 @@ LEARNERS: dict[str, tuple[type[LearnerLevel], Any, Any]] = {
 NAMES = sorted(LEARNERS)
 
 
+def at_places(*places):
+    """Every learner at every place; those that compile for half a minute only alone, by default."""
+    return [
+        pytest.param(
+            name, place, marks=pytest.mark.slow if (name == "tdmpc2" and place != "alone") else ()
+        )
+        for name in NAMES
+        for place in places
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class Spaces:
     """All that a hierarchy needs of an environment."""
@@ -125,8 +136,7 @@ def equal(a, b) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(values(a), values(b), strict=True))
 
 
-@pytest.mark.parametrize("place", ["alone", "above", "below"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name,place", at_places("alone", "above", "below"))
 def test_learns_at_any_place(name, place):
     h = hierarchy(name, place)
     first = h.init(jax.random.key(0), 4)
@@ -143,8 +153,7 @@ def test_learns_at_any_place(name, place):
         assert (actions >= space.low_array).all() and (actions <= space.high_array).all()
 
 
-@pytest.mark.parametrize("place", ["alone", "below"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name,place", at_places("alone", "below"))
 def test_evaluation_is_deterministic_and_training_explores(name, place):
     h = hierarchy(name, place)
     state, _ = play(h, h.init(jax.random.key(0), 16), 4)
