@@ -118,8 +118,9 @@ def meshes(n_instances: int, ticks: int, repeats: int) -> list[Row]:
     cases, notes = {}, {}
     for n in sizes:
         placed = carry if n == 1 else shard(carry, lrl.make_mesh(n))
-        words = placed.hierarchy.levels[0].buffer.words
-        share = words.addressable_shards[0].data.nbytes
+        buffer = placed.hierarchy.levels[0].buffer
+        assert buffer is not None
+        share = buffer.words.addressable_shards[0].data.nbytes
         name = f"{n} device{'s' if n > 1 else ''}"
         notes[name] = f"{share:,} bytes of replay a device"
 

@@ -7,6 +7,7 @@ asked for what, and what comes back: rollouts joined, with the lag of the polici
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -129,7 +130,9 @@ class CWorkerSet:
             return
         self._ray = _import_ray()
         if not self._ray.is_initialized():
-            self._ray.init(address=address, include_dashboard=False, log_to_driver=False)
+            with warnings.catch_warnings():  # it forks to start other programs, not to go on
+                warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+                self._ray.init(address=address, include_dashboard=False, log_to_driver=False)
             self._owns_ray = True
         try:
             self.add_workers(self.num_workers)
