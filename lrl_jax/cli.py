@@ -185,6 +185,8 @@ def _train_command(args: list[str]) -> None:
         description=about,
     )
     processes = _processes(coordinator, processes, process_id)
+    if processes is not None and out is None:
+        raise ValueError("several processes need --out, the same folder for all of them.")
     if _needs_restart(config, processes):
         _restart(config, processes, ["train", name, *given])
     if processes is not None and config.devices == 1:

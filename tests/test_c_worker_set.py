@@ -180,6 +180,7 @@ def test_a_worker_that_is_killed_is_started_again():
     state = random_actor(None).init(jax.random.key(0), 1)
     with CWorkerSet(2, 0, max_restarts=1, **settings) as workers:
         workers.set_weights(weights_of(state, 4))
+        workers._check_weights()
         victim = pids(workers)[1]
         workers._launch_idle()
         os.kill(victim, signal.SIGKILL)

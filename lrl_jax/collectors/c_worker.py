@@ -222,13 +222,14 @@ class CWorker:
         """
         seconds, _ = self.collect_train_data(listen_to=listen_to)
         data, stats = self._take()
+        version = int(data["actor_version"][-1])
         info = {
             "Episodes": sum(s.n_collected_episodes for s in stats),
             "Returns": np.concatenate([s.returns for s in stats]),
             "Lengths": np.concatenate([s.lens for s in stats]),
             "Successes": np.concatenate([s.successes for s in stats]),
             "Time": seconds,
-            "ActorVersion": self.actor_version,
+            "ActorVersion": version,
             "NumberSamples": len(data["rew"]),
             "IndexWorker": self.index_worker,
         }
@@ -259,18 +260,22 @@ class CWorker:
             raise TypeError(f"listen_to must be a list of words, got the word {listen_to!r}.")
         collector = self._training()
         target = self.update_every
+        n = collector.n_env_instances
         if num_steps is not None:
             target = checks.whole_number("num_steps", num_steps, 1)
-        n = collector.n_env_instances
+            _check_room(self.actor, n, target, self.index_worker)
         least = target
         if listen_to:  # whole ticks, so that no instance has to sit out on the way
             ticks = -(-int(np.ceil(self.fraction_samples * target)) // n)
             least = min(target, max(1, ticks) * n)
         step = max(1, (target - least) // (_SLICES * n)) * n
         stats, taken, began = [], 0, time.monotonic()
-        self._collects = True
+        with self._lock:
+            self._collects = True
         try:
             self._apply_pending()
+            # What was reset since the last rollout begins anew before stamps are looked at.
+            collector.settle()
             while taken < target:
                 if taken >= least and self._is_told(listen_to):
                     break
@@ -281,8 +286,19 @@ class CWorker:
                 stats.append(self._collect(collector, amount, random))
                 taken += amount
                 self._n_random -= amount if random else 0
+        except BaseException:
+            # Rows without their transitions: none is sent, and no trajectory runs over the hole.
+            state = self.actor.reset(collector.state)
+            emptied = [
+                s if s.buffer is None else s.replace(buffer=buffers.clear(s.buffer))
+                for s in state.levels
+            ]
+            collector.state = state.replace(levels=tuple(emptied))
+            raise
         finally:
-            self._collects = False
+            with self._lock:
+                self._collects = False
+                self._told -= set(listen_to)
         seconds = time.monotonic() - began
         returns = np.concatenate([s.returns for s in stats])
         return seconds, float(returns.mean()) if len(returns) else None
@@ -365,7 +381,13 @@ class CWorker:
         collector = Collector(hierarchy, env, env_params=params, n_env_instances=n, state=state)
         collector.reset(seed=seed)
         episodes = checks.whole_number("num_test_episodes", self.algo.num_test_episodes, 1)
-        return float(collector.collect(n_episodes=episodes).returns.mean())
+        stats = collector.collect(n_episodes=episodes)
+        if stats.truncated_by_limit:
+            raise ValueError(
+                f"{stats.truncated_by_limit} of {episodes} test episodes have not ended: give the "
+                f"environment a time limit."
+            )
+        return float(stats.returns.mean())
 
     # ----------------------------------------------------------------- changes
 
@@ -381,12 +403,12 @@ class CWorker:
             raise ValueError(f"weights lack {sorted(missing)}: see weights_of(state, version).")
         with self._lock:
             self._pending = dict(actor_weights)
-        if not self._collects:
-            self._apply_pending()
+            if not self._collects:
+                self._apply_pending()
 
     def _apply_pending(self) -> None:
-        with self._lock:
-            weights, self._pending = self._pending, None
+        """Take the weights that wait; where a rollout could begin meanwhile, under the lock."""
+        weights, self._pending = self._pending, None
         if weights is None:
             return
         learners = [unpack(x) for x in weights["ActorWeights"]]
@@ -443,6 +465,7 @@ class CWorker:
             made = self._make(new, self.envs_train, None, self.storage)
             self.actor = new
             self._collector, self._state = made
+            self.actor_version = 0  # fresh weights, until others are set
             self._begin()
 
     def _set_algo(self, algo: Any) -> None:

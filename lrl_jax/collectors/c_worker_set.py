@@ -194,12 +194,11 @@ class CWorkerSet:
         self._check_running()
         if self._local is None:
             index = 0 if self.num_workers == 0 else self.num_workers
-            self._local = self.worker_class(
-                index,
-                device=self._local_device,
-                initial_weights=self._weights,
-                **self.worker_params,
-            )
+            self._local = self.worker_class(index, device=self._local_device, **self.worker_params)
+            for name, arguments in self._changes:
+                getattr(self._local, name)(*arguments)
+            if self._weights is not None:
+                self._local.set_weights(self._weights)
             self._instances[index] = self._local.n_env_instances
         return self._local
 
@@ -208,16 +207,31 @@ class CWorkerSet:
         return [self._remote[i] for i in sorted(self._remote)]
 
     def add_workers(self, num_workers: int) -> None:
-        """Start further remote workers."""
+        """Start further remote workers, in a set that has some."""
         self._check_running()
+        if self.num_workers == 0:
+            raise ValueError("a set of num_workers=0 collects in this process: make another one.")
+        if self._local is not None:
+            raise ValueError("add workers before local_worker() is asked for: it has their index.")
         first = len(self._remote)
         new = range(first, first + checks.whole_number("num_workers", num_workers, 1))
         self._check_resources(len(new))
         group = self._reserve(len(new))
-        for bundle, i in enumerate(new):
-            self._places[i] = (group, bundle)
-            self._remote[i] = self._start(i)
-        self._await_start(new)
+        try:
+            for bundle, i in enumerate(new):
+                self._places[i] = (group, bundle)
+                self._remote[i] = self._start(i)
+            self._await_start(new)
+        except BaseException:
+            from ray.util import remove_placement_group
+
+            for i in new:
+                self._places.pop(i, None)
+                self._instances.pop(i, None)
+                if i in self._remote:
+                    self._ray.kill(self._remote.pop(i))
+            remove_placement_group(group)
+            raise
         self.num_workers = len(self._remote)
 
     def _reserve(self, n: int) -> Any:
@@ -249,7 +263,7 @@ class CWorkerSet:
         remote = self._ray.remote(max_concurrency=2, scheduling_strategy=place, **config)
         params = dict(self.worker_params)
         params["seed"] += 7919 * self.restarts.get(index, 0)
-        return remote(self.worker_class).remote(index, initial_weights=self._weights, **params)
+        return remote(self.worker_class).remote(index, **params)
 
     def _await_start(self, indices: Sequence[int]) -> None:
         """Wait for workers to be made; errors surface here."""
@@ -265,6 +279,8 @@ class CWorkerSet:
         for i in indices:
             for name, arguments in self._changes:
                 self._get(getattr(self._remote[i], name).remote(*arguments), i)
+            if self._weights is not None:
+                self._get(self._remote[i].set_weights.remote(self._weights), i)
             n = self._get(self._remote[i].get_attribute.remote("n_env_instances"), i)
             self._instances[i] = n
 
@@ -283,14 +299,14 @@ class CWorkerSet:
 
     def _get(self, ref: Any, index: int) -> Any:
         """A result of a worker; what it raised, or its death, is a WorkerError."""
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import RayError, RayTaskError
 
         try:
             return self._ray.get(ref)
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, BaseException) else error
             raise WorkerError(index, f"raised {type(cause).__name__}: {cause}") from error
-        except RayActorError as error:
+        except RayError as error:
             raise WorkerError(index, f"died: {error}", died=True) from error
 
     # --------------------------------------------------------------- collecting
@@ -367,7 +383,9 @@ class CWorkerSet:
     def _local_rollout(self) -> tuple[Any, dict[str, Any]]:
         worker = self.local_worker()
         try:
-            return worker.collect_data()
+            data, info = worker.collect_data()
+            data = decompress(data) if isinstance(data, bytes) else data
+            return self._numbered(data, info), info
         except Exception as error:
             message = f"raised {type(error).__name__}: {error}"
             raise WorkerError(worker.index_worker, message) from error
@@ -398,35 +416,41 @@ class CWorkerSet:
                     if waited > self.timeout:
                         raise WorkerError(index, f"has not answered for {waited:.0f} s.")
         more, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0)
-        parts = []
+        parts, failed = [], None
         for ref in more or ready:
             index, _, _ = self._flying.pop(ref)
             try:
                 data, info = self._get(ref, index)
-            except WorkerError:
-                if self.restarts.get(index, 0) >= self.max_restarts:
-                    raise
-                self._restart(index)
-                self._launch(index, word)
-                continue
-            parts.append((data, info))
+                data = decompress(data) if isinstance(data, bytes) else data
+                parts.append((self._numbered(data, info), info))
+            except WorkerError as error:
+                try:
+                    self._restart(index, error)
+                    self._launch(index, word)
+                except WorkerError as last:
+                    failed = last
+        if failed is not None:
+            self._arrived += parts  # the next gather has what came beside the error
+            raise failed
         return parts or self._receive([r for r in refs if r in self._flying] or [*self._flying])
 
-    def _restart(self, index: int) -> None:
-        self.restarts[index] = self.restarts.get(index, 0) + 1
-        self._ray.kill(self._remote[index])
-        self._remote[index] = self._start(index)
-        self._await_start([index])
+    def _restart(self, index: int, error: WorkerError) -> None:
+        """Start a worker again as often as is allowed; `error` if it is not."""
+        while self.restarts.get(index, 0) < self.max_restarts:
+            self.restarts[index] = self.restarts.get(index, 0) + 1
+            self._ray.kill(self._remote[index])
+            self._remote[index] = self._start(index)
+            try:
+                return self._await_start([index])
+            except WorkerError as again:
+                error = again
+        raise error
 
     def _joined(self, parts: list[tuple[Any, dict[str, Any]]]) -> tuple[dict[str, Any], Any]:
         """Data and info of several rollouts as that of one."""
         parts = sorted(parts, key=lambda part: part[1]["IndexWorker"])
         infos = [info for _, info in parts]
-        several = [
-            self._numbered(decompress(data) if isinstance(data, bytes) else data, info)
-            for data, info in parts
-        ]
-        data = concatenate(several)
+        data = concatenate([data for data, _ in parts])
         versions = np.concatenate(
             [data["actor_version"]]
             + [rows["actor_version"] for rows in data["levels"] if rows is not None]
@@ -482,8 +506,12 @@ class CWorkerSet:
                 self._set.append((worker.set_weights.remote(ref), i))
 
     def evaluate(self) -> float:
-        """Mean return over exactly `num_test_episodes` episodes of each worker."""
+        """Mean return over exactly `num_test_episodes` episodes of each worker.
+
+        Rollouts under way are waited for; the next gather has them.
+        """
         self._check_running()
+        self.drain()
         if not self._remote:
             return self.local_worker().evaluate()
         refs = {i: worker.evaluate.remote() for i, worker in self._remote.items()}
@@ -505,14 +533,21 @@ class CWorkerSet:
 
     def _change(self, name: str, *arguments: Any) -> None:
         self._check_running()
+        self.drain()
         if self._local is not None:
             getattr(self._local, name)(*arguments)
             self._instances[self._local.index_worker] = self._local.n_env_instances
         refs = {i: getattr(w, name).remote(*arguments) for i, w in self._remote.items()}
+        failed = None
         for i, ref in refs.items():
-            self._get(ref, i)
+            try:
+                self._get(ref, i)
+            except WorkerError as error:
+                failed = failed or error
             n = self._remote[i].get_attribute.remote("n_env_instances")
             self._instances[i] = self._get(n, i)
+        if failed is not None:
+            raise failed
         self._changes.append((name, arguments))
 
     def stop(self) -> None:
@@ -520,8 +555,13 @@ class CWorkerSet:
         if self._stopped:
             return
         self._stopped = True
-        if self._local is not None:
-            self._local.stop()
+        try:
+            if self._local is not None:
+                self._local.stop()
+        finally:
+            self._stop_remote()
+
+    def _stop_remote(self) -> None:
         if self._remote and self._ray.is_initialized():
             ending = [worker.stop.remote() for worker in self._remote.values()]
             self._ray.wait(ending, num_returns=len(ending), timeout=_STOPPING_SECONDS)

@@ -160,6 +160,10 @@ class Collector:
         if reset_buffer:
             self.reset_buffer(keep_statistics=True)
 
+    def settle(self) -> None:
+        """Make resets that are due, of instances that sat out or after an error, now."""
+        self._ready().settle(self.hierarchy)
+
     def reset_env(self, gym_reset_kwargs: dict[str, Any] | None = None) -> None:
         """Reset all environments in mid-episode: returns, lengths and trajectories begin anew."""
         self._ready()

@@ -194,6 +194,9 @@ class DeviceEngine:
             )
         return jax.tree.map(jnp.asarray, owed)
 
+    def settle(self, hierarchy: Hierarchy) -> None:
+        """Nothing is due here: who sits out is not touched."""
+
     def run(self, hierarchy: Hierarchy, way: Way, owed: Owed, n_ticks: int) -> tuple[Record, Owed]:
         """Take up to `n_ticks` ticks; returns their record and what is still owed."""
         run: Callable = hierarchy.jitted(_chunk, self.env, way, self.preprocess, donate=1)

@@ -245,6 +245,13 @@ class HostEngine:
             self._begin_anew(hierarchy.reset(self.state()), None)
         return owed
 
+    def settle(self, hierarchy: Hierarchy) -> None:
+        """Make resets that are due now."""
+        if self._broken or (self._some_stale and not self.host.can_pause):
+            self._begin_anew(hierarchy.reset(self.state()), None)
+        elif self._some_stale:
+            self._restart(hierarchy, self._stale.copy())
+
     def run(self, hierarchy: Hierarchy, way: Way, owed: Owed, n_ticks: int) -> tuple[Record, Owed]:
         """Take up to `n_ticks` ticks; returns their record and what is still owed.
 

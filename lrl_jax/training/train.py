@@ -62,6 +62,11 @@ class Trainer:
     @classmethod
     def _build_on_host(cls, config: TrainConfig) -> Trainer:
         """For a Gymnasium environment."""
+        if config.devices > 1:
+            raise ValueError(
+                f"devices={config.devices}, but {config.env} runs on the host, which they cannot "
+                f"share: use workers={config.devices}."
+            )
         if config.seeds > 1:
             raise ValueError(
                 f"seeds={config.seeds}, but {config.env} runs on the host, where agents are not "
