@@ -173,8 +173,8 @@ def _train_command(args: list[str]) -> None:
     args = [a for a in args if a != "--quiet"]
     out, args = _take("--out", args, "a folder")
     coordinator, args = _take("--coordinator", args, "HOST:PORT")
-    processes, args = _take("--processes", args, "a number")
-    process_id, args = _take("--process-id", args, "a number")
+    number, args = _take("--processes", args, "a number")
+    index, args = _take("--process-id", args, "a number")
     about, default = PRESETS[name]
     config = tyro.cli(
         # The agent's kind is the preset's: its settings are options, not those of a subcommand.
@@ -184,7 +184,7 @@ def _train_command(args: list[str]) -> None:
         prog=f"lrl-jax train {name}",
         description=about,
     )
-    processes = _processes(coordinator, processes, process_id)
+    processes = _processes(coordinator, number, index)
     if processes is not None and out is None:
         raise ValueError("several processes need --out, the same folder for all of them.")
     if _needs_restart(config, processes):
@@ -262,14 +262,14 @@ def _restart(config: TrainConfig, processes: Processes | None, args: list[str]) 
     environ = {**os.environ, _RESTARTED: "1"}
     if n_devices > 1:
         environ["JAX_NUM_CPU_DEVICES"] = str(n_devices)
-    join = "" if processes is None else f"jax.distributed.initialize(*{_astuple(processes)!r});"
+    join = (
+        ""
+        if processes is None
+        else f"jax.distributed.initialize(*{dataclasses.astuple(processes)!r});"
+    )
     code = f"import jax; {join} from lrl_jax.cli import main; main()"
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, "-c", code, *args], environ)
-
-
-def _astuple(processes: Processes) -> tuple[str, int, int]:
-    return processes.coordinator, processes.number, processes.index
 
 
 if __name__ == "__main__":

@@ -120,19 +120,10 @@ def of_learner(learner: Any) -> Any:
     return jax.tree.map(spec, learner)
 
 
-def is_spec(x: Any) -> bool:
-    """Whether it is a leaf of a tree of specs."""
-    return isinstance(x, P)
-
-
-def behind(specs: Any) -> Any:
-    """Specs of trees that have one more leading axis, which is not split."""
-    return jax.tree.map(lambda spec: P(None, *spec), specs, is_leaf=is_spec)
-
-
 def shardings(specs: Any, mesh: Mesh) -> Any:
     """Specs as shardings of that mesh."""
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_spec)
+    is_leaf = lambda x: isinstance(x, P)  # noqa: E731
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_leaf)
 
 
 # --------------------------------------------------------------- within programs

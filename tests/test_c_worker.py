@@ -28,7 +28,7 @@ from lrl_jax.collectors import (
     decompress,
     weights_of,
 )
-from lrl_jax.collectors.c_worker import pack, unpack
+from lrl_jax.collectors.worker_data import pack, unpack
 from lrl_jax.levels import RandomLevel
 
 SAMPLES = ("obs", "act", "rew", "terminated", "truncated", "obs_next", "instance", "actor_version")

@@ -19,7 +19,7 @@ from workers import (
     stack_actor,
 )
 
-from lrl_jax.collectors import CWorker, CWorkerSet, WorkerError, c_worker_set, weights_of
+from lrl_jax.collectors import CWorker, CWorkerSet, WorkerError, ray_pool, weights_of
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
@@ -192,7 +192,7 @@ def test_a_worker_that_is_killed_is_started_again():
 
 
 def test_resources_that_others_hold(pair, monkeypatch):
-    monkeypatch.setattr(c_worker_set, "_SCHEDULING_SECONDS", 2.0)
+    monkeypatch.setattr(ray_pool, "_SCHEDULING_SECONDS", 2.0)
     with pytest.raises(ValueError, match=r"3 workers could not be.*free are 2 CPU of 4 CPU"):
         CWorkerSet(3, 0, **factories())
 

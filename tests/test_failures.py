@@ -208,7 +208,6 @@ def asynchronous(envs, **settings):
 def test_a_step_under_way_that_raises_while_all_are_reset():
     envs = [functools.partial(Failing, 0, step=1), functools.partial(Failing, 1)]
     with asynchronous(envs, timeout=0.001) as collector:
-        collector._source.send  # noqa: B018 - steps begin in collect
         try:
             collector.collect(n_total_steps=1)
         except Broken:

@@ -1,10 +1,11 @@
 """Gathering experience: rollouts, the Collector, statistics."""
 
 from lrl_jax.collectors.async_collector import AsyncCollector
-from lrl_jax.collectors.c_worker import CollectionSettings, CWorker, decompress, weights_of
-from lrl_jax.collectors.c_worker_set import CWorkerSet, WorkerError
+from lrl_jax.collectors.c_worker import CollectionSettings, CWorker
+from lrl_jax.collectors.c_worker_set import CWorkerSet
 from lrl_jax.collectors.collector import Collector
 from lrl_jax.collectors.evaluate import Episodes, evaluate
+from lrl_jax.collectors.ray_pool import WorkerError
 from lrl_jax.collectors.rollout import (
     RolloutCarry,
     RolloutOutput,
@@ -16,6 +17,7 @@ from lrl_jax.collectors.rollout import (
 )
 from lrl_jax.collectors.stats import CollectStats, CollectStatsBase, SequenceSummaryStats
 from lrl_jax.collectors.video import VideoLogger
+from lrl_jax.collectors.worker_data import decompress, weights_of
 
 __all__ = [
     "AsyncCollector",

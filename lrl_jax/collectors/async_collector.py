@@ -99,9 +99,7 @@ class AsyncCollector:
                     "batch_size that it was made with."
                 )
             if timeout is not None:
-                check_float("timeout", timeout, 0.0)
-                if not timeout > 0:
-                    raise ValueError(f"timeout={timeout} must be seconds above 0, or None.")
+                check_float("timeout", timeout, 0.0, above=True)
             self.preprocess = None if preprocess_fn is None else Preprocess(preprocess_fn)
             self._store = None if buffer is None else Store.create(hierarchy, n, buffer)
             if state is not None:

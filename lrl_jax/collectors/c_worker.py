@@ -10,10 +10,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-import pickle
 import threading
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +21,7 @@ import numpy as np
 
 from lrl_jax import buffers
 from lrl_jax.collectors.collector import Collector
+from lrl_jax.collectors.worker_data import compress, concatenate, pack, unpack
 from lrl_jax.devices import resolve_device
 from lrl_jax.envs.gymnasium_adapter import is_gymnasium
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
@@ -564,70 +563,3 @@ def _parts(envs: Any) -> tuple[Any, Any, int | None]:
 def _close(envs: Any) -> None:
     if is_gymnasium(envs):
         envs.close()
-
-
-# ------------------------------------------------------------------------- data
-
-
-@dataclasses.dataclass
-class _Key:
-    """A typed random key on its way: its words and its kind."""
-
-    words: np.ndarray
-    impl: str
-
-
-def pack(tree: Any) -> Any:
-    """Leaves as NumPy arrays, which any process can read; `unpack` undoes it."""
-
-    def leaf(x):
-        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return _Key(np.asarray(jax.random.key_data(x)), str(jax.random.key_impl(x)))
-        return np.asarray(x)
-
-    return jax.tree.map(leaf, tree)
-
-
-def unpack(tree: Any) -> Any:
-    """Undo `pack`."""
-
-    def leaf(x):
-        return jax.random.wrap_key_data(x.words, impl=x.impl) if isinstance(x, _Key) else x
-
-    return jax.tree.map(leaf, tree)
-
-
-def weights_of(state: HierarchyState, version: int) -> dict[str, Any]:
-    """Weights for `CWorker.set_weights`: the learners of a state, under a version."""
-    return {
-        "ActorVersion": checks.whole_number("version", version, 0),
-        "ActorWeights": [pack(level.learner) for level in state.levels],
-        "EnvSteps": int(state.n_total_env_steps),
-    }
-
-
-def compress(data: Any) -> bytes:
-    """Data in fewer bytes."""
-    return zlib.compress(pickle.dumps(pack(data), protocol=5), level=1)
-
-
-def decompress(data: bytes) -> Any:
-    """Undo `compress`, to the bit."""
-    return unpack(pickle.loads(zlib.decompress(data)))
-
-
-def concatenate(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Data of several rollouts as that of one; the rows of an instance stay in order."""
-    first = parts[0]
-    out = {k: np.concatenate([p[k] for p in parts]) for k in first if k != "levels"}
-    out["levels"] = [
-        None if rows is None else _joined([p["levels"][i] for p in parts])
-        for i, rows in enumerate(first["levels"])
-    ]
-    return out
-
-
-def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    joined = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-    order = np.argsort(joined["instance"], kind="stable")
-    return {k: x[order] for k, x in joined.items()}

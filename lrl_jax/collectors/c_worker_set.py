@@ -7,32 +7,15 @@ asked for what, and what comes back: rollouts joined, with the lag of the polici
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from lrl_jax.collectors.c_worker import CWorker, concatenate, decompress, no_envs
+from lrl_jax.collectors.c_worker import CWorker, no_envs
+from lrl_jax.collectors.ray_pool import RayPool, WorkerError, checked_config
+from lrl_jax.collectors.worker_data import concatenate, decompress
 from lrl_jax.hierarchies import checks
-
-_SCHEDULING_SECONDS = 30.0
-_STARTING_SECONDS = 300.0
-_STOPPING_SECONDS = 10.0
-_RESOURCES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
-
-
-class WorkerError(RuntimeError):
-    """A worker has raised or died.
-
-    Attributes:
-        index_worker: of the worker.
-        died: whether its process has ended.
-    """
-
-    def __init__(self, index_worker: int, message: str, died: bool = False):
-        super().__init__(f"worker {index_worker} {message}")
-        self.index_worker, self.died = index_worker, died
 
 
 class CWorkerSet:
@@ -100,7 +83,7 @@ class CWorkerSet:
         self.max_lag = None if max_lag is None else checks.whole_number("max_lag", max_lag, 0)
         self.max_restarts = checks.whole_number("max_restarts", max_restarts, 0)
         self.timeout = timeout
-        self.remote_config = _checked_config(worker_remote_config)
+        self.remote_config = checked_config(worker_remote_config)
         self.worker_params: dict[str, Any] = {
             "index_parent": index_parent,
             "algo_factory": algo_factory,
@@ -115,25 +98,19 @@ class CWorkerSet:
         self._local_device, self._weights = local_device, initial_weights
         self.actor_version = 0 if initial_weights is None else int(initial_weights["ActorVersion"])
         self._local: CWorker | None = None
-        self._remote: dict[int, Any] = {}
-        self._places: dict[int, tuple[Any, int]] = {}  # placement group and bundle of each
+        self._pool: RayPool | None = None
         self._instances: dict[int, int] = {}
         self._changes: list[tuple[str, tuple[Any, ...]]] = []  # that a restarted worker needs too
         # Rollouts that have not come: who collects them, with which version, since when.
         self._flying: dict[Any, tuple[int, int, float]] = {}
         self._arrived: list[tuple[Any, dict[str, Any]]] = []
         self._set: list[tuple[Any, int]] = []  # weights whose arrival nobody has looked at
-        self._n_gathers, self._stopped, self._owns_ray = 0, False, False
+        self._n_gathers, self._stopped = 0, False
         self.restarts: dict[int, int] = {}
         if self.num_workers == 0:
             self.local_worker()
             return
-        self._ray = _import_ray()
-        if not self._ray.is_initialized():
-            with warnings.catch_warnings():  # it forks to start other programs, not to go on
-                warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-                self._ray.init(address=address, include_dashboard=False, log_to_driver=False)
-            self._owns_ray = True
+        self._pool = RayPool(self.worker_class, self.remote_config, address)
         try:
             self.add_workers(self.num_workers)
         except BaseException:
@@ -204,110 +181,44 @@ class CWorkerSet:
 
     def remote_workers(self) -> list[Any]:
         """Ray's handles of the remote workers, in the order of their index."""
-        return [self._remote[i] for i in sorted(self._remote)]
+        return [] if self._pool is None else list(self._pool.actors.values())
+
+    @property
+    def _remote(self) -> RayPool:
+        """The remote workers, where there are some."""
+        assert self._pool is not None
+        return self._pool
 
     def add_workers(self, num_workers: int) -> None:
         """Start further remote workers, in a set that has some."""
         self._check_running()
-        if self.num_workers == 0:
+        if self._pool is None:
             raise ValueError("a set of num_workers=0 collects in this process: make another one.")
         if self._local is not None:
             raise ValueError("add workers before local_worker() is asked for: it has their index.")
-        first = len(self._remote)
+        first = len(self._pool.actors)
         new = range(first, first + checks.whole_number("num_workers", num_workers, 1))
-        self._check_resources(len(new))
-        group = self._reserve(len(new))
+        self._pool.add(new, self._params)
         try:
-            for bundle, i in enumerate(new):
-                self._places[i] = (group, bundle)
-                self._remote[i] = self._start(i)
-            self._await_start(new)
-        except BaseException:
-            from ray.util import remove_placement_group
-
             for i in new:
-                self._places.pop(i, None)
-                self._instances.pop(i, None)
-                if i in self._remote:
-                    self._ray.kill(self._remote.pop(i))
-            remove_placement_group(group)
+                self._prepare(i)
+        except BaseException:
+            self._pool.remove(new)
             raise
-        self.num_workers = len(self._remote)
+        self.num_workers = len(self._pool.actors)
 
-    def _reserve(self, n: int) -> Any:
-        """Room for n workers; ValueError if others keep it occupied."""
-        from ray.util import placement_group, remove_placement_group
+    def _params(self, index: int) -> dict[str, Any]:
+        """Keyword arguments of a remote worker; one that begins again draws from another stream."""
+        seed = self.worker_params["seed"] + 7919 * self.restarts.get(index, 0)
+        return {**self.worker_params, "seed": seed}
 
-        each = {_RESOURCES[k]: v for k, v in self.remote_config.items() if k in _RESOURCES and v}
-        each |= self.remote_config.get("resources") or {}
-        group = placement_group([each or {"CPU": 0.001}] * n)
-        if not group.wait(_SCHEDULING_SECONDS):
-            remove_placement_group(group)
-            free, total = self._ray.available_resources(), self._ray.cluster_resources()
-            raise ValueError(
-                f"{n} workers could not be scheduled within {_SCHEDULING_SECONDS:g} s: each asks "
-                f"for {each}, free are {_shown(free)} of {_shown(total)}. Ask for less, for fewer "
-                f"workers, or stop others first."
-            )
-        return group
-
-    def _start(self, index: int) -> Any:
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        config = dict(self.remote_config)
-        if not config.get("num_gpus"):
-            config["runtime_env"] = {"env_vars": {"JAX_PLATFORMS": "cpu"}}
-        group, bundle = self._places[index]
-        place = PlacementGroupSchedulingStrategy(group, bundle)
-        # Two threads: one that collects, one that hears.
-        remote = self._ray.remote(max_concurrency=2, scheduling_strategy=place, **config)
-        params = dict(self.worker_params)
-        params["seed"] += 7919 * self.restarts.get(index, 0)
-        return remote(self.worker_class).remote(index, **params)
-
-    def _await_start(self, indices: Sequence[int]) -> None:
-        """Wait for workers to be made; errors surface here."""
-        begun = {self._remote[i].process_id.remote(): i for i in indices}
-        waiting, deadline = list(begun), time.monotonic() + _STARTING_SECONDS
-        while waiting:
-            ready, waiting = self._ray.wait(waiting, num_returns=1, timeout=1.0)
-            for ref in ready:
-                self._get(ref, begun[ref])
-            if time.monotonic() > deadline and waiting:
-                late = begun[waiting[0]]
-                raise WorkerError(late, f"has not begun after {_STARTING_SECONDS:g} s.")
-        for i in indices:
-            for name, arguments in self._changes:
-                self._get(getattr(self._remote[i], name).remote(*arguments), i)
-            if self._weights is not None:
-                self._get(self._remote[i].set_weights.remote(self._weights), i)
-            n = self._get(self._remote[i].get_attribute.remote("n_env_instances"), i)
-            self._instances[i] = n
-
-    def _check_resources(self, n: int) -> None:
-        """Refuse what the cluster could never schedule."""
-        total = self._ray.cluster_resources()
-        wanted = {_RESOURCES[k]: v for k, v in self.remote_config.items() if k in _RESOURCES}
-        wanted |= self.remote_config.get("resources") or {}
-        for name, each in wanted.items():
-            there = total.get(name, 0.0)
-            if each * n > there:
-                raise ValueError(
-                    f"{n} workers with {each:g} {name} each need {each * n:g}, but the cluster has "
-                    f"{there:g} ({_shown(total)}): change worker_remote_config or num_workers."
-                )
-
-    def _get(self, ref: Any, index: int) -> Any:
-        """A result of a worker; what it raised, or its death, is a WorkerError."""
-        from ray.exceptions import RayError, RayTaskError
-
-        try:
-            return self._ray.get(ref)
-        except RayTaskError as error:
-            cause = error.cause if isinstance(error.cause, BaseException) else error
-            raise WorkerError(index, f"raised {type(cause).__name__}: {cause}") from error
-        except RayError as error:
-            raise WorkerError(index, f"died: {error}", died=True) from error
+    def _prepare(self, index: int) -> None:
+        """Bring a worker that has begun to where the others are."""
+        for name, arguments in self._changes:
+            self._remote.ask(index, name, *arguments)
+        if self._weights is not None:
+            self._remote.ask(index, "set_weights", self._weights)
+        self._instances[index] = self._remote.ask(index, "get_attribute", "n_env_instances")
 
     # --------------------------------------------------------------- collecting
 
@@ -333,7 +244,7 @@ class CWorkerSet:
         self.drain()
         self._n_gathers += 1
         word = f"stop-{self._n_gathers}"
-        for i in self._remote:
+        for i in self._remote.actors:
             self._launch(i, word)
         finished, told = 0, False
         while self._flying:
@@ -343,7 +254,7 @@ class CWorkerSet:
             if not told and 2 * finished >= self.num_workers:
                 told = True
                 for index, _, _ in self._flying.values():
-                    self._remote[index].tell.remote(word)
+                    self._remote.call(index, "tell", word)
         return self._take_arrived()
 
     def _take_arrived(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -371,7 +282,7 @@ class CWorkerSet:
 
     def _launch_idle(self) -> None:
         busy = {index for index, _, _ in self._flying.values()}
-        for i in self._remote:
+        for i in self._remote.actors:
             if i not in busy:
                 self._launch(i)
 
@@ -395,32 +306,32 @@ class CWorkerSet:
         sent, self._set = self._set, []
         for ref, index in sent:
             try:
-                self._get(ref, index)
+                self._remote.get(ref, index)
             except WorkerError as error:
                 if not error.died:  # a death shows where a rollout is waited for
                     raise
 
     def _launch(self, index: int, word: str | None = None) -> None:
-        ref = self._remote[index].collect_data.remote([] if word is None else [word])
+        ref = self._remote.call(index, "collect_data", [] if word is None else [word])
         self._flying[ref] = (index, self.actor_version, time.monotonic())
 
     def _receive(self, refs: list[Any], word: str | None = None) -> list[tuple[Any, Any]]:
         """Wait for one of these rollouts and take all of them that have come."""
         ready: list[Any] = []
         while not ready:
-            ready, _ = self._ray.wait(refs, num_returns=1, timeout=1.0)
+            ready, _ = self._remote.ray.wait(refs, num_returns=1, timeout=1.0)
             for ref in refs:
                 index, _, since = self._flying[ref]
                 if self.timeout is not None and not ready:
                     waited = time.monotonic() - since
                     if waited > self.timeout:
                         raise WorkerError(index, f"has not answered for {waited:.0f} s.")
-        more, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0)
+        more, _ = self._remote.ray.wait(refs, num_returns=len(refs), timeout=0)
         parts, failed = [], None
         for ref in more or ready:
             index, _, _ = self._flying.pop(ref)
             try:
-                data, info = self._get(ref, index)
+                data, info = self._remote.get(ref, index)
                 data = decompress(data) if isinstance(data, bytes) else data
                 parts.append((self._numbered(data, info), info))
             except WorkerError as error:
@@ -438,10 +349,9 @@ class CWorkerSet:
         """Start a worker again as often as is allowed; `error` if it is not."""
         while self.restarts.get(index, 0) < self.max_restarts:
             self.restarts[index] = self.restarts.get(index, 0) + 1
-            self._ray.kill(self._remote[index])
-            self._remote[index] = self._start(index)
             try:
-                return self._await_start([index])
+                self._remote.restart(index, self._params(index))
+                return self._prepare(index)
             except WorkerError as again:
                 error = again
         raise error
@@ -482,7 +392,7 @@ class CWorkerSet:
     @property
     def n_env_instances(self) -> int:
         """Instances of all workers that collect."""
-        workers = self._remote or {0: None}
+        workers = [0] if self._pool is None else self._pool.actors
         return sum(self._instances[i] for i in workers)
 
     # ------------------------------------------------------------------ changes
@@ -500,10 +410,9 @@ class CWorkerSet:
         self._weights, self.actor_version = actor_weights, int(actor_weights["ActorVersion"])
         if self._local is not None:
             self._local.set_weights(actor_weights)
-        if self._remote:
-            ref = self._ray.put(actor_weights)
-            for i, worker in self._remote.items():
-                self._set.append((worker.set_weights.remote(ref), i))
+        if self._pool is not None:
+            ref = self._pool.ray.put(actor_weights)
+            self._set += [(self._pool.call(i, "set_weights", ref), i) for i in self._pool.actors]
 
     def evaluate(self) -> float:
         """Mean return over exactly `num_test_episodes` episodes of each worker.
@@ -512,10 +421,10 @@ class CWorkerSet:
         """
         self._check_running()
         self.drain()
-        if not self._remote:
+        if self._pool is None:
             return self.local_worker().evaluate()
-        refs = {i: worker.evaluate.remote() for i, worker in self._remote.items()}
-        return float(np.mean([self._get(ref, i) for i, ref in refs.items()]))
+        refs = {i: self._pool.call(i, "evaluate") for i in self._pool.actors}
+        return float(np.mean([self._pool.get(ref, i) for i, ref in refs.items()]))
 
     def update_algorithm_parameter(self, parameter_name: str, new_parameter_value: Any) -> None:
         """See `CWorker.update_algorithm_parameter`; of all workers."""
@@ -537,15 +446,15 @@ class CWorkerSet:
         if self._local is not None:
             getattr(self._local, name)(*arguments)
             self._instances[self._local.index_worker] = self._local.n_env_instances
-        refs = {i: getattr(w, name).remote(*arguments) for i, w in self._remote.items()}
         failed = None
-        for i, ref in refs.items():
-            try:
-                self._get(ref, i)
-            except WorkerError as error:
-                failed = failed or error
-            n = self._remote[i].get_attribute.remote("n_env_instances")
-            self._instances[i] = self._get(n, i)
+        if self._pool is not None:
+            refs = {i: self._pool.call(i, name, *arguments) for i in self._pool.actors}
+            for i, ref in refs.items():
+                try:
+                    self._pool.get(ref, i)
+                except WorkerError as error:
+                    failed = failed or error
+                self._instances[i] = self._pool.ask(i, "get_attribute", "n_env_instances")
         if failed is not None:
             raise failed
         self._changes.append((name, arguments))
@@ -559,21 +468,9 @@ class CWorkerSet:
             if self._local is not None:
                 self._local.stop()
         finally:
-            self._stop_remote()
-
-    def _stop_remote(self) -> None:
-        if self._remote and self._ray.is_initialized():
-            ending = [worker.stop.remote() for worker in self._remote.values()]
-            self._ray.wait(ending, num_returns=len(ending), timeout=_STOPPING_SECONDS)
-            for worker in self._remote.values():
-                self._ray.kill(worker)
-            from ray.util import remove_placement_group
-
-            for group in {id(group): group for group, _ in self._places.values()}.values():
-                remove_placement_group(group)
-        self._remote, self._flying = {}, {}
-        if self._owns_ray:
-            self._ray.shutdown()
+            self._flying = {}
+            if self._pool is not None:
+                self._pool.stop()
 
     def _check_running(self) -> None:
         if self._stopped:
@@ -584,34 +481,3 @@ class CWorkerSet:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-
-def _checked_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Resources of a worker; Ray no longer gives each a store of its own."""
-    config = {"num_cpus": 1} if config is None else dict(config)
-    config.pop("object_store_memory", None)
-    unknown = sorted(set(config) - {*_RESOURCES, "resources"})
-    if unknown:
-        raise ValueError(
-            f"worker_remote_config has {unknown}: it knows {sorted({*_RESOURCES, 'resources'})}."
-        )
-    for name in _RESOURCES:
-        if name in config and (isinstance(config[name], bool) or not config[name] >= 0):
-            raise ValueError(f"worker_remote_config[{name!r}]={config[name]!r} must be at least 0.")
-    return config
-
-
-def _shown(resources: Mapping[str, float]) -> str:
-    return ", ".join(
-        f"{resources.get(name, 0.0):g} {name}" for name in ("CPU", "GPU") if name in resources
-    )
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError(
-            "remote workers need Ray: pip install 'lrl_jax[distributed]', or use num_workers=0."
-        ) from error
-    return ray

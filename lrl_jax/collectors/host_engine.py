@@ -241,16 +241,18 @@ class HostEngine:
                 f"gym_reset_kwargs has {sorted(kwargs)}, but single instances are reset with "
                 f"options only: pass the rest to reset."
             )
-        if self._broken or (self._some_stale and not self.host.can_pause):
-            self._begin_anew(hierarchy.reset(self.state()), None)
+        self._recover(hierarchy)
         return owed
 
     def settle(self, hierarchy: Hierarchy) -> None:
         """Make resets that are due now."""
+        self._recover(hierarchy)
+        self._restart(hierarchy, self._stale.copy())
+
+    def _recover(self, hierarchy: Hierarchy) -> None:
+        """Reset all instances where some of them cannot go on and cannot be reset alone."""
         if self._broken or (self._some_stale and not self.host.can_pause):
             self._begin_anew(hierarchy.reset(self.state()), None)
-        elif self._some_stale:
-            self._restart(hierarchy, self._stale.copy())
 
     def run(self, hierarchy: Hierarchy, way: Way, owed: Owed, n_ticks: int) -> tuple[Record, Owed]:
         """Take up to `n_ticks` ticks; returns their record and what is still owed.

@@ -1,0 +1,204 @@
+"""Workers as actors of Ray: room for them, their beginning, what they raise, their end."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+_SCHEDULING_SECONDS = 30.0
+_STARTING_SECONDS = 300.0
+_STOPPING_SECONDS = 10.0
+_RESOURCES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
+
+
+class WorkerError(RuntimeError):
+    """A worker has raised or died.
+
+    Attributes:
+        index_worker: of the worker.
+        died: whether its process has ended.
+    """
+
+    def __init__(self, index_worker: int, message: str, died: bool = False):
+        super().__init__(f"worker {index_worker} {message}")
+        self.index_worker, self.died = index_worker, died
+
+
+class RayPool:
+    """Actors of one class, each known by its index.
+
+    Args:
+        actor_class: what the actors are.
+        config: what Ray gives each; see `checked_config`.
+        address: of a cluster to join; None for the one this process is connected to, or a new one
+            on this machine, which `stop` ends.
+
+    Attributes:
+        actors: Ray's handles, by index.
+        ray: the module.
+
+    Raises:
+        ImportError: without Ray.
+    """
+
+    def __init__(self, actor_class: type, config: dict[str, Any], address: str | None = None):
+        self.ray, self._class, self._config = _import_ray(), actor_class, config
+        self.actors: dict[int, Any] = {}
+        self._places: dict[int, tuple[Any, int]] = {}  # placement group and bundle of each
+        self._owns_ray = not self.ray.is_initialized()
+        if self._owns_ray:
+            with warnings.catch_warnings():  # it forks to start other programs, not to go on
+                warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+                self.ray.init(address=address, include_dashboard=False, log_to_driver=False)
+
+    def add(self, indices: Iterable[int], params: Callable[[int], dict[str, Any]]) -> None:
+        """Start actors with the keyword arguments `params(index)`; none is left if one fails.
+
+        Raises:
+            ValueError: for resources that the cluster does not have, or others hold.
+            WorkerError: for an actor that cannot begin.
+        """
+        indices = list(indices)
+        group = self._reserve(len(indices))
+        try:
+            for bundle, i in enumerate(indices):
+                self._places[i] = (group, bundle)
+                self._start(i, params(i))
+            self._await(indices)
+        except BaseException:
+            self.remove(indices)
+            raise
+
+    def remove(self, indices: Iterable[int]) -> None:
+        """End actors at once, and give up the room of groups that have none left."""
+        from ray.util import remove_placement_group
+
+        groups = []
+        for i in list(indices):
+            if i in self.actors:
+                self.ray.kill(self.actors.pop(i))
+            if i in self._places:
+                groups.append(self._places.pop(i)[0])
+        kept = {id(group) for group, _ in self._places.values()}
+        for group in {id(group): group for group in groups if id(group) not in kept}.values():
+            remove_placement_group(group)
+
+    def restart(self, index: int, params: dict[str, Any]) -> None:
+        """Start an actor again in its place."""
+        self.ray.kill(self.actors[index])
+        self._start(index, params)
+        self._await([index])
+
+    def _wanted(self) -> dict[str, float]:
+        """Resources of one actor, in Ray's words."""
+        named = {_RESOURCES[k]: v for k, v in self._config.items() if k in _RESOURCES and v}
+        return named | dict(self._config.get("resources") or {})
+
+    def _reserve(self, n: int) -> Any:
+        """Room for n actors."""
+        from ray.util import placement_group, remove_placement_group
+
+        each, total = self._wanted(), self.ray.cluster_resources()
+        for name, amount in each.items():
+            there = total.get(name, 0.0)
+            if amount * n > there:
+                raise ValueError(
+                    f"{n} workers with {amount:g} {name} each need {amount * n:g}, but the cluster "
+                    f"has {there:g} ({_shown(total)}): change worker_remote_config or num_workers."
+                )
+        group = placement_group([each or {"CPU": 0.001}] * n)
+        if not group.wait(_SCHEDULING_SECONDS):
+            remove_placement_group(group)
+            free = self.ray.available_resources()
+            raise ValueError(
+                f"{n} workers could not be scheduled within {_SCHEDULING_SECONDS:g} s: each asks "
+                f"for {each}, free are {_shown(free)} of {_shown(total)}. Ask for less, for fewer "
+                f"workers, or stop others first."
+            )
+        return group
+
+    def _start(self, index: int, params: dict[str, Any]) -> None:
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        config = dict(self._config)
+        if not config.get("num_gpus"):
+            config["runtime_env"] = {"env_vars": {"JAX_PLATFORMS": "cpu"}}
+        place = PlacementGroupSchedulingStrategy(*self._places[index])
+        # Two threads: one that works, one that hears.
+        remote = self.ray.remote(max_concurrency=2, scheduling_strategy=place, **config)
+        self.actors[index] = remote(self._class).remote(index, **params)
+
+    def _await(self, indices: Iterable[int]) -> None:
+        """Wait for actors to be made; errors surface here."""
+        begun = {self.actors[i].process_id.remote(): i for i in indices}
+        waiting, deadline = list(begun), time.monotonic() + _STARTING_SECONDS
+        while waiting:
+            ready, waiting = self.ray.wait(waiting, num_returns=1, timeout=1.0)
+            for ref in ready:
+                self.get(ref, begun[ref])
+            if time.monotonic() > deadline and waiting:
+                late = begun[waiting[0]]
+                raise WorkerError(late, f"has not begun after {_STARTING_SECONDS:g} s.")
+
+    def call(self, index: int, method: str, *arguments: Any) -> Any:
+        """Call a method of an actor; returns Ray's reference to what comes back."""
+        return getattr(self.actors[index], method).remote(*arguments)
+
+    def ask(self, index: int, method: str, *arguments: Any) -> Any:
+        """Call a method of an actor and wait for what comes back."""
+        return self.get(self.call(index, method, *arguments), index)
+
+    def get(self, ref: Any, index: int) -> Any:
+        """A result of a worker; what it raised, or its death, is a WorkerError."""
+        from ray.exceptions import RayError, RayTaskError
+
+        try:
+            return self.ray.get(ref)
+        except RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, BaseException) else error
+            raise WorkerError(index, f"raised {type(cause).__name__}: {cause}") from error
+        except RayError as error:
+            raise WorkerError(index, f"died: {error}", died=True) from error
+
+    def stop(self) -> None:
+        """End all actors, and Ray if this pool has started it."""
+        if self.actors and self.ray.is_initialized():
+            ending = [self.call(i, "stop") for i in self.actors]
+            self.ray.wait(ending, num_returns=len(ending), timeout=_STOPPING_SECONDS)
+            self.remove(self.actors)
+        self.actors = {}
+        if self._owns_ray:
+            self.ray.shutdown()
+
+
+def checked_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Resources of a worker; Ray no longer gives each a store of its own."""
+    config = {"num_cpus": 1} if config is None else dict(config)
+    config.pop("object_store_memory", None)
+    unknown = sorted(set(config) - {*_RESOURCES, "resources"})
+    if unknown:
+        raise ValueError(
+            f"worker_remote_config has {unknown}: it knows {sorted({*_RESOURCES, 'resources'})}."
+        )
+    for name in _RESOURCES:
+        if name in config and (isinstance(config[name], bool) or not config[name] >= 0):
+            raise ValueError(f"worker_remote_config[{name!r}]={config[name]!r} must be at least 0.")
+    return config
+
+
+def _shown(resources: Mapping[str, float]) -> str:
+    return ", ".join(
+        f"{resources.get(name, 0.0):g} {name}" for name in ("CPU", "GPU") if name in resources
+    )
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError(
+            "remote workers need Ray: pip install 'lrl_jax[distributed]', or use num_workers=0."
+        ) from error
+    return ray
