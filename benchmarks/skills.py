@@ -9,7 +9,7 @@
 - `tdmpc2`: SPlaTES on small networks of TD-MPC2.
 - `predictability`: SPlaTES and DADS in an empty maze: quality, and errors after a push.
 - `ablations`: SPlaTES at half the steps, with one part changed at a time.
-- `large`, `three-levels`: Maze2D-Large.
+- `large`, `three-levels`: Maze2D-Large, and for the former which episodes fail.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import gc
 import json
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ import numpy as np
 
 import benchmarks
 import lrl_jax as lrl
+from benchmarks.failures import describe, follow_episodes
 from lrl_jax.collectors import evaluate
 from lrl_jax.levels import PlannerLevel
 from lrl_jax.levels.base import Level
@@ -81,14 +82,26 @@ class Trained:
 
     def success(self, level: Any = None, seed: int = 0) -> float:
         """Success over whole episodes, with another highest level if given."""
-        hierarchy, trainer = self.trainer.hierarchy, self.trainer
-        if level is not None:
-            levels = [level, *hierarchy.levels[1:]]
-            maps = trainer.config.agent.obs_maps(trainer.env)
-            hierarchy = lrl.Hierarchy(levels, trainer.env, trainer.params, maps)
-        return success_of(
-            hierarchy, trainer.env, trainer.params, self.state, trainer.episode_ticks, seed
-        )
+        t = self.trainer
+        hierarchy = t.hierarchy if level is None else self.below(level)
+        return success_of(hierarchy, t.env, t.params, self.state, t.episode_ticks, seed)
+
+    def below(self, level: Any) -> lrl.Hierarchy:
+        """The hierarchy with another highest level."""
+        t = self.trainer
+        maps = t.config.agent.obs_maps(t.env)
+        return lrl.Hierarchy([level, *t.hierarchy.levels[1:]], t.env, t.params, maps)
+
+    def failures(self, horizons: Sequence[int], n: int = EPISODES) -> dict[str, Any]:
+        """Which episodes fail, with plans of the horizon trained with, and of others."""
+        t, planner = self.trainer, self.trainer.hierarchy.levels[0]
+        described = {}
+        for horizon in (planner.optimizer.horizon, *horizons):
+            optimizer = dataclasses.replace(planner.optimizer, horizon=horizon)
+            hierarchy = self.below(dataclasses.replace(planner, optimizer=optimizer))
+            paths = follow_episodes(hierarchy, t.env, t.params, self.state, n)
+            described[f"horizon {horizon}"] = describe(t.env, *paths)
+        return described
 
     def quality(self, margin: float = 0.0, n: int = 2048) -> dict[str, float]:
         """`skill_quality` over the free space, at least `margin` from walls."""
@@ -218,7 +231,8 @@ def ablations(seed: int) -> dict[str, Any]:
 def large(seed: int) -> dict[str, Any]:
     """One seed in Maze2D-Large."""
     run = train(_preset("maze2d-large-splates", seed))
-    return {"splates": run.result | {"quality": run.quality()}}
+    failures = run.failures(horizons=(15, 40))
+    return {"splates": run.result | {"quality": run.quality(), "failures": failures}}
 
 
 def three_levels(seed: int) -> dict[str, Any]:
