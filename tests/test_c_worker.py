@@ -5,7 +5,9 @@ import threading
 import jax
 import numpy as np
 import pytest
+from gymnasium.vector import SyncVectorEnv
 from workers import (
+    Counting,
     CountingEnvs,
     N,
     factories,
@@ -125,6 +127,27 @@ def test_rows_that_do_not_fit_are_refused():
     assert int(same.n_total_env_steps) == 0
 
 
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_worker_has_room_for_its_rollouts_only(size):
+    """Whatever replay the level has where it learns."""
+    level = RandomLevel(buffer_size=size)
+    w = worker(lambda d: lrl.Hierarchy([level], random_actor(d).env))
+    for samples in (40, 200, 40):
+        w.update_algorithm_parameter("update_every", samples)
+        data, _ = w.collect_data()
+        assert len(data["levels"][0]["rew"]) == samples
+        assert samples <= w._present.levels[0].buffer.capacity * N <= 2 * (samples + N)
+
+
+def test_what_is_replaced_draws_from_another_stream():
+    w = worker()
+    first = w.collect_data()[0]
+    for name, factory in (("envs_train", CountingEnvs()), ("actor", random_actor)):
+        w.replace_agent_component(name, factory)
+        again = w.collect_data()[0]
+        assert not np.isin(again["obs"][:, 0], first["obs"][:, 0]).any()
+
+
 def test_jax_environments():
     w = worker(maze_actor, jax_envs)
     data, info = w.collect_data()
@@ -179,8 +202,8 @@ def test_weights_are_what_is_acted_by():
     w.set_weights(weights_of(state, 3))
     equal(pack(w._present.levels[0].learner.state.actor), pack(state.levels[0].learner.state.actor))
     assert int(w._present.n_total_env_steps) == 1234
-    for bad in ({}, {"ActorVersion": 1}, {"ActorVersion": 1, "ActorWeights": []}):
-        with pytest.raises(ValueError):
+    for bad in ({}, {"ActorVersion": 1}, {"ActorVersion": 1, "ActorWeights": []}, None):
+        with pytest.raises((ValueError, TypeError)):
             w.set_weights(bad)
     wrong = lrl.Hierarchy([RandomLevel()], w.envs_train)
     with pytest.raises((ValueError, TypeError)):
@@ -285,12 +308,22 @@ def test_evaluation_is_exact_and_leaves_training_alone():
     equal(w.collect_data()[0], twin.collect_data()[0])
 
 
-def test_evaluation_counts_episodes_and_has_no_noise():
-    """Instances of unequal lengths: exactly so many, none favoured."""
-    w = worker(stack_actor, scripted)
-    w.update_algorithm_parameter("num_test_episodes", 5)
-    # Returns of the scripted environment depend on instance and actions; deterministic levels
-    # give the same again.
+@pytest.mark.parametrize("episodes", [1, 2, 3, 4, 7])
+def test_evaluation_is_exact_and_unbiased(episodes):
+    """Instances whose episodes have unequal lengths: exactly so many, short ones not favoured."""
+    lengths = (2, 9)
+
+    def envs(device, index_worker, index_parent, mode):
+        return SyncVectorEnv([lambda length=length: Counting(length=length) for length in lengths])
+
+    w = worker(test_envs_factory=envs)
+    w.update_algorithm_parameter("num_test_episodes", episodes)
+    each = [lengths[i % 2] for i in range(episodes)]  # the first instances do one more
+    assert w.evaluate() == pytest.approx(sum(each) / episodes)
+
+
+def test_evaluation_has_no_noise():
+    w = worker(sac_actor)
     assert w.evaluate() == w.evaluate()
 
 
@@ -314,9 +347,15 @@ def test_parameters():
         w.update_algorithm_parameter("gamma", 0.9)
     with pytest.raises(ValueError, match="no parameter 'size'.*buffer_size"):
         w.update_storage_parameter("size", 10)
-    with pytest.raises(ValueError, match="raise its buffer_size"):
-        w.update_algorithm_parameter("update_every", 100_000)
-    assert w.update_every == 20
+    bad = [("update_every", 41, "41 samples.*2 instances.*use 42"), ("update_every", 0, "least 1")]
+    bad += [("start_steps", 3, "use 4"), ("start_steps", -2, "start_steps")]
+    bad += [("num_test_episodes", 0, "num_test_episodes"), ("test_every", 0.5, "test_every")]
+    for name, value, message in bad:
+        with pytest.raises((ValueError, TypeError), match=message):
+            w.update_algorithm_parameter(name, value)
+    with pytest.raises(ValueError, match="num_steps=5 samples"):
+        w.collect_train_data(num_steps=5)
+    assert w.update_every == 20 == w.collect_data()[1]["NumberSamples"]
     with pytest.raises(ValueError, match="no storage"):
         worker(storage_factory=no_storage).update_storage_parameter("buffer_size", 10)
 
@@ -348,8 +387,10 @@ def test_components_are_replaced():
 def test_bad_workers():
     with pytest.raises(TypeError, match="actor_factory must return a Hierarchy"):
         worker(lambda d: 3)
-    with pytest.raises(ValueError, match="raise its buffer_size"):
-        worker(lambda d: lrl.Hierarchy([RandomLevel(buffer_size=10)], random_actor(d).env))
+    with pytest.raises(ValueError, match="update_every=41 samples.*use 42"):
+        worker(algo_factory=lambda d, a: CollectionSettings(update_every=41))
+    with pytest.raises(ValueError, match="num_test_episodes"):
+        worker(algo_factory=lambda d, a: CollectionSettings(40, num_test_episodes=0))
     w = worker(train_envs_factory=lambda *a: None, test_envs_factory=lambda *a: None)
     with pytest.raises(ValueError, match="no training environments"):
         w.collect_data()

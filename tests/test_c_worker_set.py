@@ -19,7 +19,14 @@ from workers import (
     stack_actor,
 )
 
-from lrl_jax.collectors import CWorker, CWorkerSet, WorkerError, ray_pool, weights_of
+from lrl_jax.collectors import (
+    CollectionSettings,
+    CWorker,
+    CWorkerSet,
+    WorkerError,
+    ray_pool,
+    weights_of,
+)
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
@@ -89,16 +96,18 @@ def test_weights_reach_all_workers(pair):
     assert info["PolicyLag"] in (1, 2, 3, 6)  # rows of level 0 that version 0 had begun
     with pytest.raises(ValueError, match="lack"):
         pair.set_weights({})
+    pair.set_weights(ray.put(weights_of(actor.init(jax.random.key(0), 1), 8)))
+    assert pair.collect()[1]["ActorVersion"] == 8
     assert np.isfinite(pair.evaluate())
 
 
 def test_weights_that_do_not_fit_surface(pair):
-    good = weights_of(stack_actor(None).init(jax.random.key(0), 1), 7)
+    good = weights_of(stack_actor(None).init(jax.random.key(0), 1), 9)
     pair.set_weights({**good, "ActorWeights": good["ActorWeights"][:1]})
     with pytest.raises(WorkerError, match="worker 0 raised ValueError: learners has 1"):
         pair.collect()
     pair.set_weights(good)
-    assert pair.collect()[1]["ActorVersion"] == 7
+    assert pair.collect()[1]["ActorVersion"] == 9
 
 
 def test_changes_reach_all_workers(pair):
@@ -127,7 +136,8 @@ def test_asynchronous_gathering_bounds_the_lag_and_a_death_surfaces():
         assert max(lags) <= 2 and max(lags) > 0
         counts = np.bincount(np.concatenate(who))
         assert counts[0] > counts[1] > 0  # nobody waits for the slow one longer than the bound
-        workers.drain()
+        # An evaluation waits for them; none is lost.
+        assert workers.evaluate() == 5.0 and not workers._flying
         assert len(workers.collect_async()[1]["Workers"]) == 2
         # What is under way comes first.
         assert [w["IndexWorker"] for w in workers.collect()[1]["Workers"]] == [0, 0, 1, 1]
@@ -178,17 +188,60 @@ def test_a_worker_that_raises_surfaces():
 def test_a_worker_that_is_killed_is_started_again():
     settings = factories(random_actor, CountingEnvs(delay=0.05), compress_data_to_send=True)
     state = random_actor(None).init(jax.random.key(0), 1)
-    with CWorkerSet(2, 0, max_restarts=1, **settings) as workers:
+    with CWorkerSet(
+        2, 0, max_restarts=1, initial_weights=ray.put(weights_of(state, 3)), **settings
+    ) as workers:
+        assert workers.actor_version == 3
         workers.set_weights(weights_of(state, 4))
         workers._check_weights()
+        # What was changed until then, the new one has too.
+        workers.update_algorithm_parameter("test_every", 2)
+        workers.replace_agent_component("algo", lambda d, a: CollectionSettings(20))
+        workers.update_algorithm_parameter("update_every", 28)
+        workers.update_algorithm_parameter("update_every", 24)
+        workers.replace_agent_component("envs_train", CountingEnvs(n=4, delay=0.05))
+        assert [k[1] for k in workers._changes] == ["algo", "update_every", "envs_train"]
         victim = pids(workers)[1]
         workers._launch_idle()
         os.kill(victim, signal.SIGKILL)
         workers.drain()
         data, info = workers.collect_async()
-        assert info["Restarts"] == {1: 1} and info["NumberSamples"] == 80
+        assert info["Restarts"] == {1: 1} and info["NumberSamples"] == 48
+        assert set(data["instance"]) == set(range(8)) and workers.n_env_instances == 8
         np.testing.assert_array_equal(data["actor_version"], 4)
         assert pids(workers)[1] != victim
+
+
+def test_workers_are_added():
+    """They are as if they had been there from the start."""
+    state = stack_actor(None).init(jax.random.key(0), 1)
+    with CWorkerSet(1, 0, seed=3, **factories(stack_actor, scripted)) as workers:
+        workers.update_algorithm_parameter("update_every", 20)
+        workers.set_weights(weights_of(state, 2))
+        workers.add_workers(1)
+        assert workers.num_workers == 2 == len(workers.remote_workers())
+        data, info = workers.collect()
+        assert info["NumberSamples"] == 40 and workers.n_env_instances == 2 * N
+        np.testing.assert_array_equal(data["actor_version"], 2)
+        alone = CWorker(1, 0, seed=3, **factories(stack_actor, scripted))
+        alone.update_algorithm_parameter("update_every", 20)
+        alone.set_weights(weights_of(state, 2))
+        part, mine = alone.collect_data()[0], data["instance"] >= N
+        for name in ("obs", "act", "rew", "obs_next"):
+            np.testing.assert_array_equal(data[name][mine], part[name])
+        with pytest.raises(ValueError, match="num_workers"):
+            workers.add_workers(0)
+
+
+def test_silence_is_an_error_where_asked_for():
+    envs = CountingEnvs(delay=0.5)
+    with CWorkerSet(1, 0, timeout=2.0, **factories(random_actor, envs)) as workers:
+        began = time.monotonic()
+        with pytest.raises(WorkerError, match="worker 0 has not answered for 2 s"):
+            workers.collect()
+        assert time.monotonic() - began < 10
+    with pytest.raises(ValueError, match="timeout"):
+        CWorkerSet(1, 0, timeout=0, **factories())
 
 
 def test_resources_that_others_hold(pair, monkeypatch):
@@ -216,11 +269,12 @@ def test_actors_that_cannot_be_made_surface():
 SCRIPT = """
 import sys
 sys.path.insert(0, {here!r})
-import os, psutil, ray, time
-os.environ["PYTHONPATH"] = {here!r}
+import psutil, ray, scripted_gym, time, workers
+for module in (scripted_gym, workers):  # a cluster does not have them
+    ray.cloudpickle.register_pickle_by_value(module)
 from lrl_jax.collectors import CWorkerSet
 from workers import factories, random_actor
-workers = CWorkerSet(1, 0, **factories(random_actor))
+workers = CWorkerSet(1, 0, address={address!r}, **factories(random_actor))
 assert workers.collect()[1]["NumberSamples"] == 40
 workers.stop()
 assert not ray.is_initialized()
@@ -231,10 +285,13 @@ print("left", psutil.Process().children(recursive=True))
 """
 
 
-def test_ray_is_started_and_ended_where_none_runs():
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+def run_elsewhere(address):
+    kept = ("RAY_AUTH",) if address else ()
+    environ = {
+        k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k.startswith(kept)
+    }
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(here=str(HERE))],
+        [sys.executable, "-c", SCRIPT.format(here=str(HERE), address=address)],
         env=environ,
         capture_output=True,
         text=True,
@@ -242,3 +299,19 @@ def test_ray_is_started_and_ended_where_none_runs():
         check=False,
     )
     assert done.returncode == 0 and "left []" in done.stdout, done.stdout + done.stderr
+
+
+def test_ray_is_started_and_ended_where_none_runs():
+    run_elsewhere(None)
+
+
+def test_a_cluster_is_joined_and_left_as_it_was():
+    address = ray.get_runtime_context().gcs_address
+    before = ray.available_resources()["CPU"]
+    run_elsewhere(address)
+    deadline = time.monotonic() + 20
+    while ray.available_resources().get("CPU") != before and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert ray.available_resources()["CPU"] == before
+    with pytest.raises(ValueError, match=f"address='1.2.3.4:5'.*connected to {address}"):
+        CWorkerSet(1, 0, address="1.2.3.4:5", **factories())

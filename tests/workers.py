@@ -18,13 +18,14 @@ N = 2
 
 
 class Counting(gymnasium.Env):
-    """Reward 1 a step, episodes of 5 steps; what is decided is what is observed next."""
+    """Reward 1 a step, episodes of `length`; what is decided is what is observed next."""
 
-    def __init__(self, delay=0.0, fail_at=None, busy=0.0):
+    def __init__(self, delay=0.0, fail_at=None, busy=0.0, length=5):
         self.observation_space = gymnasium.spaces.Box(-10, 10, (2,), np.float32)
         self.action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
         self.delay, self.fail_at, self.busy = delay, fail_at, busy
         self.time = self.steps = 0
+        self.length = length
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -43,7 +44,7 @@ class Counting(gymnasium.Env):
             while time.perf_counter() < end:
                 pass
         obs = np.array([float(np.asarray(action).reshape(-1)[0]), self.time], np.float32)
-        return obs, 1.0, False, self.time >= 5, {}
+        return obs, 1.0, False, self.time >= self.length, {}
 
 
 def scripted(device, index_worker, index_parent, mode):

@@ -343,9 +343,13 @@ def _extend(buffer, rows, mask, first):
     return jax.lax.scan(step, buffer, (rows, mask, first))[0]
 
 
-def clear(buffer: Buffer) -> Buffer:
-    """Forget all rows; the storage stays."""
-    return buffer.replace(cursor=jnp.zeros_like(buffer.cursor), size=jnp.zeros_like(buffer.size))
+def clear(buffer: Buffer, capacity: int | None = None) -> Buffer:
+    """Forget all rows; the storage stays, or becomes one of `capacity` rows a ring."""
+    words = buffer.words
+    if capacity is not None:
+        words = jnp.zeros((capacity, *words.shape[1:]), words.dtype)
+    zero = jnp.zeros_like(buffer.cursor)
+    return buffer.replace(words=words, cursor=zero, size=jnp.zeros_like(buffer.size))
 
 
 def redistribute(buffer: Buffer, n_env_instances: int, buffer_size: int) -> Buffer:

@@ -21,7 +21,7 @@ import numpy as np
 
 from lrl_jax import buffers
 from lrl_jax.collectors.collector import Collector
-from lrl_jax.collectors.worker_data import compress, concatenate, pack, unpack
+from lrl_jax.collectors.worker_data import checked_weights, compress, concatenate, pack, unpack
 from lrl_jax.devices import resolve_device
 from lrl_jax.envs.gymnasium_adapter import is_gymnasium
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
@@ -61,7 +61,8 @@ class CWorker:
         index_worker: of this worker, from 0 on.
         index_parent: of whoever it works for.
         algo_factory: (device, actor) -> settings, such as `CollectionSettings`.
-        actor_factory: (device) -> Hierarchy, its levels with room for the rows of a rollout.
+        actor_factory: (device) -> Hierarchy. Its levels store rows where their buffer_size is not
+            0; a worker keeps those of a rollout only, whatever their number.
         storage_factory: (device, actor, algo) -> replay buffer of transitions, or how many rows it
             holds, or None for none.
         fraction_samples: least fraction of its samples with which a worker stops when told to.
@@ -101,7 +102,7 @@ class CWorker:
         compress_data_to_send: bool = False,
         train_envs_factory: Callable[..., Any] = no_envs,
         test_envs_factory: Callable[..., Any] = no_envs,
-        initial_weights: dict[str, Any] | None = None,
+        initial_weights: Any = None,
         device: Any = None,
         *,
         seed: int = 0,
@@ -112,35 +113,44 @@ class CWorker:
         self.compress_data_to_send = bool(compress_data_to_send)
         self.device = resolve_device(device)
         entropy = [checks.seed_of("seed", seed), self.index_parent, self.index_worker]
-        self._seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint32)[0])
+        self._entropy, self._n_made = entropy, 0
+        self._seed = self._next_seed()
         self.iter, self.actor_version = 0, 0
         self._lock = threading.Lock()
         self._told: set[str] = set()
         self._pending: dict[str, Any] | None = None
         self._collects, self._stopped = False, False
         self.actor = _checked_actor(actor_factory(self.device))
-        self.algo = algo_factory(self.device, self.actor)
+        self.algo = _checked_settings(algo_factory(self.device, self.actor))
         self.envs_train = train_envs_factory(self.device, index_worker, index_parent, "train")
         self.envs_test = test_envs_factory(self.device, index_worker, index_parent, "test")
         self._storage = storage_factory(self.device, self.actor, self.algo)
-        self._n_random = getattr(self.algo, "start_steps", 0)
+        self._n_random = _start_steps(self.algo)
         # What was collected and not sent yet.
         self._samples: list[Any] = []
-        self._collector, self._state = self._make(self.actor, self.envs_train, None, self._storage)
+        made = self._make(self.actor, self.envs_train, None, self._storage, self._seed)
+        self._collector, self._state = made
         self._begin()
         if initial_weights is not None:
             self.set_weights(initial_weights)
 
     # ------------------------------------------------------------------ state
 
+    def _next_seed(self) -> int:
+        """Of the environments or the actor made next, so that none repeats another's draws."""
+        sequence = np.random.SeedSequence([*self._entropy, self._n_made])
+        self._n_made += 1
+        return int(sequence.generate_state(1, np.uint32)[0])
+
     def _make(
-        self, actor: Hierarchy, envs: Any, state: HierarchyState | None, storage: Any
+        self, actor: Hierarchy, envs: Any, state: HierarchyState | None, storage: Any, seed: int
     ) -> tuple[Collector | None, HierarchyState]:
         """A collector that has been reset, None without environments; and the actor's state."""
         if envs is None:
-            return None, actor.init(jax.random.key(self._seed), 1) if state is None else state
+            return None, actor.init(jax.random.key(seed), 1) if state is None else state
         env, params, n = _parts(envs)
         n = getattr(env, "num_envs", 1) if n is None else n
+        _check_ticks(self.algo, envs, n)
         if state is not None and state.n_env_instances != n:
             state = actor.set_n_env_instances(state, n)
         if isinstance(storage, buffers.Buffer) and storage.n_env_instances != n:
@@ -156,8 +166,8 @@ class CWorker:
             buffer=storage,
             exploration_noise=True,
         )
-        collector.reset(seed=self._seed, reset_buffer=False)
-        _check_room(actor, n, self.update_every, self.index_worker)
+        collector.reset(seed=seed, reset_buffer=False)
+        collector.state = _with_room(collector.state, self.update_every)
         return collector, collector.state
 
     def _begin(self) -> None:
@@ -262,7 +272,7 @@ class CWorker:
         n = collector.n_env_instances
         if num_steps is not None:
             target = checks.whole_number("num_steps", num_steps, 1)
-            _check_room(self.actor, n, target, self.index_worker)
+            _check_whole_ticks("num_steps", target, self.envs_train, n)
         least = target
         if listen_to:  # whole ticks, so that no instance has to sit out on the way
             ticks = -(-int(np.ceil(self.fraction_samples * target)) // n)
@@ -273,6 +283,7 @@ class CWorker:
             self._collects = True
         try:
             self._apply_pending()
+            collector.state = _with_room(collector.state, target)
             # What was reset since the last rollout begins anew before stamps are looked at.
             collector.settle()
             while taken < target:
@@ -365,8 +376,8 @@ class CWorker:
     def evaluate(self) -> float:
         """Mean return of exactly `algo.num_test_episodes` episodes in the test environments.
 
-        From a reset, without noise; the training environments are left alone, and each evaluation
-        begins alike.
+        From a reset, without noise, as many in each instance, but for one; the training
+        environments are left alone, and each evaluation begins alike.
         """
         if self.envs_test is None:
             raise ValueError(
@@ -380,7 +391,7 @@ class CWorker:
         collector = Collector(hierarchy, env, env_params=params, n_env_instances=n, state=state)
         collector.reset(seed=seed)
         episodes = checks.whole_number("num_test_episodes", self.algo.num_test_episodes, 1)
-        stats = collector.collect(n_episodes=episodes)
+        stats = collector.collect(n_episodes=episodes, episode_allocation="quota")
         if stats.truncated_by_limit:
             raise ValueError(
                 f"{stats.truncated_by_limit} of {episodes} test episodes have not ended: give the "
@@ -395,13 +406,12 @@ class CWorker:
 
         Args:
             actor_weights: {"ActorVersion": int, "ActorWeights": learners}, see `weights_of`; with
-                "EnvSteps", the total of environment steps that schedules and warm-ups go by.
+                "EnvSteps", the total of environment steps that schedules and warm-ups go by. Or a
+                reference of Ray's to such a dict.
         """
-        missing = {"ActorVersion", "ActorWeights"} - set(actor_weights)
-        if missing:
-            raise ValueError(f"weights lack {sorted(missing)}: see weights_of(state, version).")
+        weights = checked_weights(actor_weights)
         with self._lock:
-            self._pending = dict(actor_weights)
+            self._pending = weights
             if not self._collects:
                 self._apply_pending()
 
@@ -454,27 +464,25 @@ class CWorker:
             old, self.envs_test = self.envs_test, new
             _close(old)
         elif name == "envs_train":
-            made = self._make(self.actor, new, self._present, self.storage)
+            seed = self._next_seed()
+            made = self._make(self.actor, new, self._present, self.storage, seed)
             old, self.envs_train = self.envs_train, new
             self._collector, self._state = made
             self._begin()
             _close(old)
         else:
             new = _checked_actor(new)
-            made = self._make(new, self.envs_train, None, self.storage)
+            made = self._make(new, self.envs_train, None, self.storage, self._next_seed())
             self.actor = new
             self._collector, self._state = made
             self.actor_version = 0  # fresh weights, until others are set
             self._begin()
 
     def _set_algo(self, algo: Any) -> None:
-        old, self.algo = self.algo, algo
-        try:
-            if self._collector is not None:
-                _check_room(self.actor, self.n_env_instances, self.update_every, self.index_worker)
-        except BaseException:
-            self.algo = old
-            raise
+        algo = _checked_settings(algo)
+        if self._collector is not None:
+            _check_ticks(algo, self.envs_train, self.n_env_instances)
+        self.algo = algo
 
     def update_algorithm_parameter(self, parameter_name: str, new_parameter_value: Any) -> None:
         """Change an attribute of the settings.
@@ -492,7 +500,7 @@ class CWorker:
             setattr(new, parameter_name, new_parameter_value)
         self._set_algo(new)
         if parameter_name == "start_steps":
-            self._n_random = new_parameter_value
+            self._n_random = _start_steps(new)
 
     def update_storage_parameter(self, parameter_name: str, new_parameter_value: Any) -> None:
         """Change the `buffer_size` of the storage; its newest rows are kept.
@@ -529,16 +537,43 @@ class CWorker:
             _close(self.envs_test)
 
 
-def _check_room(actor: Hierarchy, n: int, samples: int, index: int) -> None:
-    """Refuse levels whose rings are smaller than a rollout."""
-    ticks = -(-samples // n)
-    for i, level in enumerate(actor.levels):
-        if 0 < level.buffer_size < ticks * n:
-            raise ValueError(
-                f"level {i} of worker {index} has room for {level.buffer_size} rows, but a rollout "
-                f"of update_every={samples} samples of {n} instances may close {ticks * n}: raise "
-                f"its buffer_size."
-            )
+def _with_room(state: HierarchyState, samples: int) -> HierarchyState:
+    """With rings, empty ones, for the rows that levels may close on so many samples."""
+    rows = -(-samples // state.n_env_instances) + 1  # a reset closes one more
+
+    def roomy(level):
+        if level.buffer is None or rows <= level.buffer.capacity <= 2 * rows:
+            return level
+        return level.replace(buffer=buffers.clear(level.buffer, rows))
+
+    return state.replace(levels=tuple(roomy(level) for level in state.levels))
+
+
+def _checked_settings(algo: Any) -> Any:
+    """Settings with whole numbers that can be."""
+    checks.whole_number("update_every", algo.update_every, 1)
+    for name, least in (("test_every", 0), ("num_test_episodes", 1), ("start_steps", 0)):
+        if hasattr(algo, name):
+            checks.whole_number(name, getattr(algo, name), least)
+    return algo
+
+
+def _start_steps(algo: Any) -> int:
+    return getattr(algo, "start_steps", 0)
+
+
+def _check_ticks(algo: Any, envs: Any, n: int) -> None:
+    _check_whole_ticks("update_every", algo.update_every, envs, n)
+    _check_whole_ticks("start_steps", _start_steps(algo), envs, n)
+
+
+def _check_whole_ticks(name: str, samples: int, envs: Any, n: int) -> None:
+    """Refuse samples that would leave out an instance of a vector environment, which cuts it."""
+    if is_gymnasium(envs) and samples % n:
+        raise ValueError(
+            f"{name}={samples} samples are no whole number of steps of {n} instances, and a vector "
+            f"environment cannot pause some of them: use {samples - samples % n + n}."
+        )
 
 
 def _checked_actor(actor: Any) -> Hierarchy:

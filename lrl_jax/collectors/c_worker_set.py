@@ -14,8 +14,9 @@ import numpy as np
 
 from lrl_jax.collectors.c_worker import CWorker, no_envs
 from lrl_jax.collectors.ray_pool import RayPool, WorkerError, checked_config
-from lrl_jax.collectors.worker_data import concatenate, decompress
+from lrl_jax.collectors.worker_data import checked_weights, concatenate, decompress
 from lrl_jax.hierarchies import checks
+from lrl_jax.settings import check_float
 
 
 class CWorkerSet:
@@ -36,7 +37,8 @@ class CWorkerSet:
             are set once between two gathers; None for no bound.
         max_restarts: times that a worker which raised or died is started again, with the latest
             weights; 0: it is an error.
-        timeout: seconds after which a rollout that has not come is an error; None for never.
+        timeout: seconds after which what a worker was asked for and has not come is an error, be
+            it a rollout, an evaluation or a change; None for never.
         seed: of all workers; each draws from a stream of its own.
 
     Attributes:
@@ -62,7 +64,7 @@ class CWorkerSet:
         actor_factory: Callable[..., Any],
         storage_factory: Callable[..., Any],
         local_device: Any = None,
-        initial_weights: dict[str, Any] | None = None,
+        initial_weights: Any = None,
         fraction_samples: float = 1.0,
         total_parent_workers: int = 0,
         compress_data_to_send: bool = False,
@@ -82,7 +84,7 @@ class CWorkerSet:
         )
         self.max_lag = None if max_lag is None else checks.whole_number("max_lag", max_lag, 0)
         self.max_restarts = checks.whole_number("max_restarts", max_restarts, 0)
-        self.timeout = timeout
+        self.timeout = None if timeout is None else check_float("timeout", timeout, 0.0, above=True)
         self.remote_config = checked_config(worker_remote_config)
         self.worker_params: dict[str, Any] = {
             "index_parent": index_parent,
@@ -95,23 +97,29 @@ class CWorkerSet:
             "test_envs_factory": test_envs_factory,
             "seed": seed,
         }
-        self._local_device, self._weights = local_device, initial_weights
-        self.actor_version = 0 if initial_weights is None else int(initial_weights["ActorVersion"])
+        self._local_device = local_device
+        self._weights: dict[str, Any] | None = None
+        self.actor_version = 0
         self._local: CWorker | None = None
         self._pool: RayPool | None = None
         self._instances: dict[int, int] = {}
-        self._changes: list[tuple[str, tuple[Any, ...]]] = []  # that a restarted worker needs too
+        # What a worker that starts later needs too: the last change of each thing, in order.
+        self._changes: dict[tuple[str, Any], tuple[Any, ...]] = {}
         # Rollouts that have not come: who collects them, with which version, since when.
         self._flying: dict[Any, tuple[int, int, float]] = {}
         self._arrived: list[tuple[Any, dict[str, Any]]] = []
         self._set: list[tuple[Any, int]] = []  # weights whose arrival nobody has looked at
         self._n_gathers, self._stopped = 0, False
         self.restarts: dict[int, int] = {}
-        if self.num_workers == 0:
-            self.local_worker()
-            return
-        self._pool = RayPool(self.worker_class, self.remote_config, address)
+        if self.num_workers:
+            self._pool = RayPool(self.worker_class, self.remote_config, address, self.timeout)
         try:
+            if initial_weights is not None:
+                self._weights = checked_weights(initial_weights)
+                self.actor_version = int(self._weights["ActorVersion"])
+            if self._pool is None:
+                self.local_worker()
+                return
             self.add_workers(self.num_workers)
         except BaseException:
             self.stop()
@@ -172,7 +180,7 @@ class CWorkerSet:
         if self._local is None:
             index = 0 if self.num_workers == 0 else self.num_workers
             self._local = self.worker_class(index, device=self._local_device, **self.worker_params)
-            for name, arguments in self._changes:
+            for (name, _), arguments in self._changes.items():
                 getattr(self._local, name)(*arguments)
             if self._weights is not None:
                 self._local.set_weights(self._weights)
@@ -214,7 +222,7 @@ class CWorkerSet:
 
     def _prepare(self, index: int) -> None:
         """Bring a worker that has begun to where the others are."""
-        for name, arguments in self._changes:
+        for (name, _), arguments in self._changes.items():
             self._remote.ask(index, name, *arguments)
         if self._weights is not None:
             self._remote.ask(index, "set_weights", self._weights)
@@ -404,14 +412,12 @@ class CWorkerSet:
             actor_weights: see `CWorker.set_weights`.
         """
         self._check_running()
-        missing = {"ActorVersion", "ActorWeights"} - set(actor_weights)
-        if missing:
-            raise ValueError(f"weights lack {sorted(missing)}: see weights_of(state, version).")
-        self._weights, self.actor_version = actor_weights, int(actor_weights["ActorVersion"])
+        weights = checked_weights(actor_weights)
         if self._local is not None:
-            self._local.set_weights(actor_weights)
+            self._local.set_weights(weights)
+        self._weights, self.actor_version = weights, int(weights["ActorVersion"])
         if self._pool is not None:
-            ref = self._pool.ray.put(actor_weights)
+            ref = self._pool.ray.put(weights)
             self._set += [(self._pool.call(i, "set_weights", ref), i) for i in self._pool.actors]
 
     def evaluate(self) -> float:
@@ -457,7 +463,16 @@ class CWorkerSet:
                 self._instances[i] = self._pool.ask(i, "get_attribute", "n_env_instances")
         if failed is not None:
             raise failed
-        self._changes.append((name, arguments))
+        self._remember(name, arguments)
+
+    def _remember(self, name: str, arguments: tuple[Any, ...]) -> None:
+        """For workers that start later; what a component that is now replaced was given, is not."""
+        of = {"algo": "update_algorithm_parameter", "storage": "update_storage_parameter"}
+        if name == "replace_agent_component":
+            outdated = of.get(arguments[0])
+            self._changes = {k: v for k, v in self._changes.items() if k[0] != outdated}
+        self._changes.pop((name, arguments[0]), None)
+        self._changes[name, arguments[0]] = arguments
 
     def stop(self) -> None:
         """End all workers, and Ray if this set has started it; can be called twice."""

@@ -34,6 +34,7 @@ class RayPool:
         config: what Ray gives each; see `checked_config`.
         address: of a cluster to join; None for the one this process is connected to, or a new one
             on this machine, which `stop` ends.
+        timeout: seconds after which an answer that has not come is an error; None for never.
 
     Attributes:
         actors: Ray's handles, by index.
@@ -41,17 +42,31 @@ class RayPool:
 
     Raises:
         ImportError: without Ray.
+        ValueError: for another address than the one this process is connected to.
     """
 
-    def __init__(self, actor_class: type, config: dict[str, Any], address: str | None = None):
+    def __init__(
+        self,
+        actor_class: type,
+        config: dict[str, Any],
+        address: str | None = None,
+        timeout: float | None = None,
+    ):
         self.ray, self._class, self._config = _import_ray(), actor_class, config
+        self.timeout = timeout
         self.actors: dict[int, Any] = {}
         self._places: dict[int, tuple[Any, int]] = {}  # placement group and bundle of each
         self._owns_ray = not self.ray.is_initialized()
         if self._owns_ray:
             with warnings.catch_warnings():  # it forks to start other programs, not to go on
                 warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-                self.ray.init(address=address, include_dashboard=False, log_to_driver=False)
+                more = {} if address else {"include_dashboard": False}
+                self.ray.init(address=address, log_to_driver=False, **more)
+        elif address not in (None, "auto", there := self.ray.get_runtime_context().gcs_address):
+            raise ValueError(
+                f"address={address!r}, but this process is connected to {there}: leave address "
+                f"out, or call ray.shutdown() first."
+            )
 
     def add(self, indices: Iterable[int], params: Callable[[int], dict[str, Any]]) -> None:
         """Start actors with the keyword arguments `params(index)`; none is left if one fails.
@@ -125,6 +140,8 @@ class RayPool:
         config = dict(self._config)
         if not config.get("num_gpus"):
             config["runtime_env"] = {"env_vars": {"JAX_PLATFORMS": "cpu"}}
+        elif config["num_gpus"] < 1:  # others compute on the same one
+            config["runtime_env"] = {"env_vars": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}}
         place = PlacementGroupSchedulingStrategy(*self._places[index])
         # Two threads: one that works, one that hears.
         remote = self.ray.remote(max_concurrency=2, scheduling_strategy=place, **config)
@@ -151,11 +168,13 @@ class RayPool:
         return self.get(self.call(index, method, *arguments), index)
 
     def get(self, ref: Any, index: int) -> Any:
-        """A result of a worker; what it raised, or its death, is a WorkerError."""
-        from ray.exceptions import RayError, RayTaskError
+        """A result of a worker; what it raised, its death, or its silence is a WorkerError."""
+        from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
         try:
-            return self.ray.get(ref)
+            return self.ray.get(ref, timeout=self.timeout)
+        except GetTimeoutError as error:
+            raise WorkerError(index, f"has not answered for {self.timeout:g} s.") from error
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, BaseException) else error
             raise WorkerError(index, f"raised {type(cause).__name__}: {cause}") from error
@@ -171,6 +190,11 @@ class RayPool:
         self.actors = {}
         if self._owns_ray:
             self.ray.shutdown()
+
+
+def fetched(x: Any) -> Any:
+    """What a reference of Ray's stands for; anything else as it is."""
+    return _import_ray().get(x) if type(x).__module__.partition(".")[0] == "ray" else x
 
 
 def checked_config(config: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrl_jax.collectors.ray_pool import fetched
 from lrl_jax.hierarchies import HierarchyState, checks
 
 
@@ -50,6 +51,21 @@ def weights_of(state: HierarchyState, version: int) -> dict[str, Any]:
         "ActorWeights": [pack(level.learner) for level in state.levels],
         "EnvSteps": int(state.n_total_env_steps),
     }
+
+
+def checked_weights(weights: Any) -> dict[str, Any]:
+    """Weights as `weights_of` has them; a reference of Ray's is looked up.
+
+    Raises:
+        ValueError, TypeError: for anything else.
+    """
+    weights = fetched(weights)
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"weights must be a dict, got {weights!r}: see weights_of(state, version).")
+    missing = {"ActorVersion", "ActorWeights"} - set(weights)
+    if missing:
+        raise ValueError(f"weights lack {sorted(missing)}: see weights_of(state, version).")
+    return dict(weights)
 
 
 def compress(data: Any) -> bytes:
