@@ -160,6 +160,28 @@ def look_ahead(buffer):
     return after, buffers.gather(buffer, ids)["tag"], buffers.gather(buffer, ends)["tag"]
 
 
+@settings(max_examples=25)
+@given(shape=SHAPES, cut=st.sampled_from([4, 8]), case=st.fixed_dictionaries(CASES))
+def test_rows_taken_out_and_written_elsewhere(shape, cut, case):
+    """In two parts, with trajectories that go on over the seam, or begin anew without an end."""
+    buffer, _, inputs = both(shape, **case)
+    n, capacity = shape
+    source = buffers.create(EXAMPLE, n, 20 * n)
+    written = buffers.create(EXAMPLE, n, n * capacity)
+    for part in (slice(0, cut), slice(cut, None)):
+        for t in range(12)[part]:
+            row = {name: x[t] for name, x in inputs.items()}
+            source = buffers.add(source, row, row.pop("mask"), row.pop("first"))
+        rows, source = buffers.drain(source)
+        assert not int(buffers.n_rows(source))
+        written = buffers.extend(written, rows)
+    expected = buffers.stored(buffer)
+    for name, value in buffers.stored(written).items():
+        np.testing.assert_array_equal(value, expected[name])
+    if len(expected["tag"]):
+        np.testing.assert_array_equal(look_ahead(written), look_ahead(buffer))
+
+
 @settings(max_examples=60)
 @given(
     shape=SHAPES,
