@@ -1,7 +1,8 @@
 """Skills in Maze2D beside what they have to beat, one study at a time.
 
 `python -m benchmarks.skills STUDY [--seeds N]` trains the presets a study needs and writes
-`benchmarks/results/skills-STUDY.json` after each seed. Studies:
+`benchmarks/results/skills-STUDY.json` after each seed; with `--first-seed N` it adds to what the
+file has. Studies:
 
 - `medium`: SPlaTES in Maze2D-Medium: the planner over skills, random skills in its place, and the
   quality of the skills; and the straight line to the goal, which learns nothing.
@@ -283,9 +284,19 @@ def _flat(result: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
+def joined(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """Results of later seeds with those of earlier ones, and how those were got."""
+    how = {key: earlier[key] for key in benchmarks.about()}
+    seeds = [*earlier["seeds"], *later["seeds"]]
+    more = {"earlier": [*earlier.get("earlier", []), how], "seeds": seeds}
+    return earlier | later | more | {"summary": summarise(seeds)}
+
+
 def measure(study: str, seeds: list[int], out: Path | None) -> dict[str, Any]:
-    """Run a study for each seed; `out` is written after each."""
+    """Run a study for each seed; `out` is written after each, behind earlier seeds it has."""
     data = benchmarks.about() | {"study": study, "summary": {}, "seeds": []}
+    if seeds[0] and out is not None and out.exists():
+        data = joined(json.loads(out.read_text()), data)
     if study == "medium":
         data["straight_line"] = straight_line()
         data["config"] = json.loads(to_json(PRESETS["maze2d-medium-splates"][1]))
