@@ -146,6 +146,7 @@ def train(config: TrainConfig) -> Trained:
             table = list(csv.DictReader(file))
     result = {
         "seed": config.seed,
+        "config": json.loads(to_json(config)),
         "env_steps": summary.env_steps,
         "train_seconds": summary.train_seconds,
         "steps_per_second": summary.steps_per_second,
@@ -258,25 +259,32 @@ def _preset(name: str, seed: int) -> TrainConfig:
 
 
 def summarise(seeds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and worst over seeds of each number, for each agent of a study."""
+    """Mean and range over seeds of each number, for each agent of a study."""
     summary = {}
     for name in seeds[0]:
         flat = [_flat(each[name]) for each in seeds if name in each]
         summary[name] = {
             key: {
-                "mean": statistics.fmean(x[key] for x in flat),
-                "least": min(x[key] for x in flat),
-                "most": max(x[key] for x in flat),
+                "mean": statistics.fmean(x[key] for x in flat if key in x),
+                "least": min(x[key] for x in flat if key in x),
+                "most": max(x[key] for x in flat if key in x),
+                "seeds": sum(key in x for x in flat),
             }
-            for key in flat[0]
-            if all(x.get(key) is not None for x in flat)
+            for key in _keys(flat)
         }
     return summary
+
+
+def _keys(flat: list[dict[str, Any]]) -> list[str]:
+    """All keys, in the order in which they come first."""
+    return list(dict.fromkeys(key for x in flat for key in x))
 
 
 def _flat(result: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     out = {}
     for key, value in result.items():
+        if key == "config":
+            continue
         if isinstance(value, dict):
             out |= _flat(value, f"{prefix}{key}.")
         elif isinstance(value, int | float) and key != "seed":
@@ -299,7 +307,6 @@ def measure(study: str, seeds: list[int], out: Path | None) -> dict[str, Any]:
         data = joined(json.loads(out.read_text()), data)
     if study == "medium":
         data["straight_line"] = straight_line()
-        data["config"] = json.loads(to_json(PRESETS["maze2d-medium-splates"][1]))
     for seed in seeds:
         data["seeds"].append(STUDIES[study](seed))
         data["summary"] = summarise(data["seeds"])

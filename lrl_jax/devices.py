@@ -32,7 +32,13 @@ def resolve_device(device: Any) -> Any:
         return device
     platform, _, index = device.partition(":")
     platform = {"gpu": "cuda"}.get(platform, platform)
-    return jax.devices(platform)[int(index or 0)]
+    found = jax.devices(platform)
+    if index and not (index.isdigit() and int(index) < len(found)):
+        raise ValueError(
+            f"there is no device {device!r}: {platform} has {len(found)}, from 0 to "
+            f"{len(found) - 1}."
+        )
+    return found[int(index or 0)]
 
 
 def wait_for_processes(name: str) -> None:

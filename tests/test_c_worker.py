@@ -139,6 +139,15 @@ def test_a_worker_has_room_for_its_rollouts_only(size):
         assert samples <= w._present.levels[0].buffer.capacity * N <= 2 * (samples + N)
 
 
+def test_all_workers_begin_with_the_same_weights():
+    one, other, third = worker(sac_actor), worker(sac_actor, index=1), worker(sac_actor, seed=1)
+    learners = [pack(w._present.levels[0].learner.state.actor) for w in (one, other, third)]
+    equal(learners[0], learners[1])
+    with pytest.raises(AssertionError):
+        equal(learners[0], learners[2])
+    assert not np.isin(one.collect_data()[0]["obs"][:, 0], other.collect_data()[0]["obs"]).any()
+
+
 def test_what_is_replaced_draws_from_another_stream():
     w = worker()
     first = w.collect_data()[0]
@@ -222,6 +231,22 @@ def test_packing_keeps_random_keys():
 # ------------------------------------------------------------------ early stops
 
 
+def test_a_worker_of_jax_environments_that_is_told_stops():
+    """They can be paused, so a rollout need be no whole number of steps of all of them."""
+    w = worker(maze_actor, jax_envs, fraction_samples=0.5)
+    w.update_algorithm_parameter("update_every", 42)
+    w.tell("stop")
+    data, info = w.collect_data(["stop"])
+    assert info["NumberSamples"] == 24 == len(data["rew"])
+    data, info = w.collect_data()
+    assert info["NumberSamples"] == 42 and np.bincount(data["instance"]).tolist() == [
+        11,
+        11,
+        10,
+        10,
+    ]
+
+
 @pytest.mark.parametrize("fraction,least", [(0.5, 20), (0.51, 22), (1.0, 40), (0.0, 2)])
 def test_a_worker_that_is_told_stops_with_the_samples_it_has(fraction, least):
     w = worker(fraction_samples=fraction)
@@ -237,9 +262,10 @@ def test_a_worker_that_is_told_stops_with_the_samples_it_has(fraction, least):
 
 
 def test_no_stale_rows():
-    """Unused rows are poisoned: none of them is sent."""
-    w = worker(stack_actor, scripted)
-    for _ in range(2):
+    """Unused rows are poisoned: none of them is sent, early stop or not."""
+    w = worker(stack_actor, scripted, fraction_samples=0.5)
+    for _ in range(3):
+        w.tell("stop")
         state = w._collector.state
         levels = []
         for s in state.levels:
@@ -251,7 +277,8 @@ def test_no_stale_rows():
             )
             levels.append(s.replace(buffer=s.buffer.replace(words=jax.numpy.asarray(words))))
         w._collector.state = state.replace(levels=tuple(levels))
-        data, _ = w.collect_data()
+        data, info = w.collect_data(["stop"])
+        assert info["NumberSamples"] == 20
         for leaf in jax.tree.leaves(data):
             assert np.isfinite(leaf).all()
 
@@ -327,6 +354,25 @@ def test_evaluation_has_no_noise():
     assert w.evaluate() == w.evaluate()
 
 
+def test_an_evaluation_that_raises_loses_no_sample():
+    settings = CollectionSettings(40, test_every=2, num_test_episodes=1)
+    w = worker(stack_actor, scripted, algo_factory=lambda d, a: settings)
+    twin = worker(stack_actor, scripted)
+    w.evaluate = broken = lambda: 1 / 0
+    first, _ = w.collect_data()
+    with pytest.raises(ZeroDivisionError):
+        w.collect_data()
+    with pytest.raises(ValueError, match="samples of the present actor that were not sent"):
+        w.replace_agent_component("actor", random_actor)
+    assert w.evaluate is broken and w.iter == 1
+    del w.evaluate
+    data, info = w.collect_data()
+    assert info["NumberSamples"] == 80 and "TestReturn" in info
+    equal(first, twin.collect_data()[0])
+    expected = [twin.collect_data()[0] for _ in range(2)]
+    np.testing.assert_array_equal(data["obs"], np.concatenate([x["obs"] for x in expected]))
+
+
 def test_evaluation_is_due_every_so_many_rollouts():
     w = worker(algo_factory=lambda d, a: CollectionSettings(40, test_every=2, num_test_episodes=1))
     infos = [w.collect_data()[1] for _ in range(4)]
@@ -381,10 +427,16 @@ def test_components_are_replaced():
         w.replace_agent_component("actor", lambda d: 3)
     with pytest.raises(TypeError, match="environment factory"):
         w.replace_agent_component("envs_train", lambda *a: 3)
+    tests = w.envs_test
+    with pytest.raises(ValueError, match="obs_space.*build a hierarchy for this"):
+        w.replace_agent_component("envs_test", scripted)
+    assert w.envs_test is tests and w.evaluate() == 5.0
     assert w.collect_data()[1]["NumberSamples"] == 8
 
 
 def test_bad_workers():
+    with pytest.raises(ValueError, match="no device 'cpu:99': cpu has"):
+        worker(device="cpu:99")
     with pytest.raises(TypeError, match="actor_factory must return a Hierarchy"):
         worker(lambda d: 3)
     with pytest.raises(ValueError, match="update_every=41 samples.*use 42"):

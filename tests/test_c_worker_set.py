@@ -92,8 +92,14 @@ def test_weights_reach_all_workers(pair):
     pair.set_weights(weights_of(actor.init(jax.random.key(0), 1), 6))
     data, info = pair.collect()
     np.testing.assert_array_equal(data["actor_version"], 6)
-    assert info["ActorVersion"] == 6
-    assert info["PolicyLag"] in (1, 2, 3, 6)  # rows of level 0 that version 0 had begun
+    assert info["ActorVersion"] == 6 and info["PolicyLag"] == 0
+    assert info["DecisionLag"] == 6  # rows of level 0 that version 0 had begun
+    # An evaluation is of the latest weights, also right behind them.
+    for version in (7, 8):
+        pair.set_weights(weights_of(actor.init(jax.random.key(0), 1), version))
+    pair.evaluate()
+    versions = [w.get_attribute.remote("actor_version") for w in pair.remote_workers()]
+    assert ray.get(versions) == [8, 8]
     with pytest.raises(ValueError, match="lack"):
         pair.set_weights({})
     pair.set_weights(ray.put(weights_of(actor.init(jax.random.key(0), 1), 8)))
@@ -180,9 +186,45 @@ def test_the_last_to_finish_are_told_to_stop_and_nothing_is_left_at_the_end():
 def test_a_worker_that_raises_surfaces():
     envs = CountingEnvs(fail_at=7, failing=(1,))
     with CWorkerSet(2, 0, **factories(random_actor, envs)) as workers:
+        began = time.monotonic()
         with pytest.raises(WorkerError, match="worker 1 raised RuntimeError: the environ") as error:
             workers.collect()
-        assert error.value.index_worker == 1
+        assert error.value.index_worker == 1 and time.monotonic() - began < 60
+
+
+def test_a_worker_that_raises_is_started_again_without_its_start_steps(tmp_path):
+    """In a gather of all; its environment fails once only."""
+    envs = FailsOnce(str(tmp_path / "failed"))
+    settings = factories(
+        random_actor, envs, algo_factory=lambda d, a: CollectionSettings(40, start_steps=20)
+    )
+    with CWorkerSet(2, 0, max_restarts=1, **settings) as workers:
+        data, info = workers.collect()
+        assert info["Restarts"] == {1: 1} and info["NumberSamples"] == 80
+        rows = data["levels"][0]["instance"] // N
+        assert np.bincount(rows).tolist() == [20, 40]  # random steps are in no row
+        # A death that a change meets is one of those, too.
+        os.kill(pids(workers)[0], signal.SIGKILL)
+        workers.update_algorithm_parameter("update_every", 20)
+        assert workers.restarts == {1: 1, 0: 1}
+        assert workers.collect()[1]["NumberSamples"] == 40
+        os.kill(pids(workers)[0], signal.SIGKILL)
+        with pytest.raises(WorkerError, match="worker 0 died"):
+            workers.evaluate()
+
+
+class FailsOnce(CountingEnvs):
+    """The second worker's environments fail in their seventh step, the first time."""
+
+    def __init__(self, path):
+        object.__setattr__(self, "path", path)
+
+    def __call__(self, device, index_worker, index_parent, mode):
+        fails = index_worker == 1 and mode == "train" and not os.path.exists(self.path)
+        if fails:
+            Path(self.path).touch()
+        envs = CountingEnvs(fail_at=7 if fails else None)
+        return envs(device, index_worker, index_parent, mode)
 
 
 def test_a_worker_that_is_killed_is_started_again():
@@ -218,6 +260,10 @@ def test_workers_are_added():
     with CWorkerSet(1, 0, seed=3, **factories(stack_actor, scripted)) as workers:
         workers.update_algorithm_parameter("update_every", 20)
         workers.set_weights(weights_of(state, 2))
+        workers._launch_idle()
+        with pytest.raises(ValueError, match="1 rollouts of the present envs_train"):
+            workers.replace_agent_component("envs_train", scripted)
+        assert workers.collect()[1]["NumberSamples"] == 40
         workers.add_workers(1)
         assert workers.num_workers == 2 == len(workers.remote_workers())
         data, info = workers.collect()
@@ -257,6 +303,8 @@ def test_resources_that_do_not_exist():
     with pytest.raises(ValueError, match="9 workers with 1 CPU"):
         CWorkerSet(9, 0, **factories())
     assert time.monotonic() - began < 30
+    with CWorkerSet(0, 0, worker_remote_config={"memory": 1000}, **factories()) as workers:
+        assert workers.remote_config == {"memory": 1000, "num_cpus": 1}
     with pytest.raises(ValueError, match=r"\['cpus'\]"):
         CWorkerSet(2, 0, worker_remote_config={"cpus": 1}, **factories())
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from lrl_jax import buffers
 from lrl_jax.collectors.collector import Collector
+from lrl_jax.collectors.rollout import check_env
 from lrl_jax.collectors.worker_data import checked_weights, compress, concatenate, pack, unpack
 from lrl_jax.devices import resolve_device
 from lrl_jax.envs.gymnasium_adapter import is_gymnasium
@@ -130,6 +131,7 @@ class CWorker:
         self._samples: list[Any] = []
         made = self._make(self.actor, self.envs_train, None, self._storage, self._seed)
         self._collector, self._state = made
+        self._check_test_envs(self.actor, self.envs_test)
         self._begin()
         if initial_weights is not None:
             self.set_weights(initial_weights)
@@ -146,12 +148,15 @@ class CWorker:
         self, actor: Hierarchy, envs: Any, state: HierarchyState | None, storage: Any, seed: int
     ) -> tuple[Collector | None, HierarchyState]:
         """A collector that has been reset, None without environments; and the actor's state."""
+        first = jax.random.key(self._entropy[0])  # weights that all workers begin with
         if envs is None:
-            return None, actor.init(jax.random.key(seed), 1) if state is None else state
+            return None, actor.init(first, 1) if state is None else state
         env, params, n = _parts(envs)
         n = getattr(env, "num_envs", 1) if n is None else n
         _check_ticks(self.algo, envs, n)
-        if state is not None and state.n_env_instances != n:
+        if state is None:
+            state = actor.init(first, n)
+        elif state.n_env_instances != n:
             state = actor.set_n_env_instances(state, n)
         if isinstance(storage, buffers.Buffer) and storage.n_env_instances != n:
             size = storage.capacity * storage.n_env_instances
@@ -230,6 +235,9 @@ class CWorker:
             Time, ActorVersion, NumberSamples, IndexWorker, and TestReturn where one was due.
         """
         seconds, _ = self.collect_train_data(listen_to=listen_to)
+        every, test = getattr(self.algo, "test_every", 0), {}
+        if every and self.envs_test is not None and (self.iter + 1) % every == 0:
+            test = {"TestReturn": self.evaluate()}  # if it raises, the samples stay
         data, stats = self._take()
         version = int(data["actor_version"][-1])
         info = {
@@ -242,13 +250,11 @@ class CWorker:
             "NumberSamples": len(data["rew"]),
             "IndexWorker": self.index_worker,
         }
+        info |= test
         self.iter += 1
-        every = getattr(self.algo, "test_every", 0)
-        if every and self.envs_test is not None and self.iter % every == 0:
-            info["TestReturn"] = self.evaluate()
         if self.compress_data_to_send:
             return compress(data), info
-        return (data if data_to_cpu else jax.tree.map(jnp.asarray, data)), info
+        return (data if data_to_cpu else jax.device_put(data, self.device)), info
 
     def collect_train_data(
         self, num_steps: int | None = None, listen_to: Sequence[str] = ()
@@ -451,6 +457,11 @@ class CWorker:
             "envs_train": (self.device, self.index_worker, self.index_parent, "train"),
             "envs_test": (self.device, self.index_worker, self.index_parent, "test"),
         }[name]
+        if self._samples and name in ("actor", "envs_train"):
+            raise ValueError(
+                f"worker {self.index_worker} has samples of the present {name} that were not sent: "
+                f"collect_data() first."
+            )
         new = new_component_factory(*arguments)
         if name == "algo":
             self._set_algo(new)
@@ -459,8 +470,7 @@ class CWorker:
                 self._collector.buffer = new
             self._storage = new
         elif name == "envs_test":
-            if new is not None:
-                _parts(new)
+            self._check_test_envs(self.actor, new)
             old, self.envs_test = self.envs_test, new
             _close(old)
         elif name == "envs_train":
@@ -472,11 +482,17 @@ class CWorker:
             _close(old)
         else:
             new = _checked_actor(new)
+            self._check_test_envs(new, self.envs_test)
             made = self._make(new, self.envs_train, None, self.storage, self._next_seed())
             self.actor = new
             self._collector, self._state = made
             self.actor_version = 0  # fresh weights, until others are set
             self._begin()
+
+    def _check_test_envs(self, actor: Hierarchy, envs: Any) -> None:
+        if envs is not None:
+            env, params, _ = _parts(envs)
+            check_env(actor, env, params)
 
     def _set_algo(self, algo: Any) -> None:
         algo = _checked_settings(algo)
@@ -518,6 +534,10 @@ class CWorker:
         n = storage.n_env_instances
         size = checks.whole_number("buffer_size", new_parameter_value, n)
         self._training().buffer = buffers.redistribute(storage, n, size)
+
+    def end_start(self) -> None:
+        """Let the hierarchy act from now on, whatever is left of `start_steps`."""
+        self._n_random = 0
 
     def get_attribute(self, name: str) -> Any:
         """An attribute, for handles of remote workers, which have methods only."""

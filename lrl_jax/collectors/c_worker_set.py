@@ -36,7 +36,7 @@ class CWorkerSet:
         max_lag: versions that a rollout gathered by `collect_async` may be behind, where weights
             are set once between two gathers; None for no bound.
         max_restarts: times that a worker which raised or died is started again, with the latest
-            weights; 0: it is an error.
+            weights and without `start_steps`; 0: it is an error.
         timeout: seconds after which what a worker was asked for and has not come is an error, be
             it a rollout, an evaluation or a change; None for never.
         seed: of all workers; each draws from a stream of its own.
@@ -241,7 +241,8 @@ class CWorkerSet:
             Data: see `CWorker.collect_data`; `instance` counts through the instances of all
             workers, also in the rows of `levels`. And info: NumberSamples, Episodes, Returns,
             Lengths, Successes, Time, ActorVersion (the oldest), PolicyLag (the largest number of
-            versions that a sample is behind the latest weights), Workers (the info of each),
+            versions that a sample is behind the latest weights), DecisionLag (likewise of the
+            levels' rows, whose decisions may be held over rollouts), Workers (the info of each),
             Restarts.
         """
         self._check_running()
@@ -347,7 +348,10 @@ class CWorkerSet:
                     self._restart(index, error)
                     self._launch(index, word)
                 except WorkerError as last:
-                    failed = last
+                    if failed is None:
+                        failed = last
+                    else:
+                        failed.add_note(f"Beside it, {last}")
         if failed is not None:
             self._arrived += parts  # the next gather has what came beside the error
             raise failed
@@ -359,7 +363,8 @@ class CWorkerSet:
             self.restarts[index] = self.restarts.get(index, 0) + 1
             try:
                 self._remote.restart(index, self._params(index))
-                return self._prepare(index)
+                self._prepare(index)
+                return self._remote.ask(index, "end_start")
             except WorkerError as again:
                 error = again
         raise error
@@ -369,10 +374,11 @@ class CWorkerSet:
         parts = sorted(parts, key=lambda part: part[1]["IndexWorker"])
         infos = [info for _, info in parts]
         data = concatenate([data for data, _ in parts])
-        versions = np.concatenate(
-            [data["actor_version"]]
-            + [rows["actor_version"] for rows in data["levels"] if rows is not None]
-        )
+        rows = [rows["actor_version"] for rows in data["levels"] if rows is not None]
+
+        def lag(*versions: np.ndarray) -> int:
+            return max((self.actor_version - int(v.min()) for v in versions if len(v)), default=0)
+
         info = {
             "NumberSamples": sum(i["NumberSamples"] for i in infos),
             "Episodes": sum(i["Episodes"] for i in infos),
@@ -381,7 +387,8 @@ class CWorkerSet:
             "Successes": np.concatenate([i["Successes"] for i in infos]),
             "Time": max(i["Time"] for i in infos),
             "ActorVersion": min(i["ActorVersion"] for i in infos),
-            "PolicyLag": self.actor_version - int(versions.min()) if len(versions) else 0,
+            "PolicyLag": lag(data["actor_version"]),
+            "DecisionLag": lag(*rows),
             "Workers": infos,
             "Restarts": dict(self.restarts),
         }
@@ -415,6 +422,8 @@ class CWorkerSet:
         weights = checked_weights(actor_weights)
         if self._local is not None:
             self._local.set_weights(weights)
+        # Earlier ones have arrived by then: calls that follow one another may overtake each other.
+        self._check_weights()
         self._weights, self.actor_version = weights, int(weights["ActorVersion"])
         if self._pool is not None:
             ref = self._pool.ray.put(weights)
@@ -426,11 +435,21 @@ class CWorkerSet:
         Rollouts under way are waited for; the next gather has them.
         """
         self._check_running()
+        self._check_weights()
         self.drain()
         if self._pool is None:
             return self.local_worker().evaluate()
         refs = {i: self._pool.call(i, "evaluate") for i in self._pool.actors}
-        return float(np.mean([self._pool.get(ref, i) for i, ref in refs.items()]))
+        returns = []
+        for i, ref in refs.items():
+            try:
+                returns.append(self._pool.get(ref, i))
+            except WorkerError as error:
+                if not error.died:
+                    raise
+                self._restart(i, error)
+                returns.append(self._pool.ask(i, "evaluate"))
+        return float(np.mean(returns))
 
     def update_algorithm_parameter(self, parameter_name: str, new_parameter_value: Any) -> None:
         """See `CWorker.update_algorithm_parameter`; of all workers."""
@@ -448,22 +467,37 @@ class CWorkerSet:
 
     def _change(self, name: str, *arguments: Any) -> None:
         self._check_running()
+        self._check_weights()
         self.drain()
+        component = arguments[0] if name == "replace_agent_component" else None
+        if self._arrived and component in ("actor", "envs_train"):
+            raise ValueError(
+                f"{len(self._arrived)} rollouts of the present {component} have not been gathered: "
+                f"call collect() first, which leaves none under way."
+            )
         if self._local is not None:
             getattr(self._local, name)(*arguments)
             self._instances[self._local.index_worker] = self._local.n_env_instances
-        failed = None
+        failed, dead = None, {}
         if self._pool is not None:
             refs = {i: self._pool.call(i, name, *arguments) for i in self._pool.actors}
             for i, ref in refs.items():
                 try:
                     self._pool.get(ref, i)
+                    self._instances[i] = self._pool.ask(i, "get_attribute", "n_env_instances")
                 except WorkerError as error:
-                    failed = failed or error
-                self._instances[i] = self._pool.ask(i, "get_attribute", "n_env_instances")
+                    if error.died:
+                        dead[i] = error
+                    else:
+                        failed = failed or error
+        if failed is None:
+            self._remember(name, arguments)
+            if component == "actor":  # fresh weights, until others are set
+                self._weights, self.actor_version = None, 0
+        for i, error in dead.items():
+            self._restart(i, error)
         if failed is not None:
             raise failed
-        self._remember(name, arguments)
 
     def _remember(self, name: str, arguments: tuple[Any, ...]) -> None:
         """For workers that start later; what a component that is now replaced was given, is not."""

@@ -183,13 +183,17 @@ class RayPool:
 
     def stop(self) -> None:
         """End all actors, and Ray if this pool has started it."""
-        if self.actors and self.ray.is_initialized():
-            ending = [self.call(i, "stop") for i in self.actors]
-            self.ray.wait(ending, num_returns=len(ending), timeout=_STOPPING_SECONDS)
-            self.remove(self.actors)
-        self.actors = {}
-        if self._owns_ray:
-            self.ray.shutdown()
+        try:
+            if self.actors and self.ray.is_initialized():
+                try:
+                    ending = [self.call(i, "stop") for i in self.actors]
+                    self.ray.wait(ending, num_returns=len(ending), timeout=_STOPPING_SECONDS)
+                finally:
+                    self.remove(self.actors)
+        finally:
+            self.actors = {}
+            if self._owns_ray:
+                self.ray.shutdown()
 
 
 def fetched(x: Any) -> Any:
@@ -201,6 +205,7 @@ def checked_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
     """Resources of a worker; Ray no longer gives each a store of its own."""
     config = {"num_cpus": 1} if config is None else dict(config)
     config.pop("object_store_memory", None)
+    config.setdefault("num_cpus", 1)
     unknown = sorted(set(config) - {*_RESOURCES, "resources"})
     if unknown:
         raise ValueError(
