@@ -16,6 +16,7 @@ from lrl_jax.planners import CEM
 from lrl_jax.predictors import get_default_predictor_factory
 from lrl_jax.spaces import Box, Discrete
 from lrl_jax.training import SkillAgent, TrainConfig, Trainer
+from lrl_jax.training.pictures import record_paths
 from lrl_jax.training.skill_pictures import fan_of_skills, skill_curves, skills_picture
 from lrl_jax.training.skill_tests import follow_skills, push_error, skill_quality
 
@@ -177,6 +178,16 @@ def test_pictures(splates, tmp_path):
              "level0/standardizer_diag_0", "level0/standardizer_diag_1")  # fmt: skip
     rows = [{"env_steps": 10.0 * i, **{name: 0.1 * i for name in names}} for i in range(3)]
     assert skill_curves(rows, tmp_path / "curves.png", "title").stat().st_size > 5_000
+    rows = [{**row, "skill_phi": math.nan} for row in rows]  # a run that diverged
+    assert skill_curves(rows, tmp_path / "nan.png", "title").stat().st_size > 5_000
+
+
+def test_plans_are_recorded_where_they_are_made(dads):
+    """DADS decides every step; each action of a plan is held for ten."""
+    hierarchy, env, params, state, _ = dads
+    paths = record_paths(hierarchy, env, params, state, jax.random.key(0), 2, 30)
+    np.testing.assert_array_equal(np.flatnonzero(paths.decided[:, 0]), [0, 10, 20])
+    assert paths.plans.shape[:2] == (30, 2)
 
 
 # ------------------------------------------------------------- frozen skills

@@ -62,7 +62,7 @@ def _record(hierarchy, env, n, n_ticks, params, state, key):
     test_state = hierarchy.for_testing(state, state_key, n)
     carry = init_carry(hierarchy, env, params, carry_key, n, test_state)
     top = hierarchy.levels[0]
-    planned = getattr(top, "planned_states", None)
+    planned, holds = getattr(top, "planned_states", None), getattr(top, "hold", 1) > 1
 
     def step(carry, _):
         before = carry.hierarchy.active_level == 0
@@ -75,6 +75,8 @@ def _record(hierarchy, env, n, n_ticks, params, state, key):
             # picture is not needed.
             plan_of = functools.partial(planned, level.learner)
             plans = jax.vmap(plan_of)(level.memory, obs)
+            if holds:  # an action that is held again is no new plan
+                before &= level.memory.n_held == 1
         success = carry.episode_success | ended.success
         return carry, (transitions.obs_next[:, :2], plans, before, success)
 

@@ -165,8 +165,10 @@ def skill_curves(rows: list[dict[str, float]], path: Path, title: str) -> Path:
             ax.plot(steps, values, marker="o", markersize=3, label=label)
         if len(columns) > 1:
             ax.legend()
-        values = [row[column] for row in rows for column in columns]
-        ax.set_ylim(min(0.0, 1.08 * min(values)), 1.08 * max(values))
+        # A run that diverged has a picture, too.
+        values = [row[column] for row in rows for column in columns if np.isfinite(row[column])]
+        if values:
+            ax.set_ylim(min(0.0, 1.08 * min(values)), 1.08 * max(values))
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.xaxis.set_major_formatter(EngFormatter())
         ax.set_title(name, fontsize=10)
