@@ -1,10 +1,19 @@
 """Settings that all tests share."""
 
 import gc
+import os
+from pathlib import Path
 
-import hypothesis
-import jax
-import pytest
+# Most of the time is compilation. What one test, process or run has compiled, others need not, and
+# the older of XLA's two code generators for CPUs takes half as long. Subprocesses do likewise.
+CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)  # for tests of meshes; others use the first
 
