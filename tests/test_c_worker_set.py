@@ -14,6 +14,8 @@ from workers import (
     CountingEnvs,
     N,
     factories,
+    jax_envs,
+    maze_actor,
     random_actor,
     scripted,
     stack_actor,
@@ -277,6 +279,16 @@ def test_workers_are_added():
             np.testing.assert_array_equal(data[name][mine], part[name])
         with pytest.raises(ValueError, match="num_workers"):
             workers.add_workers(0)
+
+
+def test_jax_environments_in_another_process():
+    """On its CPU, the same stream as in this process."""
+    with CWorkerSet(1, 0, seed=5, **factories(maze_actor, jax_envs)) as workers:
+        data, info = workers.collect()
+    alone = CWorker(0, 0, seed=5, **factories(maze_actor, jax_envs)).collect_data()[0]
+    assert info["NumberSamples"] == 40 and set(data["instance"]) == {0, 1, 2, 3}
+    for name in ("obs", "act", "rew", "obs_next"):
+        np.testing.assert_array_equal(data[name], alone[name])
 
 
 def test_silence_is_an_error_where_asked_for():

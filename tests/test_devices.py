@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from jax.sharding import PartitionSpec as P
 from meshes import (
     ENV,
@@ -25,7 +26,7 @@ from meshes import (
 )
 
 import lrl_jax as lrl
-from lrl_jax import cli, devices
+from lrl_jax import buffers, cli, devices
 from lrl_jax.collectors import init_carry, rollout, shard
 from lrl_jax.levels import ActionRepeatLevel, RandomLevel
 from lrl_jax.training import PRESETS, load_run, run_training
@@ -78,6 +79,33 @@ def one_update(hierarchy):
 @pytest.fixture(scope="module")
 def fifty_updates(hierarchy):
     return {n: learner_arrays("fifty", trained(hierarchy, n, 50)) for n in MESHES}
+
+
+@pytest.mark.parametrize("n_devices", [2, 8])
+def test_samples_of_rings_that_devices_share(n_devices):
+    """The same rows and pieces as from rings on one device: uniform over all of them."""
+    rng = np.random.default_rng(0)
+    ring = buffers.create({"tag": jnp.int32(0), "truncated": jnp.zeros((), bool)}, N, 8 * N)
+    for t in range(6):  # rings of unequal lengths
+        tag = t * N + jnp.arange(N, dtype=jnp.int32)
+        row = {"tag": tag, "truncated": jnp.asarray(rng.random(N) < 0.2)}
+        ring = buffers.add(ring, row, jnp.asarray(rng.random(N) < np.linspace(0.3, 1, N)))
+
+    def draw(ring):
+        ids = buffers.sample_ids(ring, jax.random.key(1), 4096)
+        pieces = buffers.sample_partial_trajectories(ring, jax.random.key(2), 64, 3)
+        return buffers.gather(ring, ids)["tag"], pieces, buffers.gather(ring, pieces[0])["tag"]
+
+    want = jax.device_get(jax.jit(draw)(ring))
+    with devices.use(lrl.make_mesh(n_devices)):
+        shared = jax.jit(lambda ring: devices.pin(ring, buffers.specs))(ring)
+        assert len(shared.words.sharding.device_set) == n_devices
+        got = jax.device_get(jax.jit(draw)(shared))
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    counts = np.bincount(want[0], minlength=6 * N)
+    stored = np.isin(np.arange(6 * N), buffers.stored(ring)["tag"])
+    assert (counts[~stored] == 0).all()
+    assert scipy.stats.chisquare(counts[stored]).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("n_devices", MESHES[1:])
