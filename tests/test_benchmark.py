@@ -6,12 +6,15 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import benchmarks
+import lrl_jax as lrl
 from benchmarks import __main__ as command
 from benchmarks import (
     collecting,
+    failures,
     gating,
     learners,
     main_job,
@@ -226,9 +229,33 @@ def test_studies_of_skills(tmp_path, monkeypatch):
     out = tmp_path / "out.json"
     skills.measure("dads", [0, 1], out)
     data = json.loads(out.read_text())
-    assert data["summary"]["dads"]["success"] == {"mean": 1.0, "least": 0.5, "most": 1.5}
+    expected = {"mean": 1.0, "least": 0.5, "most": 1.5, "seeds": 2}
+    assert data["summary"]["dads"]["success"] == expected
     assert data["summary"]["dads"]["quality.phi"]["mean"] == 1.0 and len(data["seeds"]) == 2
     assert "seed" not in data["summary"]["dads"]
+    # A later seed is added; what only it has is in the summary, too.
+    monkeypatch.setitem(skills.STUDIES, "dads", lambda seed: {"dads": {"seed": seed, "more": 3}})
+    skills.measure("dads", [2], out)
+    data = json.loads(out.read_text())
+    assert [each["dads"]["seed"] for each in data["seeds"]] == [0, 1, 2]
+    assert data["summary"]["dads"]["success"] == expected and len(data["earlier"]) == 1
+    assert data["summary"]["dads"]["more"] == {"mean": 3, "least": 3, "most": 3, "seeds": 1}
+
+
+def test_shortest_paths_and_how_episodes_end():
+    env, _ = lrl.make("Maze2D-Large-v0")
+    lengths = failures.path_lengths(env.layout)
+    assert lengths[1, 1][1, 1] == 0 and lengths[1, 1][2, 1] == 1 == lengths[2, 1][1, 1]
+    assert max(max(row.values()) for row in lengths.values()) == 19
+    # One walks to its goal, one stands behind the wall beside it.
+    goals = np.array([[2.5, 1.5], [6.5, 1.5]])
+    start = np.array([[1.5, 1.5], [4.5, 1.5]])
+    positions = np.repeat(start[None], 200, 0)
+    positions[50:, 0] = goals[0]
+    said = failures.describe(env, positions, goals)
+    assert said["success"] == 0.5 and said["by_shortest_path"][0]["steps_to_goal"] == 50
+    assert said["failures"]["episodes"] == said["failures"]["stuck_at_the_end"] == 1
+    assert said["failures"]["behind_a_wall"] == 1
 
 
 @pytest.mark.slow
