@@ -420,10 +420,10 @@ class CWorkerSet:
         """
         self._check_running()
         weights = checked_weights(actor_weights)
-        if self._local is not None:
-            self._local.set_weights(weights)
         # Earlier ones have arrived by then: calls that follow one another may overtake each other.
         self._check_weights()
+        if self._local is not None:
+            self._local.set_weights(weights)
         self._weights, self.actor_version = weights, int(weights["ActorVersion"])
         if self._pool is not None:
             ref = self._pool.ray.put(weights)
@@ -439,17 +439,24 @@ class CWorkerSet:
         self.drain()
         if self._pool is None:
             return self.local_worker().evaluate()
-        refs = {i: self._pool.call(i, "evaluate") for i in self._pool.actors}
-        returns = []
+        returns, failed = self._ask_all("evaluate")
+        for i, error in failed.items():
+            if not error.died:
+                raise error
+            self._restart(i, error)
+            returns[i] = self._pool.ask(i, "evaluate")
+        return float(np.mean(list(returns.values())))
+
+    def _ask_all(self, name: str, *arguments: Any) -> tuple[dict[int, Any], dict[int, WorkerError]]:
+        """What the remote workers answer, all at the same time, and the errors of the others."""
+        answers, failed = {}, {}
+        refs = {i: self._remote.call(i, name, *arguments) for i in self._remote.actors}
         for i, ref in refs.items():
             try:
-                returns.append(self._pool.get(ref, i))
+                answers[i] = self._remote.get(ref, i)
             except WorkerError as error:
-                if not error.died:
-                    raise
-                self._restart(i, error)
-                returns.append(self._pool.ask(i, "evaluate"))
-        return float(np.mean(returns))
+                failed[i] = error
+        return answers, failed
 
     def update_algorithm_parameter(self, parameter_name: str, new_parameter_value: Any) -> None:
         """See `CWorker.update_algorithm_parameter`; of all workers."""
@@ -478,26 +485,21 @@ class CWorkerSet:
         if self._local is not None:
             getattr(self._local, name)(*arguments)
             self._instances[self._local.index_worker] = self._local.n_env_instances
-        failed, dead = None, {}
+        failed: dict[int, WorkerError] = {}
         if self._pool is not None:
-            refs = {i: self._pool.call(i, name, *arguments) for i in self._pool.actors}
-            for i, ref in refs.items():
-                try:
-                    self._pool.get(ref, i)
-                    self._instances[i] = self._pool.ask(i, "get_attribute", "n_env_instances")
-                except WorkerError as error:
-                    if error.died:
-                        dead[i] = error
-                    else:
-                        failed = failed or error
-        if failed is None:
+            changed, failed = self._ask_all(name, *arguments)
+            for i in changed:
+                self._instances[i] = self._pool.ask(i, "get_attribute", "n_env_instances")
+        refused = [error for error in failed.values() if not error.died]
+        if not refused:
             self._remember(name, arguments)
             if component == "actor":  # fresh weights, until others are set
                 self._weights, self.actor_version = None, 0
-        for i, error in dead.items():
-            self._restart(i, error)
-        if failed is not None:
-            raise failed
+        for i, error in failed.items():
+            if error.died:
+                self._restart(i, error)
+        if refused:
+            raise refused[0]
 
     def _remember(self, name: str, arguments: tuple[Any, ...]) -> None:
         """For workers that start later; what a component that is now replaced was given, is not."""
