@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import enum
+
 import jax
 import jax.numpy as jnp
 from flax import struct
+
+
+class Salt(enum.IntEnum):
+    """What a key of a tick is for. Those of instances stay below 256, with room for each level."""
+
+    DECIDE = 0
+    AFTER_TRANSITION = 64
+    LEARN = 128
+    RANDOM_ACTION = 0x5EED
+    COPY = 0x636F7079
 
 
 @struct.dataclass

@@ -1,19 +1,30 @@
-"""Checks of settings, on the host, before anything is traced."""
+"""Checks of settings and arguments, on the host, before anything is traced."""
 
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
+import jax
+import numpy as np
 
-def check_int(name: str, value: Any, minimum: int) -> int:
-    """Return an int setting; refuse other types and values below `minimum`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an integer, got {value!r}.")
-    value = int(value)
-    if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value}.")
-    return value
+
+def check_int(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
+    """Return a whole number as an int: 1.0 is 1.
+
+    Raises:
+        ValueError: for anything else (fractions, text, bools, arrays, traced values), and for
+            numbers outside [minimum, maximum].
+    """
+    if isinstance(value, np.ndarray | jax.Array) and not isinstance(value, jax.core.Tracer):
+        value = value.item() if value.size == 1 and not value.shape else value
+    is_number = isinstance(value, numbers.Real | np.number) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or value != int(value) or value < minimum:
+        raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}.")
+    if maximum is not None and value > maximum:
+        raise ValueError(f"{name} must be at most {maximum}, got {value!r}.")
+    return int(value)
 
 
 def check_float(
@@ -26,13 +37,14 @@ def check_float(
 ) -> float:
     """Return a finite float setting in [low, high], or in (low, high] with `above`."""
     try:
-        value = float(value)
+        number = float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, got {value!r}.") from None
-    if not math.isfinite(value) or not low <= value <= high or (above and value == low):
+        number = math.nan
+    refused = isinstance(value, bool | str) or not math.isfinite(number)
+    if refused or not low <= number <= high or (above and number == low):
         wanted = f"{'(' if above else '['}{low:g}, {high:g}]"
-        raise ValueError(f"{name} must be a finite number in {wanted}, got {value}.")
-    return value
+        raise ValueError(f"{name} must be a finite number in {wanted}, got {value!r}.")
+    return number
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

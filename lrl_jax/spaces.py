@@ -15,6 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+#: Boxes of more entries keep one number where a bound is the same for all of them.
+LONG = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class Box:
@@ -24,7 +27,7 @@ class Box:
         low: lower bound; a number, or one number for each entry (flattened, row major).
         high: upper bound, alike.
         shape: shape of one element.
-        dtype: name of a floating dtype.
+        dtype: name of a floating dtype; observations may also be integers.
     """
 
     low: Any
@@ -46,8 +49,10 @@ class Box:
             flat = np.broadcast_to(bound.reshape(-1), (math.prod(shape),))
             if np.isnan(flat).any():
                 raise ValueError(f"Box {name} contains NaN.")
+            if flat.size > LONG and (flat == flat[0]).all():
+                flat = flat[:1]  # of images: one number is hashed and compared sooner
             object.__setattr__(self, name, tuple(float(x) for x in flat))
-        if any(lo > hi for lo, hi in zip(self.low, self.high, strict=True)):
+        if (np.asarray(self.low) > np.asarray(self.high)).any():
             raise ValueError(f"Box has low {self.low} above high {self.high}.")
 
     @property
@@ -58,17 +63,23 @@ class Box:
     @property
     def is_bounded(self) -> bool:
         """Whether every entry has finite bounds; the largest float stands for infinity."""
-        return all(hi - lo < 1e30 for lo, hi in zip(self.low, self.high, strict=True))
+        return bool((np.asarray(self.high) - np.asarray(self.low) < 1e30).all())
 
     @property
     def low_array(self) -> np.ndarray:
         """Lower bounds, array of the space's shape."""
-        return np.asarray(self.low, self.dtype).reshape(self.shape)
+        return _bound(self.low, self)
 
     @property
     def high_array(self) -> np.ndarray:
         """Upper bounds, array of the space's shape."""
-        return np.asarray(self.high, self.dtype).reshape(self.shape)
+        return _bound(self.high, self)
+
+    @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper bounds, flat, float64."""
+        low, high = (np.broadcast_to(np.asarray(b), (self.dim,)) for b in (self.low, self.high))
+        return low, high
 
     def sample(self, key: jax.Array) -> jax.Array:
         """Draw uniformly from a bounded space; consumes `key`. Returns an array of its shape."""
@@ -89,6 +100,11 @@ class Box:
         if not self.dim:
             return f"Box(shape={self.shape})"
         return f"Box({short(self.low)}, {short(self.high)}, shape={self.shape})"
+
+
+def _bound(bound: tuple[float, ...], space: Box) -> np.ndarray:
+    flat = np.broadcast_to(np.asarray(bound, space.dtype), (space.dim,))
+    return flat.reshape(space.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,11 +160,15 @@ class SameAsAction:
     """Stands for "the level's own action space" where a level declares its input space."""
 
 
-def from_any(space: Any) -> Space:
+def from_any(space: Any, integers: bool = False) -> Space:
     """Convert a space of gymnax, Gymnasium or this library; refuse others by name.
 
+    Args:
+        space: the space.
+        integers: whether a Box may hold integers, as observations may.
+
     Raises:
-        TypeError: for anything but a Box of floats or a Discrete that starts at 0.
+        TypeError: for anything but a Box of numbers or a Discrete that starts at 0.
     """
     if isinstance(space, Box | Discrete):
         return space
@@ -159,7 +179,7 @@ def from_any(space: Any) -> Space:
         return Discrete(int(space.n))
     if kind == "Box":
         dtype = np.dtype(space.dtype)
-        if not np.issubdtype(dtype, np.floating):
+        if not np.issubdtype(dtype, np.floating) and not (integers and dtype.kind in "iub"):
             raise TypeError(f"Box of dtype {dtype} is not supported: use a Box of floats.")
         dtype = jax.dtypes.canonicalize_dtype(dtype)
         shape = tuple(int(d) for d in space.shape)
@@ -167,23 +187,25 @@ def from_any(space: Any) -> Space:
             np.broadcast_to(np.asarray(b, np.float64), shape).reshape(-1)
             for b in (space.low, space.high)
         )
-        return Box(tuple(low), tuple(high), shape, dtype.name)
+        return Box(low, high, shape, dtype.name)
     raise TypeError(
         f"{kind} spaces are not supported: actions may be Box or Discrete, observations Box."
     )
 
 
-def mapped_space(map_obs: Callable | None, dim: int, space: Box) -> Box:
-    """Bounds of what a map returns, flat: known where it only picks entries, else infinite.
+def mapped_space(map_obs: Callable | None, shape: tuple[int, ...], dtype: Any, space: Box) -> Box:
+    """Bounds of what a map returns: known where it only picks entries, else infinite.
 
     Args:
         map_obs: of one instance's observation; None is the identity.
-        dim: entries it returns.
+        shape, dtype: of what it returns.
         space: of the environment's observations.
     """
     if map_obs is None:
-        return Box(space.low, space.high, (dim,), space.dtype)
-    unknown = Box(-math.inf, math.inf, (dim,), space.dtype)
+        return space
+    unknown = Box(-math.inf, math.inf, shape, dtype)
+    if space.dtype[:5] != "float":
+        return unknown
     source = []
     # A map that picks entries finds them by any marks put on them; the marks have no relation to
     # each other that sums or differences of entries could meet.
@@ -203,5 +225,5 @@ def mapped_space(map_obs: Callable | None, dim: int, space: Box) -> Box:
         source.append(hits.argmax(1))
     if not np.array_equal(*source):
         return unknown
-    low, high = (np.asarray(bound)[source[0]] for bound in (space.low, space.high))
-    return Box(low, high, (dim,), space.dtype)
+    low, high = (bound.reshape(-1)[source[0]] for bound in (space.low_array, space.high_array))
+    return Box(low, high, shape, dtype)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lrl_jax as lrl
-from lrl_jax.levels import ActionRepeatLevel, ActionSequenceLevel, ConstantLevel, Level, Row
+from lrl_jax.levels import ActionRepeatLevel, ActionSequenceLevel, ConstantLevel, Decision, Level
 from lrl_jax.levels.basic import SpecLearner
 from lrl_jax.spaces import Box, Discrete
 
@@ -47,28 +47,27 @@ class Mix(Level):
     def init_memory(self, learner):
         return {"acts": jnp.zeros((), jnp.int32), "heard": jnp.zeros((), jnp.float32)}
 
-    def act(self, learner, memory, obs, level_input, key, *, parent, training):
+    def act(self, learner, memory, obs, ctx):
         def weighted(x):
             x = x.reshape(-1).astype(jnp.float32)
             return (x * (1 + jnp.arange(x.size) % 2)).sum()
 
-        total = weighted(obs) + 0.5 * weighted(level_input)
+        total = weighted(obs) + 0.5 * weighted(ctx.level_input)
         total = total + 0.25 * memory["acts"] + memory["heard"]
         space = learner.spec.action_space
         if isinstance(space, Discrete):
             action = jnp.floor(4 * total).astype(jnp.int32) % space.n
         else:
             action = (0.5 * total + jnp.arange(space.dim, dtype=jnp.float32)).reshape(space.shape)
-        return action, {**memory, "acts": memory["acts"] + 1}
+        acts = memory["acts"] + 1
+        return Decision(action, {**memory, "acts": acts}, {"acts": acts})
 
-    def after_transition(self, learner, memory, row: Row):
-        memory, hand_back = super().after_transition(learner, memory, row)
+    def after_transition(self, learner, memory, row, ctx):
+        memory, hand_back = super().after_transition(learner, memory, row, ctx)
         if self.early:
             hand_back = hand_back | (jnp.floor(8 * row.rew).astype(jnp.int32) % 3 == 0)
-        return {**memory, "heard": memory["heard"] + row.rew}, hand_back
-
-    def row_fields(self, memory, row: Row):
-        return {"acts": memory["acts"], "k": row.n_steps_in_control - 1}
+        memory = {**memory, "heard": memory["heard"] + row.rew}
+        return memory, hand_back, {"k": row.n_steps_in_control - 1}
 
 
 # --- the same in plain Python: lists, ints and floats ---------------------------------------------
@@ -404,7 +403,7 @@ def per_instance(state, i: int) -> dict[str, np.ndarray]:
     """All leaves of a state that belong to instance i."""
     leaves = {"active_level": state.active_level[i]}
     for j, level in enumerate(state.levels):
-        own = dataclasses.asdict(level.replace(buffer=None, learner=None, new_rows=None))
+        own = dataclasses.asdict(level.replace(buffer=None, learner=None, owed=None, learn_from=None, learn_until=None))
         own = jax.tree.leaves_with_path({"memory": level.memory, **own})
         leaves |= {f"{j}{jax.tree_util.keystr(path)}": x[i] for path, x in own}
         if level.buffer is not None:

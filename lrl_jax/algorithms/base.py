@@ -29,6 +29,7 @@ class Batch:
         rew: float32 [...].
         obs_next, condition_next: of the true next observation, [..., X] and [..., C].
         terminated: bool [...].
+        elapsed_env_steps: environment steps that each row took, int32 [...].
         mask: bool [...], rows that count; those behind the end of a piece do not.
     """
 
@@ -39,7 +40,18 @@ class Batch:
     obs_next: jax.Array
     condition_next: jax.Array
     terminated: jax.Array
+    elapsed_env_steps: jax.Array
     mask: jax.Array
+
+    def discount(self, gamma: jax.Array, smdp: bool) -> jax.Array:
+        """What the value behind each row is multiplied by, [...]; 0 where it terminated.
+
+        Args:
+            gamma: discount of a decision, or, with `smdp`, of an environment step.
+            smdp: whether the environment steps that a row took count, not the row.
+        """
+        steps = self.elapsed_env_steps.astype(jnp.float32) if smdp else 1.0
+        return jnp.where(self.terminated, 0.0, gamma**steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +122,7 @@ def _scaled(space: Space, value: jax.Array, batch: tuple[int, ...]) -> jax.Array
 
 def _scale(space: Box) -> tuple[np.ndarray, np.ndarray]:
     """Centre and half width of each entry, flat; 0 and 1 where a bound is infinite."""
-    low, high = np.asarray(space.low), np.asarray(space.high)
+    low, high = space.bounds
     with np.errstate(over="ignore", invalid="ignore"):
         width = high - low
         bounded = (width < 1e30) & (width > 0)

@@ -55,7 +55,7 @@ class DQN:
         double: choose the next action by the online network, and value it by the target network;
             the target network does both without.
         dueling: split the network into value and advantages (Wang et al. 2016).
-        gamma: discount of a decision.
+        gamma: discount of a decision, or of an environment step with `smdp_discount`.
         tau: share of the online network in the target network when that is moved; 1 copies it.
         target_interval: updates from one move of the target network to the next.
         learning_rate: a number or a schedule of environment steps.
@@ -63,6 +63,7 @@ class DQN:
         loss: "squared", half the square, or "huber", which is linear beyond errors of 1. Where
             values are far above 1, Huber hardly weighs the rare rows in which they are lost.
         max_grad_norm: gradients are scaled down to this global norm; None for any.
+        smdp_discount: bootstrap with gamma to the power of the environment steps that a row took.
     """
 
     hidden: tuple[int, ...] = (128, 128)
@@ -76,6 +77,7 @@ class DQN:
     epsilon: Scheduled = RampSchedule(1.0, 0.05, 10_000)
     loss: str = "squared"
     max_grad_norm: float | None = None
+    smdp_discount: bool = False
 
     #: Rows of a piece of trajectory that an update takes.
     sequence_length = 1
@@ -132,7 +134,7 @@ class DQN:
         del state
         return ()
 
-    def observe_env_steps(self, state: DQNState, total: jax.Array) -> DQNState:
+    def at(self, state: DQNState, total: jax.Array) -> DQNState:
         """Evaluate settings that are schedules at `total` environment steps, float32 []."""
         return observe_schedules(self, state, total)
 
@@ -145,7 +147,7 @@ class DQN:
         obs: jax.Array,
         condition: jax.Array,
         key: jax.Array,
-        training: bool,
+        explores: bool | jax.Array,
     ) -> tuple[jax.Array, Any]:
         """Decide for one instance: epsilon-greedy in training, else greedy. Consumes `key`.
 
@@ -154,7 +156,7 @@ class DQN:
             memory: of `init_memory`.
             obs, condition: features [X], [C].
             key: typed key.
-            training: whether to explore.
+            explores: whether to explore, bool []; may be traced.
 
         Returns:
             Action [], an integer of the action space, and the memory.
@@ -162,10 +164,10 @@ class DQN:
         space = state.action_space
         q = self.q_values(state.params, space, jnp.concatenate([obs, condition]))
         action = jnp.argmax(q, -1).astype(space.dtype)
-        if training:
+        if explores is not False:
             key_explore, key_action = jax.random.split(key)
             explore = jax.random.uniform(key_explore) < state.settings["epsilon"]
-            action = jnp.where(explore, space.sample(key_action), action)
+            action = jnp.where(explore & explores, space.sample(key_action), action)
         return action, memory
 
     # --------------------------------------------------------------- learning
@@ -189,7 +191,8 @@ class DQN:
         """
         del key
         value = self.next_value(state, batch.obs_next, batch.condition_next)
-        return batch.rew + state.settings["gamma"] * jnp.where(batch.terminated, 0.0, value)
+        discount = batch.discount(state.settings["gamma"], self.smdp_discount)
+        return batch.rew + discount * value
 
     def update(
         self, state: DQNState, batch: Batch, key: jax.Array, targets: jax.Array | None = None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lrl_jax import buffers, envs
+from lrl_jax.buffers import Replay, Row
+from lrl_jax.buffers.rows import to_fields
+from lrl_jax.env_spec import goal_indices
 from lrl_jax.settings import check_float
 
 
@@ -26,7 +29,7 @@ class RewardOf:
 
 @dataclasses.dataclass(frozen=True)
 class Hindsight:
-    """Pretends, in some of the sampled rows, that a goal reached later had been the one desired.
+    """Relabels a fraction of the sampled rows as if a goal reached later had been the desired one.
 
     The goal of a relabelled row is what was achieved at its end or at the end of a row behind it,
     uniform over the rest of its episode as far as it is stored. All rows of a piece of trajectory
@@ -88,7 +91,7 @@ class Hindsight:
                 f"{type(env).__name__} has no compute_reward: give Hindsight a reward_fn and the "
                 f"entries of both goals."
             )
-        indices = envs.goal_indices(env)
+        indices = goal_indices(env)
         return cls(RewardOf(env), indices["achieved_goal"], indices["desired_goal"], ratio)
 
     def check(self, obs_dim: int, input_dim: int | None) -> None:
@@ -110,51 +113,52 @@ class Hindsight:
                 f"entries, but achieved_goal={self.achieved_goal} has {self.goal_dim}."
             )
 
-    def relabel(
-        self, buffer: buffers.Buffer, ids: jax.Array, rows: dict[str, Any], key: jax.Array
-    ) -> dict[str, Any]:
-        """Relabel gathered rows; consumes `key`.
+    def relabel(self, replay: Replay, rows: Row, key: jax.Array) -> Row:
+        """Relabel sampled rows; consumes `key`.
 
         Args:
-            buffer: where the rows were gathered.
-            ids: their row ids, [B], or [T, B] for pieces of trajectories.
-            rows: fields [B, ...] or [T, B, ...].
+            replay: the view that the rows are of.
+            rows: [B], or [T, B] for pieces of trajectories.
             key: typed key.
-
-        Returns:
-            Fields of the same shapes.
         """
-        first = ids if ids.ndim == 1 else ids[0]
-        u_steps, u_ratio = jax.random.uniform(key, (2, *first.shape))
-        behind = buffers.rows_after(buffer, first)
-        steps = jnp.minimum((u_steps * (behind + 1)).astype(jnp.int32), behind)
-        later = buffers.gather(buffer, buffers.ids_after(buffer, first, steps))
+        lead = rows.terminated.shape
+        first = rows if len(lead) == 1 else jax.tree.map(lambda x: x[0], rows)
+        key_later, key_ratio = jax.random.split(key)
+        later, _ = replay.later(key_later, first)
         achieved = slice(*self.achieved_goal)
-        goal = later["obs_next"][..., achieved]
-        goal = jnp.broadcast_to(goal, (*ids.shape, goal.shape[-1]))
-        chosen = jnp.broadcast_to(u_ratio < self.ratio, ids.shape)
-        rows = dict(rows)
+        goal = later.obs_next[..., achieved]
+        goal = jnp.broadcast_to(goal, (*lead, goal.shape[-1]))
+        chosen = jax.random.uniform(key_ratio, lead[-1:]) < self.ratio
+        chosen = jnp.broadcast_to(chosen, lead)
         if self.desired_goal is None:
-            old = rows["level_input"].reshape(goal.shape)
+            old = rows.level_input.reshape(goal.shape)
             goal = jnp.where(chosen[..., None], goal, old)
-            rows["level_input"] = goal.reshape(rows["level_input"].shape)
+            rows = rows.replace(level_input=goal.reshape(rows.level_input.shape))
         else:
-            for name in ("obs", "obs_next"):
-                old = rows[name]
-                new = old.at[..., slice(*self.desired_goal)].set(goal.astype(old.dtype))
-                rows[name] = jnp.where(chosen[..., None], new, old)
-        reached = rows["obs_next"][..., achieved]
-        info = {k: v for k, v in rows.items() if k != "rew"}
+            place = slice(*self.desired_goal)
+
+            def with_goal(old):
+                new = old.at[..., place].set(goal.astype(old.dtype))
+                return jnp.where(chosen[..., None], new, old)
+
+            rows = rows.replace(obs=with_goal(rows.obs), obs_next=with_goal(rows.obs_next))
+        reached = rows.obs_next[..., achieved]
+        fields = to_fields(rows)
+        info = {k: x for k, x in fields.items() if k != "rew" and not k.startswith("_")}
         flat = jax.tree.map(
-            lambda x: x.reshape(ids.size, *x.shape[ids.ndim :]), (reached, goal, info)
+            lambda x: x.reshape(math.prod(lead), *x.shape[len(lead) :]), (reached, goal, info)
         )
-        rew = jnp.asarray(self.reward_fn(*flat), jnp.float32).reshape(ids.shape)
-        everywhere = self.desired_goal is None
-        rows["rew"] = rew if everywhere else jnp.where(chosen, rew, rows["rew"])
-        if self.terminated_fn is not None:
-            ends = jnp.asarray(self.terminated_fn(*flat), bool).reshape(ids.shape)
-            rows["terminated"] = ends if everywhere else jnp.where(chosen, ends, rows["terminated"])
-        return rows
+
+        def where_relabelled(fn, old, dtype):
+            if fn is None:
+                return old
+            new = jnp.asarray(fn(*flat), dtype).reshape(lead)
+            return new if self.desired_goal is None else jnp.where(chosen, new, old)
+
+        return rows.replace(
+            rew=where_relabelled(self.reward_fn, rows.rew, jnp.float32),
+            terminated=where_relabelled(self.terminated_fn, rows.terminated, bool),
+        )
 
 
 def _size(indices: tuple[int, int]) -> int:

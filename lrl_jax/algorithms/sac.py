@@ -68,7 +68,7 @@ class SAC:
     Attributes:
         hidden, activation: of actor and critics.
         n_critics: critics, whose least value counts.
-        gamma: discount of a decision.
+        gamma: discount of a decision, or of an environment step with `smdp_discount`.
         tau: rate of the target critics' moving average.
         learning_rate: of actor and critics, a number or a schedule of environment steps.
         temperature: weight of the entropy at the start, or for good without `learn_temperature`.
@@ -76,6 +76,7 @@ class SAC:
         temperature_learning_rate: of the temperature, a number or a schedule.
         target_entropy: of the policy over actions in [-1, 1]; None for minus their number.
         log_std_min, log_std_max: range of the policy's log std.
+        smdp_discount: bootstrap with gamma to the power of the environment steps that a row took.
     """
 
     hidden: tuple[int, ...] = (256, 256)
@@ -90,6 +91,7 @@ class SAC:
     target_entropy: float | None = None
     log_std_min: float = -5.0
     log_std_max: float = 2.0
+    smdp_discount: bool = False
 
     #: Rows of a piece of trajectory that an update takes.
     sequence_length = 1
@@ -160,7 +162,7 @@ class SAC:
         del state
         return ()
 
-    def observe_env_steps(self, state: SACState, total: jax.Array) -> SACState:
+    def at(self, state: SACState, total: jax.Array) -> SACState:
         """Evaluate settings that are schedules at `total` environment steps, float32 []."""
         return observe_schedules(self, state, total)
 
@@ -173,25 +175,25 @@ class SAC:
         obs: jax.Array,
         condition: jax.Array,
         key: jax.Array,
-        training: bool | jax.Array,
+        explores: bool | jax.Array,
     ) -> tuple[jax.Array, Any]:
-        """Decide for one instance; the mean action unless `training`. Consumes `key`.
+        """Decide for one instance; the mean action unless `explores`. Consumes `key`.
 
         Args:
             state: of `init`.
             memory: of `init_memory`.
             obs, condition: features [X], [C].
             key: typed key.
-            training: whether to explore, bool []; may be traced.
+            explores: whether to explore, bool []; may be traced.
 
         Returns:
             Action [*A] in units of the action space, and the memory.
         """
         mean, log_std = self._policy(state, jnp.concatenate([obs, condition]))
-        if training is False:
+        if explores is False:
             unit = jnp.tanh(mean)
         else:
-            noise = jax.random.normal(key, mean.shape) * training
+            noise = jax.random.normal(key, mean.shape) * explores
             unit, _ = tanh_gaussian(mean, log_std, noise)
         return from_unit(state.action_space, unit), memory
 
@@ -227,7 +229,8 @@ class SAC:
     def targets(self, state: SACState, batch: Batch, key: jax.Array) -> jax.Array:
         """r + gamma (1 - terminated) V(x'), [B]; a truncated row bootstraps. Consumes `key`."""
         value = self.soft_value(state, batch.obs_next, batch.condition_next, key)
-        return batch.rew + state.settings["gamma"] * jnp.where(batch.terminated, 0.0, value)
+        discount = batch.discount(state.settings["gamma"], self.smdp_discount)
+        return batch.rew + discount * value
 
     def update(
         self, state: SACState, batch: Batch, key: jax.Array, targets: jax.Array | None = None

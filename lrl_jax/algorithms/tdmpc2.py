@@ -69,7 +69,7 @@ class TDMPC2(LatentPlanner):
     Attributes:
         (of `LatentModel` and `LatentPlanner`): networks and planning. The planner's horizon H is
             that of learning as well.
-        gamma: discount of a decision.
+        gamma: discount of a decision, or of an environment step with `smdp_discount`.
         tau: rate of the moving averages of target critics and S.
         rho: weight of a step of the horizon, relative to the one before.
         learning_rate: of all parts but the policy, a number or a schedule of environment steps.
@@ -79,6 +79,8 @@ class TDMPC2(LatentPlanner):
         consistency_weight, reward_weight, value_weight, termination_weight: of the losses.
         dropout: rate in the first layer of the critics.
         max_grad_norm: global norm that gradients are clipped to.
+        smdp_discount: targets bootstrap with gamma to the power of the environment steps that a row
+            took. Plans are rolled out by decisions, and discount by decisions.
     """
 
     gamma: Scheduled = 0.99
@@ -94,6 +96,7 @@ class TDMPC2(LatentPlanner):
     termination_weight: float = 0.05
     dropout: float = 0.01
     max_grad_norm: float = 20.0
+    smdp_discount: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -169,7 +172,7 @@ class TDMPC2(LatentPlanner):
         """What one instance remembers from decision to decision: the last plan's mean."""
         return self.planner.init(state.action_space.dim)
 
-    def observe_env_steps(self, state: TDMPC2State, total: jax.Array) -> TDMPC2State:
+    def at(self, state: TDMPC2State, total: jax.Array) -> TDMPC2State:
         """Evaluate settings that are schedules at `total` environment steps, float32 []."""
         return observe_schedules(self, state, total)
 
@@ -222,7 +225,8 @@ class TDMPC2(LatentPlanner):
         noise = jax.random.normal(key_noise, shape)
         heads = pick_heads(state.target_q, key_heads)
         value = self.next_value(state, heads, next_latents, batch.condition_next, noise)
-        return batch.rew + state.settings["gamma"] * jnp.where(batch.terminated, 0.0, value)
+        discount = batch.discount(state.settings["gamma"], self.smdp_discount)
+        return batch.rew + discount * value
 
     def next_value(
         self,

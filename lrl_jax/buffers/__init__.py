@@ -1,10 +1,13 @@
-"""Replay buffers: masked rings, one for each instance."""
+"""Replay buffers: masked rings, one for each instance, and the views that levels learn from."""
 
+from lrl_jax.buffers.replay import Replay, as_replay
 from lrl_jax.buffers.ring import (
     Buffer,
     add,
+    align,
     clear,
     create,
+    cut,
     drain,
     extend,
     gather,
@@ -14,15 +17,24 @@ from lrl_jax.buffers.ring import (
     rows_after,
     sample_ids,
     sample_partial_trajectories,
+    seen,
     specs,
     stored,
+    unalign,
 )
+from lrl_jax.buffers.rows import Control, Row
 
 __all__ = [
     "Buffer",
+    "Control",
+    "Replay",
+    "Row",
     "add",
+    "align",
+    "as_replay",
     "clear",
     "create",
+    "cut",
     "drain",
     "extend",
     "gather",
@@ -32,6 +44,8 @@ __all__ = [
     "rows_after",
     "sample_ids",
     "sample_partial_trajectories",
+    "seen",
     "specs",
     "stored",
+    "unalign",
 ]

@@ -23,9 +23,8 @@ class Field:
 
     @property
     def n_words(self) -> int:
-        """Words of 32 bits that the field takes."""
-        per_entry = 2 if np.dtype(jnp.dtype(self.dtype)).itemsize == 8 else 1
-        return math.prod(self.shape) * per_entry
+        """Words of 32 bits that the field takes; entries of 8 and 16 bits share a word."""
+        return -(-math.prod(self.shape) * np.dtype(jnp.dtype(self.dtype)).itemsize // 4)
 
     @property
     def stop(self) -> int:
@@ -45,21 +44,34 @@ def make_layout(example: Mapping[str, Any]) -> tuple[Field, ...]:
     return tuple(fields)
 
 
-def _to_words(x: jax.Array) -> jax.Array:
-    size = x.dtype.itemsize
+def _to_words(x: jax.Array, n_words: int) -> jax.Array:
+    """Entries [n, k] as words [n, n_words]."""
     if x.dtype == jnp.bool_:
-        return x.astype(jnp.uint32)
-    if size >= 4:
-        return jax.lax.bitcast_convert_type(x, jnp.uint32)
-    return jax.lax.bitcast_convert_type(x, f"uint{8 * size}").astype(jnp.uint32)
+        x = x.astype(jnp.uint8)
+    per_word = 4 // x.dtype.itemsize
+    if per_word > 1:
+        x = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+        x = jnp.pad(x, ((0, 0), (0, n_words * per_word - x.shape[1])))
+        x = x.reshape(len(x), n_words, per_word)
+    return jax.lax.bitcast_convert_type(x, jnp.uint32).reshape(len(x), n_words)
 
 
-def _from_words(words: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    if dtype == jnp.bool_:
-        return words != 0
-    if dtype.itemsize >= 4:
-        return jax.lax.bitcast_convert_type(words, dtype)
-    return jax.lax.bitcast_convert_type(words.astype(f"uint{8 * dtype.itemsize}"), dtype)
+def _from_words(words: jax.Array, field: Field) -> jax.Array:
+    """Undo `_to_words`: [..., n_words] to [..., *shape]."""
+    dtype = jnp.dtype(field.dtype)
+    raw = jnp.dtype(jnp.uint8) if dtype == jnp.bool_ else dtype
+    lead, size = words.shape[:-1], math.prod(field.shape)
+    if raw.itemsize == 8:
+        words = words.reshape(*lead, size, 2)
+    entries = jax.lax.bitcast_convert_type(words, f"uint{8 * raw.itemsize}")
+    n_entries = 4 * field.n_words // raw.itemsize
+    entries = entries.reshape(*lead, n_entries)[..., :size]
+    value = entries != 0 if dtype == jnp.bool_ else _bits_as(entries, dtype)
+    return value.reshape(*lead, *field.shape)
+
+
+def _bits_as(entries: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    return entries if entries.dtype == dtype else jax.lax.bitcast_convert_type(entries, dtype)
 
 
 def pack(layout: tuple[Field, ...], rows: Mapping[str, Any]) -> jax.Array:
@@ -82,19 +94,16 @@ def pack(layout: tuple[Field, ...], rows: Mapping[str, Any]) -> jax.Array:
                 f"field {field.name!r} has shape {value.shape}, expected [n, *{field.shape}]."
             )
         value = value.astype(field.dtype)
-        words.append(_to_words(value).reshape(value.shape[0], field.n_words))
+        flat = value.reshape(value.shape[0], math.prod(field.shape))
+        words.append(_to_words(flat, field.n_words))
     return jnp.concatenate(words, axis=-1)
 
 
 def unpack(layout: tuple[Field, ...], words: jax.Array) -> dict[str, jax.Array]:
     """Undo `pack`: uint32 [..., W] to a dict of [..., *shape]."""
-    rows = {}
-    for field in layout:
-        dtype = jnp.dtype(field.dtype)
-        part = words[..., field.start : field.stop]
-        pair = (2,) if dtype.itemsize == 8 else ()
-        rows[field.name] = _from_words(part.reshape(*words.shape[:-1], *field.shape, *pair), dtype)
-    return rows
+    return {
+        field.name: _from_words(words[..., field.start : field.stop], field) for field in layout
+    }
 
 
 def unpack_on_host(layout: tuple[Field, ...], words: np.ndarray) -> dict[str, np.ndarray]:
@@ -102,12 +111,10 @@ def unpack_on_host(layout: tuple[Field, ...], words: np.ndarray) -> dict[str, np
     rows = {}
     for field in layout:
         dtype = np.dtype(jnp.dtype(field.dtype))
+        lead, size = words.shape[:-1], math.prod(field.shape)
         part = np.ascontiguousarray(words[..., field.start : field.stop])
-        if dtype == np.bool_:
-            value = part != 0
-        elif dtype.itemsize >= 4:
-            value = part.view(dtype)
-        else:
-            value = part.astype(f"uint{8 * dtype.itemsize}").view(dtype)
-        rows[field.name] = value.reshape(*words.shape[:-1], *field.shape)
+        value = part.view(np.uint8).reshape(*lead, 4 * field.n_words)[..., : size * dtype.itemsize]
+        value = np.ascontiguousarray(value)
+        value = value != 0 if dtype == np.bool_ else value.view(dtype)
+        rows[field.name] = value.reshape(*lead, *field.shape)
     return rows

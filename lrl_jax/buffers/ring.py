@@ -2,11 +2,13 @@
 
 An instance without a new row writes nothing, keeps its cursor, and keeps its rows in time order.
 Libraries write all rows or none, which a hierarchy cannot use: its levels decide at different
-times in different instances.
+times in different instances. Where all instances always write together the rings are `aligned`:
+one cursor serves them all, and a tick's rows are one contiguous write.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,8 +23,11 @@ from lrl_jax.buffers import packing
 
 # Number of rows before this one in its trajectory: rows of a ring continue one another as long as
 # it counts up.
-_POSITION = "_position"
+POSITION = "_position"
+FRAME = "_frame"  # where among the frames a row's observation lies; its next one lies behind it
 _ENDS = {"terminated", "truncated"}  # fields whose truth ends a trajectory
+#: Observations of at least so many bytes are stored once, as frames that rows share.
+FRAME_BYTES = 1024
 
 
 @struct.dataclass
@@ -31,17 +36,31 @@ class Buffer:
 
     Attributes:
         words: packed rows, uint32 [capacity, n, W]; capacity is `buffer_size // n`.
-        cursor: where the next row goes, int32 [n].
-        size: rows stored, int32 [n].
+        cursor: where the next row goes, int32 [n], or [] where the rings are aligned.
+        size: rows stored, likewise.
+        count: rows ever written, modulo 2**32, uint32, likewise.
+        fresh: rows written since they were last marked as seen, int32, likewise.
         position: rows so far of the trajectory that the next row continues, int32 [n].
+        frames: observations of `FRAME_BYTES` and more, [F, n, *shape] in their own dtype: a row's
+            next observation is the frame behind its own, and the next row's own where it goes on
+            from there. None where observations are small. F exceeds the capacity by a sixteenth:
+            where episodes are shorter than about 16 rows, the final observations of their ends
+            take the room of the oldest rows.
+        frame: the latest frame written, int32 [n], or None.
         layout: fields of a row (static).
+        aligned: whether all rings have one cursor (static).
     """
 
     words: jax.Array
     cursor: jax.Array
     size: jax.Array
+    count: jax.Array
+    fresh: jax.Array
     position: jax.Array
+    frames: jax.Array | None
+    frame: jax.Array | None
     layout: tuple[packing.Field, ...] = struct.field(pytree_node=False)
+    aligned: bool = struct.field(pytree_node=False, default=False)
 
     @property
     def capacity(self) -> int:
@@ -52,6 +71,10 @@ class Buffer:
     def n_env_instances(self) -> int:
         """Number of rings."""
         return self.words.shape[-2]
+
+    def per_ring(self, name: str) -> jax.Array:
+        """`cursor`, `size`, `count` or `fresh` of each ring, [n], aligned or not."""
+        return jnp.broadcast_to(getattr(self, name), self.position.shape)
 
 
 def create(example: Mapping[str, Any], n_env_instances: int, buffer_size: int) -> Buffer:
@@ -65,85 +88,246 @@ def create(example: Mapping[str, Any], n_env_instances: int, buffer_size: int) -
     Raises:
         ValueError: if a ring could not hold a single row.
     """
-    if n_env_instances < 1:
-        raise ValueError(f"n_env_instances must be at least 1, got {n_env_instances}.")
-    capacity = buffer_size // n_env_instances
+    n = n_env_instances
+    if n < 1:
+        raise ValueError(f"n_env_instances must be at least 1, got {n}.")
+    capacity = buffer_size // n
     if capacity < 1:
         raise ValueError(
-            f"buffer_size={buffer_size} over {n_env_instances} instances leaves no row for each: "
-            f"use buffer_size >= {n_env_instances}."
+            f"buffer_size={buffer_size} over {n} instances leaves no row for each: "
+            f"use buffer_size >= {n}."
         )
-    layout = packing.make_layout({**example, _POSITION: jax.ShapeDtypeStruct((), jnp.int32)})
+    fields, frames, frame = dict(example), None, None
+    if _has_frames(example):
+        obs = fields.pop("obs")
+        del fields["obs_next"]
+        fields[FRAME] = jax.ShapeDtypeStruct((), jnp.int32)
+        n_frames = capacity + max(4, capacity // 16)
+        frames = jnp.zeros((n_frames, n, *obs.shape), obs.dtype)
+        frame = jnp.zeros(n, jnp.int32)
+    layout = packing.make_layout({**fields, POSITION: jax.ShapeDtypeStruct((), jnp.int32)})
     return Buffer(
-        words=jnp.zeros((capacity, n_env_instances, layout[-1].stop), jnp.uint32),
-        cursor=jnp.zeros(n_env_instances, jnp.int32),
-        size=jnp.zeros(n_env_instances, jnp.int32),
-        position=jnp.zeros(n_env_instances, jnp.int32),
+        words=jnp.zeros((capacity, n, layout[-1].stop), jnp.uint32),
+        cursor=jnp.zeros(n, jnp.int32),
+        size=jnp.zeros(n, jnp.int32),
+        count=jnp.zeros(n, jnp.uint32),
+        fresh=jnp.zeros(n, jnp.int32),
+        position=jnp.zeros(n, jnp.int32),
+        frames=frames,
+        frame=frame,
         layout=layout,
     )
 
 
-def add(
-    buffer: Buffer,
-    rows: Mapping[str, Any],
-    mask: jax.Array | None = None,
-    first: jax.Array | None = None,
-) -> Buffer:
-    """Write one row for each instance in the mask.
-
-    Args:
-        buffer: the rings.
-        rows: fields [n, *shape].
-        mask: bool [n], all if None. Rows outside are sent out of range and dropped.
-        first: bool [n], the row does not continue the one before (a new episode, a reset). A row
-            behind one with `terminated` or `truncated` never does.
-    """
-    own = specs(buffer)
-    row = devices.by_instance(buffer.n_env_instances)
-    return devices.each(_add, (own, row, row, row), own)(buffer, rows, mask, first)
-
-
-def _add(buffer, rows, mask, first):
-    n, capacity = buffer.n_env_instances, buffer.capacity
-    position = buffer.position if first is None else jnp.where(first, 0, buffer.position)
-    words = packing.pack(buffer.layout, {**rows, _POSITION: position})
-    following = position + 1
-    for name in _ENDS & rows.keys():
-        following = jnp.where(rows[name], 0, following)
-    step = jnp.ones(n, jnp.int32) if mask is None else mask.astype(jnp.int32)
-    where = buffer.cursor if mask is None else jnp.where(mask, buffer.cursor, capacity)
-    return buffer.replace(
-        words=buffer.words.at[where, jnp.arange(n)].set(words, mode="drop", unique_indices=True),
-        cursor=jax.lax.rem(buffer.cursor + step, jnp.int32(capacity)),
-        size=jnp.minimum(buffer.size + step, capacity),
-        position=following if mask is None else jnp.where(mask, following, buffer.position),
-    )
+def _has_frames(example: Mapping[str, Any]) -> bool:
+    obs, following = example.get("obs"), example.get("obs_next")
+    if (
+        obs is None
+        or following is None
+        or (obs.shape, obs.dtype)
+        != (
+            following.shape,
+            following.dtype,
+        )
+    ):
+        return False
+    return math.prod(obs.shape) * obs.dtype.itemsize >= FRAME_BYTES
 
 
 def specs(buffer: Buffer) -> Any:
     """How a buffer is split over devices: each keeps the rings of its own instances."""
     ring = devices.by_instance(buffer.n_env_instances)
-    return buffer.replace(words=P(None, *ring), cursor=ring, size=ring, position=ring)
+    own = P() if buffer.aligned else ring
+    return buffer.replace(
+        words=P(None, *ring),
+        cursor=own,
+        size=own,
+        count=own,
+        fresh=own,
+        position=ring,
+        frames=None if buffer.frames is None else P(None, *ring),
+        frame=None if buffer.frame is None else ring,
+    )
+
+
+# ------------------------------------------------------------------ alignment
+
+_CURSORS = ("cursor", "size", "count", "fresh")
+
+
+def align(buffer: Buffer, known: bool = False) -> Buffer:
+    """The same rows with one cursor for all rings, if these stand alike; else the buffer itself.
+
+    Args:
+        buffer: the rings.
+        known: whether the caller knows that they stand alike; else they are looked at on the host,
+            and traced ones are left as they are.
+    """
+    if buffer.aligned or buffer.frames is not None:
+        return buffer
+    cursors = [getattr(buffer, name) for name in _CURSORS]
+    if not known:
+        if not all(x.is_fully_addressable for x in cursors if _is_concrete(x)):
+            return buffer
+        if not all(_is_concrete(x) and (np.asarray(x) == np.asarray(x)[:1]).all() for x in cursors):
+            return buffer
+    return buffer.replace(aligned=True, **{k: x[0] for k, x in zip(_CURSORS, cursors, strict=True)})
+
+
+def unalign(buffer: Buffer) -> Buffer:
+    """The same rows with a cursor for each ring, as masks need them."""
+    if not buffer.aligned:
+        return buffer
+    shape = buffer.position.shape
+    cursors = {k: jnp.broadcast_to(getattr(buffer, k)[..., None], shape) for k in _CURSORS}
+    return buffer.replace(aligned=False, **cursors)
+
+
+def _is_concrete(x: Any) -> bool:
+    return not isinstance(x, jax.core.Tracer)
+
+
+# -------------------------------------------------------------------- writing
+
+
+def add(buffer: Buffer, rows: Mapping[str, Any], mask: jax.Array | None = None) -> Buffer:
+    """Write one row for each instance in the mask.
+
+    A row behind one with `terminated` or `truncated` true, or behind a `cut`, begins a trajectory.
+
+    Args:
+        buffer: the rings.
+        rows: fields [n, *shape].
+        mask: bool [n], or [] for all rings or none; None for all. Rows outside are dropped. Aligned
+            rings take no mask of [n]: `unalign` them first.
+    """
+    own = specs(buffer)
+    row = devices.by_instance(buffer.n_env_instances)
+    of_mask = P() if mask is None or not mask.ndim else row
+    return devices.each(_add, (own, row, of_mask), own)(buffer, dict(rows), mask)
+
+
+def _add(buffer: Buffer, rows: dict[str, Any], mask: jax.Array | None) -> Buffer:
+    n, capacity, position = buffer.position.shape[0], buffer.capacity, buffer.position
+    following = position + 1
+    for name in _ENDS & rows.keys():
+        following = jnp.where(rows[name], 0, following)
+    if buffer.frames is not None:
+        buffer, rows[FRAME] = _add_frames(buffer, rows.pop("obs"), rows.pop("obs_next"), mask)
+    words = packing.pack(buffer.layout, {**rows, POSITION: position})
+    step = jnp.ones((), jnp.int32) if mask is None else mask.astype(jnp.int32)
+    if buffer.aligned:
+        start = (buffer.cursor, 0, 0)
+        if mask is not None:
+            kept = jax.lax.dynamic_slice(buffer.words, start, (1, *words.shape))[0]
+            words = jnp.where(mask, words, kept)
+        written = jax.lax.dynamic_update_slice(buffer.words, words[None], start)
+    else:
+        where = buffer.cursor if mask is None else jnp.where(mask, buffer.cursor, capacity)
+        written = buffer.words.at[where, jnp.arange(n)].set(words, mode="drop", unique_indices=True)
+    return buffer.replace(
+        words=written,
+        cursor=jax.lax.rem(buffer.cursor + step, jnp.int32(capacity)),
+        size=jnp.minimum(buffer.size + step, capacity),
+        count=buffer.count + step.astype(jnp.uint32),
+        fresh=jnp.minimum(buffer.fresh + step, 2**30),
+        position=following if mask is None else jnp.where(mask, following, position),
+    )
+
+
+def _add_frames(
+    buffer: Buffer, obs: jax.Array, obs_next: jax.Array, mask: jax.Array | None
+) -> tuple[Buffer, jax.Array]:
+    """Write what is new of two observations; returns the frame of the first, int32 [n].
+
+    Rows whose frames are overwritten are dropped: they are the oldest.
+    """
+    assert buffer.frames is not None and buffer.frame is not None
+    n_frames, n = buffer.frames.shape[:2]
+    ring = jnp.arange(n)
+    mask = jnp.ones(n, bool) if mask is None else jnp.broadcast_to(mask, (n,))
+    latest = buffer.frames[buffer.frame, ring]
+    goes_on = (_bits(latest) == _bits(obs)).reshape(n, -1).all(1)
+    behind = jax.lax.rem(buffer.frame + 1, n_frames)
+    own = jnp.where(goes_on, buffer.frame, behind)
+    following = jax.lax.rem(own + 1, n_frames)
+    new = mask & ~goes_on
+    column = next(f for f in buffer.layout if f.name == FRAME).start
+    size = buffer.size
+    for _ in range(2):
+        slot = jax.lax.rem(buffer.cursor - size + buffer.capacity, jnp.int32(buffer.capacity))
+        oldest = buffer.words[slot, ring, column].astype(jnp.int32)
+        lost = (mask & (oldest == following)) | (new & (oldest == behind))
+        size = size - (lost & (size > 0))
+    frames = buffer.frames.at[jnp.where(new, behind, n_frames), ring].set(obs, mode="drop")
+    frames = frames.at[jnp.where(mask, following, n_frames), ring].set(obs_next, mode="drop")
+    frame = jnp.where(mask, following, buffer.frame)
+    return buffer.replace(frames=frames, frame=frame, size=size), own
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    """Entries that are equal where all bits are, NaNs too."""
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return x
+    return jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+
+
+def cut(buffer: Buffer, mask: jax.Array | None = None) -> Buffer:
+    """End trajectories without an end of an episode: the next row does not continue the last.
+
+    For resets in mid-episode, and for ticks that are not stored.
+
+    Args:
+        buffer: the rings.
+        mask: bool [n], or [] for all rings or none; None for all.
+    """
+    zero = jnp.zeros_like(buffer.position)
+    return buffer.replace(position=zero if mask is None else jnp.where(mask, 0, buffer.position))
+
+
+def seen(buffer: Buffer) -> Buffer:
+    """Mark all rows as seen: `fresh` starts at 0."""
+    return buffer.replace(fresh=jnp.zeros_like(buffer.fresh))
 
 
 def n_rows(buffer: Buffer) -> jax.Array:
     """Rows stored over all rings, int32 []."""
-    return buffer.size.sum(dtype=jnp.int32)
+    return buffer.per_ring("size").sum(dtype=jnp.int32)
+
+
+# -------------------------------------------------------------------- reading
 
 
 def _locate(buffer: Buffer, key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
     """Draw rows uniformly; returns (instance [B], age rank [B], 0 the oldest)."""
+    n = buffer.n_env_instances
+    if buffer.aligned:
+        total = jnp.maximum(buffer.size * n, 1)
+        return jnp.divmod(jax.random.randint(key, (batch_size,), 0, total, jnp.int32), n)[::-1]
     ends = jnp.cumsum(buffer.size, dtype=jnp.int32)
     draw = jax.random.randint(key, (batch_size,), 0, jnp.maximum(ends[-1], 1), jnp.int32)
     instance = jnp.searchsorted(ends, draw, side="right").astype(jnp.int32)
-    instance = jnp.minimum(instance, buffer.n_env_instances - 1)
+    instance = jnp.minimum(instance, n - 1)
     return instance, draw - (ends[instance] - buffer.size[instance])
 
 
 def _slot(buffer: Buffer, instance: jax.Array, rank: jax.Array) -> jax.Array:
     """Where in its ring the row of that age rank lies."""
-    oldest = buffer.cursor[instance] - buffer.size[instance] + buffer.capacity
+    oldest = (buffer.per_ring("cursor") - buffer.per_ring("size"))[instance] + buffer.capacity
     return jax.lax.rem(oldest + rank, jnp.int32(buffer.capacity))
+
+
+def rank_of(buffer: Buffer, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Instance and age rank of rows, 0 the oldest of its ring, both int32 of the shape of `ids`."""
+    slot, instance = jnp.divmod(ids, buffer.n_env_instances)
+    oldest = (buffer.per_ring("cursor") - buffer.per_ring("size"))[instance] + buffer.capacity
+    rank = jax.lax.rem(slot - oldest + 2 * buffer.capacity, jnp.int32(buffer.capacity))
+    return instance, rank
+
+
+def id_of(buffer: Buffer, instance: jax.Array, rank: jax.Array) -> jax.Array:
+    """Undo `rank_of`."""
+    return _slot(buffer, instance, rank) * buffer.n_env_instances + instance
 
 
 def sample_ids(buffer: Buffer, key: jax.Array, batch_size: int) -> jax.Array:
@@ -151,44 +335,49 @@ def sample_ids(buffer: Buffer, key: jax.Array, batch_size: int) -> jax.Array:
 
     An empty buffer gives the ids of empty rows: look at `n_rows` first.
     """
-    instance, rank = _locate(buffer, key, batch_size)
-    return _slot(buffer, instance, rank) * buffer.n_env_instances + instance
+    return id_of(buffer, *_locate(buffer, key, batch_size))
 
 
 def gather(buffer: Buffer, ids: jax.Array) -> dict[str, jax.Array]:
     """Read rows by id, [...] to a dict of [..., *shape]."""
-    rows = packing.unpack(buffer.layout, _read(buffer, ids))
-    del rows[_POSITION]
+    rows = packing.unpack(buffer.layout, _read(buffer, buffer.words, ids))
+    del rows[POSITION]
+    if buffer.frames is not None:
+        n, n_frames = buffer.n_env_instances, buffer.frames.shape[0]
+        frame, instance = rows.pop(FRAME), ids % n
+        for name, slot in (("obs", frame), ("obs_next", jax.lax.rem(frame + 1, n_frames))):
+            rows[name] = _read(buffer, buffer.frames, slot * n + instance)
     return rows
 
 
-def _read(buffer: Buffer, ids: jax.Array, word: int | None = None) -> jax.Array:
-    """Words [..., W] of rows, or one of them, [...]."""
+def _read(buffer: Buffer, storage: jax.Array, ids: jax.Array, word: int | None = None) -> jax.Array:
+    """Entries [..., *shape] of a storage [slots, n, *shape], or one word of each, [...]."""
     n = buffer.n_env_instances
 
-    def lookup(words, ids):
+    def lookup(storage, ids):
         index = ids if word is None else (ids, word)
-        return words.reshape(-1, words.shape[-1]).at[index].get(mode="clip")
+        return storage.reshape(-1, *storage.shape[2:]).at[index].get(mode="clip")
 
-    def own_part(words, ids):
+    def own_part(storage, ids):
         """The rows of this device's rings, summed up with those of the others."""
-        own = words.shape[1]
+        own = storage.shape[1]
         slot, instance = jnp.divmod(ids, n)
         instance = instance - jax.lax.axis_index(devices.AXIS) * own
         mine = (instance >= 0) & (instance < own)
-        found = lookup(words, slot * own + jnp.clip(instance, 0, own - 1))
+        found = lookup(storage, slot * own + jnp.clip(instance, 0, own - 1))
         mine = mine.reshape(mine.shape + (1,) * (found.ndim - mine.ndim))
         return jax.lax.psum(jnp.where(mine, found, 0), devices.AXIS)
 
     ring = devices.by_instance(n)
     if devices.n_shards() == 1 or ring == P():
-        return lookup(buffer.words, ids)
-    return devices.each(own_part, (P(None, *ring), P()), P())(buffer.words, ids)
+        return lookup(storage, ids)
+    return devices.each(own_part, (P(None, *ring), P()), P())(storage, ids)
 
 
-def _column(buffer: Buffer, name: str, slot: jax.Array, instance: jax.Array) -> jax.Array:
+def column(buffer: Buffer, name: str, ids: jax.Array) -> jax.Array:
+    """One field of 32 bits of rows [...], as int32."""
     field = next(f for f in buffer.layout if f.name == name)
-    return _read(buffer, slot * buffer.n_env_instances + instance, field.start)
+    return _read(buffer, buffer.words, ids, field.start).astype(jnp.int32)
 
 
 def sample_partial_trajectories(
@@ -218,52 +407,81 @@ def sample_partial_trajectories(
             f"{n_steps * buffer.n_env_instances} or more."
         )
     instance, rank = _locate(buffer, key, batch_size)
-    ranks = rank[:, None] + jnp.arange(n_steps, dtype=jnp.int32)  # [B, n_steps]
-    instances = jnp.broadcast_to(instance[:, None], ranks.shape)
-    slots = _slot(buffer, instances, ranks)
-    position = _column(buffer, _POSITION, slots, instances).astype(jnp.int32)
     steps = jnp.arange(n_steps, dtype=jnp.int32)
-    mask = (ranks < buffer.size[instances]) & (position == position[:, :1] + steps)
+    ranks = rank[:, None] + steps  # [B, n_steps]
+    instances = jnp.broadcast_to(instance[:, None], ranks.shape)
+    ids = id_of(buffer, instances, ranks)
+    position = column(buffer, POSITION, ids)
+    size = buffer.per_ring("size")[instances]
+    mask = (ranks < size) & (position == position[:, :1] + steps)
     length = mask.sum(axis=1, dtype=jnp.int32)
-    last = jnp.minimum(jnp.arange(n_steps, dtype=jnp.int32), jnp.maximum(length[:, None] - 1, 0))
-    slots = jnp.take_along_axis(slots, last, axis=1)
-    ids = slots * buffer.n_env_instances + instances
+    last = jnp.minimum(steps, jnp.maximum(length[:, None] - 1, 0))
+    ids = jnp.take_along_axis(ids, last, axis=1)
     return ids.T, length, mask.astype(jnp.float32)
 
 
-def rows_after(buffer: Buffer, ids: jax.Array) -> jax.Array:
-    """Stored rows that follow each row within its trajectory, int32 [B], for row ids [B].
+def following(buffer: Buffer, ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The rows behind rows [...] in their rings.
+
+    Returns:
+        Their ids; whether each is stored; and whether the row is continued there, or will be by the
+        next row that is written: it ended no episode, and nothing was reset or left out behind it.
+    """
+    instance, rank = rank_of(buffer, ids)
+    exists = rank + 1 < buffer.per_ring("size")[instance]
+    behind = id_of(buffer, instance, rank + 1)
+    expected = jnp.where(exists, column(buffer, POSITION, behind), buffer.position[instance])
+    return behind, exists, expected == column(buffer, POSITION, ids) + 1
+
+
+def rows_after(buffer: Buffer, ids: jax.Array, counter: str | None = None) -> jax.Array:
+    """Stored rows that follow each row within its trajectory, int32, for row ids [...].
 
     A binary search over the rows behind it, log2 of a ring's capacity look-ups.
+
+    Args:
+        buffer: the rings.
+        ids: row ids.
+        counter: a field that counts up by 1 as long as rows belong together, beside the trajectory.
     """
-    slot, instance = jnp.divmod(ids, buffer.n_env_instances)
-    oldest = buffer.cursor[instance] - buffer.size[instance] + buffer.capacity
-    rank = jax.lax.rem(slot - oldest + 2 * buffer.capacity, jnp.int32(buffer.capacity))
-    own = _column(buffer, _POSITION, slot, instance).astype(jnp.int32)
+    instance, rank = rank_of(buffer, ids)
+    names = [POSITION] if counter is None else [POSITION, counter]
+    own = [column(buffer, name, ids) for name in names]
     low = jnp.zeros_like(ids)  # follows
-    high = jnp.maximum(buffer.size[instance] - rank, 1)  # does not
+    high = jnp.maximum(buffer.per_ring("size")[instance] - rank, 1)  # does not
     for _ in range(max(buffer.capacity - 1, 1).bit_length()):
         middle = (low + high) // 2
-        there = _slot(buffer, instance, rank + middle)
-        follows = _column(buffer, _POSITION, there, instance).astype(jnp.int32) == own + middle
+        there = id_of(buffer, instance, rank + middle)
+        follows = jnp.ones(ids.shape, bool)
+        for name, value in zip(names, own, strict=True):
+            follows &= column(buffer, name, there) == value + middle
         low, high = jnp.where(follows, middle, low), jnp.where(follows, high, middle)
     return low
 
 
 def ids_after(buffer: Buffer, ids: jax.Array, steps: jax.Array) -> jax.Array:
-    """Ids of the rows that lie `steps` behind those of `ids` in their rings, both int32 [B]."""
+    """Ids of the rows that lie `steps` behind those of `ids` in their rings, both int32 [...]."""
     slot, instance = jnp.divmod(ids, buffer.n_env_instances)
     slot = jax.lax.rem(slot + steps, jnp.int32(buffer.capacity))
     return slot * buffer.n_env_instances + instance
 
 
-def _in_time_order(buffer: Buffer) -> tuple[np.ndarray, np.ndarray]:
-    """Instance and slot of every stored row, grouped by instance, oldest first (host)."""
+# ---------------------------------------------------------------- on the host
+
+
+def _on_host(buffer: Buffer) -> dict[str, np.ndarray]:
+    """All fields of all stored rows, with `instance`, grouped by it, oldest first."""
+    buffer = unalign(buffer)
     size, cursor = np.asarray(buffer.size), np.asarray(buffer.cursor)
     instance = np.repeat(np.arange(len(size)), size)
     rank = np.concatenate([np.arange(s) for s in size]) if len(size) else np.zeros(0, int)
-    slot = (cursor[instance] - size[instance] + rank) % buffer.capacity
-    return instance, slot.astype(int)
+    slot = ((cursor[instance] - size[instance] + rank) % buffer.capacity).astype(int)
+    rows = packing.unpack_on_host(buffer.layout, np.asarray(buffer.words)[slot, instance])
+    if buffer.frames is not None:
+        frames, frame = np.asarray(buffer.frames), rows.pop(FRAME)
+        rows["obs"] = frames[frame, instance]
+        rows["obs_next"] = frames[(frame + 1) % len(frames), instance]
+    return {"instance": instance, **rows}
 
 
 def stored(buffer: Buffer) -> dict[str, np.ndarray]:
@@ -271,11 +489,7 @@ def stored(buffer: Buffer) -> dict[str, np.ndarray]:
 
     Adds `instance`, int [N]. Host only.
     """
-    instance, slot = _in_time_order(buffer)
-    words = np.asarray(buffer.words)[slot, instance]
-    rows = packing.unpack_on_host(buffer.layout, words)
-    del rows[_POSITION]
-    return {"instance": instance, **rows}
+    return {name: x for name, x in _on_host(buffer).items() if not name.startswith("_")}
 
 
 def drain(buffer: Buffer) -> tuple[dict[str, np.ndarray], Buffer]:
@@ -284,11 +498,9 @@ def drain(buffer: Buffer) -> tuple[dict[str, np.ndarray], Buffer]:
     Adds `first`, bool [N]: the row does not continue the one before of its instance, also where
     that was taken out earlier. For rows that `extend` writes elsewhere.
     """
-    instance, slot = _in_time_order(buffer)
-    words = np.asarray(buffer.words)[slot, instance]
-    rows = packing.unpack_on_host(buffer.layout, words)
-    first = rows.pop(_POSITION) == 0
-    return {"instance": instance, **rows, "first": first}, clear(buffer)
+    rows = _on_host(buffer)
+    rows["first"] = rows.pop(POSITION) == 0
+    return rows, clear(buffer)
 
 
 def extend(buffer: Buffer, rows: Mapping[str, np.ndarray]) -> Buffer:
@@ -302,10 +514,12 @@ def extend(buffer: Buffer, rows: Mapping[str, np.ndarray]) -> Buffer:
     Raises:
         ValueError: for missing or unknown fields, or instances there are not.
     """
+    buffer = unalign(buffer)
     n = buffer.n_env_instances
     fields = {name: np.asarray(value) for name, value in rows.items()}
     instance, first = fields.pop("instance"), fields.pop("first").astype(bool)
-    names = {field.name for field in buffer.layout} - {_POSITION}
+    names = {field.name for field in buffer.layout} - {POSITION, FRAME}
+    names |= set() if buffer.frames is None else {"obs", "obs_next"}
     if set(fields) != names:
         raise ValueError(
             f"rows have fields {sorted(fields)}, the buffer stores {sorted(names)}: missing "
@@ -338,55 +552,57 @@ def extend(buffer: Buffer, rows: Mapping[str, np.ndarray]) -> Buffer:
 def _extend(buffer, rows, mask, first):
     def step(buffer, tick):
         rows, mask, first = tick
-        return add(buffer, rows, mask, first), None
+        return add(cut(buffer, first), rows, mask), None
 
     return jax.lax.scan(step, buffer, (rows, mask, first))[0]
 
 
 def clear(buffer: Buffer, capacity: int | None = None) -> Buffer:
     """Forget all rows; the storage stays, or becomes one of `capacity` rows a ring."""
-    words = buffer.words
+    words, frames = buffer.words, buffer.frames
     if capacity is not None:
         words = jnp.zeros((capacity, *words.shape[1:]), words.dtype)
+        if frames is not None:
+            frames = jnp.zeros((capacity + max(4, capacity // 16), *frames.shape[1:]), frames.dtype)
     zero = jnp.zeros_like(buffer.cursor)
-    return buffer.replace(words=words, cursor=zero, size=jnp.zeros_like(buffer.size))
+    frame = None if buffer.frame is None else jnp.zeros_like(buffer.frame)
+    return buffer.replace(
+        words=words, frames=frames, frame=frame, cursor=zero, size=zero.copy(), fresh=zero.copy()
+    )
 
 
-def redistribute(buffer: Buffer, n_env_instances: int, buffer_size: int) -> Buffer:
+def redistribute(
+    buffer: Buffer, n_env_instances: int, buffer_size: int, fields: Mapping[str, Any] | None = None
+) -> Buffer:
     """Lay stored rows out anew over another number of rings; the oldest are dropped (host).
 
     Rows that followed one another stay neighbours where a ring has room; where a piece is cut, the
-    next one is marked so that no trajectory runs across the seam.
+    next one is marked so that no trajectory runs across the seam. `fields` replace those of all
+    rows.
     """
-    column = next(f for f in buffer.layout if f.name == _POSITION).start
     example = {
-        f.name: jax.ShapeDtypeStruct(f.shape, jnp.dtype(f.dtype)) for f in buffer.layout[:-1]
+        f.name: jax.ShapeDtypeStruct(f.shape, jnp.dtype(f.dtype))
+        for f in buffer.layout
+        if f.name not in (POSITION, FRAME)
     }
+    if buffer.frames is not None:
+        frame = jax.ShapeDtypeStruct(buffer.frames.shape[2:], buffer.frames.dtype)
+        example |= {"obs": frame, "obs_next": frame}
     new = create(example, n_env_instances, buffer_size)
-    instance, slot = _in_time_order(buffer)
-    words = np.asarray(buffer.words)[slot, instance]
-    size = np.asarray(buffer.size)
-    age = np.concatenate([np.arange(s)[::-1] for s in size]) if len(size) else np.zeros(0, int)
-    total = new.capacity * n_env_instances
-    keep = np.sort(np.argsort(age, kind="stable")[:total])
-    words, instance = words[keep], instance[keep]
-    per_ring = -(-len(words) // n_env_instances) if len(words) else 0
-    out = np.zeros(new.words.shape, np.uint32)
-    sizes = np.zeros(n_env_instances, np.int32)
-    for ring in range(n_env_instances):
-        piece = words[ring * per_ring : (ring + 1) * per_ring].copy()
-        if not len(piece):
-            break
-        owner = instance[ring * per_ring : (ring + 1) * per_ring]
-        position = piece[:, column].astype(int)
-        goes_on = (owner[1:] == owner[:-1]) & (position[1:] == position[:-1] + 1)
-        row = np.arange(len(piece))
-        begins = np.maximum.accumulate(np.where(np.append(False, goes_on), 0, row))
-        piece[:, column] = row - begins
-        out[: len(piece), ring] = piece
-        sizes[ring] = len(piece)
-    return new.replace(
-        words=jnp.asarray(out),
-        size=jnp.asarray(sizes),
-        cursor=jnp.asarray(sizes % new.capacity, jnp.int32),
+    rows = _on_host(buffer)
+    instance, position = rows.pop("instance"), rows.pop(POSITION)
+    age = np.concatenate([np.arange(s)[::-1] for s in np.asarray(buffer.per_ring("size"))])
+    keep = np.sort(np.argsort(age, kind="stable")[: new.capacity * n_env_instances])
+    if not len(keep):
+        return new
+    rows = {name: x[keep] for name, x in rows.items()}
+    rows |= {name: np.full_like(rows[name], x) for name, x in (fields or {}).items()}
+    instance, position = instance[keep], position[keep]
+    ring = np.arange(len(keep)) // -(-len(keep) // n_env_instances)
+    first = np.ones(len(keep), bool)
+    first[1:] = (
+        (instance[1:] != instance[:-1])
+        | (position[1:] != position[:-1] + 1)
+        | (ring[1:] != ring[:-1])
     )
+    return cut(extend(new, {**rows, "instance": ring, "first": first}))

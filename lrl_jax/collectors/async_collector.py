@@ -20,7 +20,7 @@ from lrl_jax.collectors.rollout import Ended, Transitions, check_env
 from lrl_jax.envs.gymnasium_adapter import success_in
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
 from lrl_jax.randomness import Stream
-from lrl_jax.settings import check_float
+from lrl_jax.settings import check_float, check_int
 from lrl_jax.spaces import Box
 
 _MAX_STEPS = 1_000_000
@@ -90,7 +90,7 @@ class AsyncCollector:
         self.n_env_instances = n = self._source.n
         try:
             check_env(hierarchy, self._source.spec_env, None)
-            self.wait_num = n if wait_num is None else checks.whole_number("wait_num", wait_num, 1)
+            self.wait_num = n if wait_num is None else check_int("wait_num", wait_num, 1)
             if self.wait_num > n:
                 raise ValueError(f"wait_num={wait_num}, but there are {n} environments.")
             if isinstance(self._source, Envpool) and not (wait_num is None and timeout is None):
@@ -268,7 +268,7 @@ class AsyncCollector:
                 f"give exactly one of n_total_steps and n_episodes, got {numbers or 'none'}."
             )
         ((mode, value),) = numbers.items()
-        amount = checks.whole_number(mode, value, 1)
+        amount = check_int(mode, value, 1)
         if render is not None or not no_grad:
             raise ValueError(
                 "environments that step on their own are neither rendered nor differentiated: use "
@@ -282,7 +282,7 @@ class AsyncCollector:
             )
         counts_steps = mode == "n_total_steps"
         if max_steps is not None:
-            max_steps = checks.whole_number("max_steps", max_steps, 1)
+            max_steps = check_int("max_steps", max_steps, 1)
             if counts_steps:
                 raise ValueError("max_steps goes with n_episodes only: other calls end anyway.")
         self._check_open()

@@ -26,7 +26,7 @@ from lrl_jax.collectors.worker_data import checked_weights, compress, concatenat
 from lrl_jax.devices import resolve_device
 from lrl_jax.envs.gymnasium_adapter import is_gymnasium
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
-from lrl_jax.settings import check_float
+from lrl_jax.settings import check_float, check_int
 
 COMPONENTS = ("actor", "algo", "storage", "envs_train", "envs_test")
 _SLICES = 16  # times that a worker looks whether it was told to stop, behind its least samples
@@ -108,8 +108,8 @@ class CWorker:
         *,
         seed: int = 0,
     ):
-        self.index_worker = checks.whole_number("index_worker", index_worker, 0)
-        self.index_parent = checks.whole_number("index_parent", index_parent, 0)
+        self.index_worker = check_int("index_worker", index_worker, 0)
+        self.index_parent = check_int("index_parent", index_parent, 0)
         self.fraction_samples = check_float("fraction_samples", fraction_samples, 0.0, 1.0)
         self.compress_data_to_send = bool(compress_data_to_send)
         self.device = resolve_device(device)
@@ -199,7 +199,7 @@ class CWorker:
     @property
     def update_every(self) -> int:
         """Samples of a rollout."""
-        return checks.whole_number("update_every", self.algo.update_every, 1)
+        return check_int("update_every", self.algo.update_every, 1)
 
     @property
     def obs(self) -> Any:
@@ -277,7 +277,7 @@ class CWorker:
         target = self.update_every
         n = collector.n_env_instances
         if num_steps is not None:
-            target = checks.whole_number("num_steps", num_steps, 1)
+            target = check_int("num_steps", num_steps, 1)
             _check_whole_ticks("num_steps", target, self.envs_train, n)
         least = target
         if listen_to:  # whole ticks, so that no instance has to sit out on the way
@@ -396,7 +396,7 @@ class CWorker:
         state = hierarchy.for_testing(self._present, jax.random.key(seed), n)
         collector = Collector(hierarchy, env, env_params=params, n_env_instances=n, state=state)
         collector.reset(seed=seed)
-        episodes = checks.whole_number("num_test_episodes", self.algo.num_test_episodes, 1)
+        episodes = check_int("num_test_episodes", self.algo.num_test_episodes, 1)
         stats = collector.collect(n_episodes=episodes, episode_allocation="quota")
         if stats.truncated_by_limit:
             raise ValueError(
@@ -532,7 +532,7 @@ class CWorker:
                 f"the storage has no parameter {parameter_name!r}: it has ['buffer_size']."
             )
         n = storage.n_env_instances
-        size = checks.whole_number("buffer_size", new_parameter_value, n)
+        size = check_int("buffer_size", new_parameter_value, n)
         self._training().buffer = buffers.redistribute(storage, n, size)
 
     def end_start(self) -> None:
@@ -571,10 +571,10 @@ def _with_room(state: HierarchyState, samples: int) -> HierarchyState:
 
 def _checked_settings(algo: Any) -> Any:
     """Settings with whole numbers that can be."""
-    checks.whole_number("update_every", algo.update_every, 1)
+    check_int("update_every", algo.update_every, 1)
     for name, least in (("test_every", 0), ("num_test_episodes", 1), ("start_steps", 0)):
         if hasattr(algo, name):
-            checks.whole_number(name, getattr(algo, name), least)
+            check_int(name, getattr(algo, name), least)
     return algo
 
 
@@ -608,7 +608,7 @@ def _parts(envs: Any) -> tuple[Any, Any, int | None]:
         return envs, None, None
     if isinstance(envs, tuple) and len(envs) == 3:
         env, params, n = envs
-        return env, params, checks.whole_number("instances of the environment", n, 1)
+        return env, params, check_int("instances of the environment", n, 1)
     raise TypeError(
         f"an environment factory must return a Gymnasium environment, or (env, params, n) for n "
         f"instances of a gymnax environment, got {envs!r}."

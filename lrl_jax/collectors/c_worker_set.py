@@ -15,8 +15,7 @@ import numpy as np
 from lrl_jax.collectors.c_worker import CWorker, no_envs
 from lrl_jax.collectors.ray_pool import RayPool, WorkerError, checked_config
 from lrl_jax.collectors.worker_data import checked_weights, concatenate, decompress
-from lrl_jax.hierarchies import checks
-from lrl_jax.settings import check_float
+from lrl_jax.settings import check_float, check_int
 
 
 class CWorkerSet:
@@ -78,12 +77,10 @@ class CWorkerSet:
         timeout: float | None = None,
         seed: int = 0,
     ):
-        self.num_workers = checks.whole_number("num_workers", num_workers, 0)
-        self.total_parent_workers = checks.whole_number(
-            "total_parent_workers", total_parent_workers, 0
-        )
-        self.max_lag = None if max_lag is None else checks.whole_number("max_lag", max_lag, 0)
-        self.max_restarts = checks.whole_number("max_restarts", max_restarts, 0)
+        self.num_workers = check_int("num_workers", num_workers, 0)
+        self.total_parent_workers = check_int("total_parent_workers", total_parent_workers, 0)
+        self.max_lag = None if max_lag is None else check_int("max_lag", max_lag, 0)
+        self.max_restarts = check_int("max_restarts", max_restarts, 0)
         self.timeout = None if timeout is None else check_float("timeout", timeout, 0.0, above=True)
         self.remote_config = checked_config(worker_remote_config)
         self.worker_params: dict[str, Any] = {
@@ -205,7 +202,7 @@ class CWorkerSet:
         if self._local is not None:
             raise ValueError("add workers before local_worker() is asked for: it has their index.")
         first = len(self._pool.actors)
-        new = range(first, first + checks.whole_number("num_workers", num_workers, 1))
+        new = range(first, first + check_int("num_workers", num_workers, 1))
         self._pool.add(new, self._params)
         try:
             for i in new:

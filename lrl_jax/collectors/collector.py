@@ -26,6 +26,7 @@ from lrl_jax.collectors.video import VideoLogger
 from lrl_jax.devices import resolve_device
 from lrl_jax.envs.gymnasium_adapter import is_gymnasium
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
+from lrl_jax.settings import check_int
 
 _MAX_CHUNK = 128  # ticks whose records the device holds at a time
 _MAX_STEPS = 1_000_000  # ticks after which a call that counts episodes gives up
@@ -102,7 +103,7 @@ class Collector:
             n_env_instances = 1 if state is None else state.n_env_instances
             if is_gymnasium(env):
                 n_env_instances = getattr(env, "num_envs", 1)
-        self.n_env_instances = checks.whole_number("n_env_instances", n_env_instances, 1)
+        self.n_env_instances = check_int("n_env_instances", n_env_instances, 1)
         self.env_params = env_params
         if not is_gymnasium(env) and env_params is None:
             self.env_params = getattr(env, "default_params", None)
@@ -287,7 +288,7 @@ class Collector:
         """
         del env_expects_numpy
         mode, amount = _asked(n_steps, n_total_steps, n_episodes, episode_allocation)
-        start = checks.whole_number("n_steps_start", n_steps_start, 0)
+        start = check_int("n_steps_start", n_steps_start, 0)
         if mode != "n_steps" and start:
             raise ValueError(f"n_steps_start={start} goes with n_steps only.")
         if mode == "n_steps" and start >= amount:
@@ -299,7 +300,7 @@ class Collector:
                 f"random actions cannot be drawn from the unbounded {self.hierarchy.action_space}."
             )
         if max_steps is not None:
-            max_steps = checks.whole_number("max_steps", max_steps, 1)
+            max_steps = check_int("max_steps", max_steps, 1)
             if not mode.startswith("n_episodes"):
                 raise ValueError("max_steps goes with n_episodes only: other calls end anyway.")
         if render is not None and (
@@ -314,7 +315,7 @@ class Collector:
             "test": _interval("test_interval", test_interval),
             "checkpoint": self.checkpoint_interval if self.checkpoint_dir is not None else None,
         }
-        checks.whole_number("n_test_steps", n_test_steps, 1)
+        check_int("n_test_steps", n_test_steps, 1)
         shares_env = self.test_env is self.env and is_gymnasium(self.env)
         if intervals["test"] and shares_env and mode.startswith("n_episodes"):
             raise ValueError(
@@ -459,7 +460,7 @@ class Collector:
             (test_success_frac) and at any step (test_success_in_ep); None without an episode.
         """
         del env_expects_numpy
-        n_steps = checks.whole_number("n_steps", n_steps, 1)
+        n_steps = check_int("n_steps", n_steps, 1)
         if not isinstance(test_state, HierarchyState):
             raise TypeError(
                 f"test_state must be a HierarchyState such as hierarchy.get_copy(state), got "
@@ -524,7 +525,7 @@ class _Frames:
         plans: bool = True,
     ):
         self._hierarchy, self._env, self._video, self._render = hierarchy, env, video, render
-        self._planned = getattr(hierarchy.levels[0], "planned_states", None) if plans else None
+        self._planned = hierarchy.levels[0].planned_states if plans else None
         self._plan: Any = None
         self._decides, self._obs = False, None
         self._steps = True
@@ -613,7 +614,7 @@ def _asked(n_steps: Any, n_total_steps: Any, n_episodes: Any, allocation: str) -
         )
     if mode != "n_episodes" and allocation != "any":
         raise ValueError(f"episode_allocation={allocation!r} goes with n_episodes only.")
-    amount = checks.whole_number(mode, value, 1)
+    amount = check_int(mode, value, 1)
     return (_ALLOCATIONS[allocation] if mode == "n_episodes" else mode), amount
 
 
@@ -627,7 +628,7 @@ def _refuse_traced(engine: Any) -> None:
 
 
 def _interval(name: str, value: int | None) -> int | None:
-    return None if value is None else checks.whole_number(name, value, 1)
+    return None if value is None else check_int(name, value, 1)
 
 
 def _due(interval: int | None, t: int) -> bool:

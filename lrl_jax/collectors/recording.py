@@ -13,7 +13,8 @@ from flax import struct
 from lrl_jax import buffers
 from lrl_jax.collectors.rollout import Ended, Transitions, mean_over_updates
 from lrl_jax.collectors.stats import CollectStats
-from lrl_jax.hierarchies import Hierarchy, checks
+from lrl_jax.hierarchies import Hierarchy
+from lrl_jax.settings import check_int
 
 
 @dataclasses.dataclass
@@ -113,7 +114,7 @@ class Store:
             "truncated": scalar((), jnp.bool_),
         }
         if not isinstance(buffer, buffers.Buffer):
-            size = checks.whole_number("buffer", buffer, n)
+            size = check_int("buffer", buffer, n)
             return cls(buffers.create(example, n, size), jnp.ones(n, bool))
         empty = jax.eval_shape(lambda: buffers.create(example, n, n))
         if buffer.n_env_instances != n or buffer.layout != empty.layout:
@@ -131,9 +132,8 @@ class Store:
             for name in ("obs", "act", "rew", "obs_next", "terminated", "truncated")
         }
         valid = transitions.valid
-        buffer = buffers.add(self.buffer, rows, valid, first=self.seam)
-        done = transitions.terminated | transitions.truncated
-        return Store(buffer, jnp.where(valid, done, self.seam))
+        buffer = buffers.cut(self.buffer, self.seam & valid)
+        return Store(buffers.add(buffer, rows, valid), self.seam & ~valid)
 
     def cut(self, mask: jax.Array | None = None) -> Store:
         """After a reset in mid-episode of the instances in `mask`, all if None."""

@@ -14,11 +14,12 @@ from jax.sharding import PartitionSpec as P
 
 from lrl_jax import devices
 from lrl_jax.collectors.preprocess import Preprocess
+from lrl_jax.env_spec import env_spec
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
-from lrl_jax.hierarchies.env_spec import env_spec
 from lrl_jax.hierarchies.gating import select
 from lrl_jax.hierarchies.state import specs as state_specs
 from lrl_jax.randomness import Stream
+from lrl_jax.settings import check_int
 
 # What keys of a tick are for, beside the steps of the environments.
 _RANDOM, _ENDED_BY_USER = 0xA0, 0xA1
@@ -136,19 +137,19 @@ def init_carry(
         ValueError: if the environment or the state does not fit.
     """
     checks.typed_key(key)
-    n = checks.whole_number("n_env_instances", n_env_instances, 1)
+    n = check_int("n_env_instances", n_env_instances, 1)
     params = env.default_params if params is None else params
     check_env(hierarchy, env, params)
     stream_key, reset_key, state_key = jax.random.split(key, 3)
     if state is None:
-        state = hierarchy.init(state_key, n)
+        state = hierarchy.aligned(hierarchy.init(state_key, n), known=True)
     elif state.n_env_instances != n:
         raise ValueError(
             f"the state has {state.n_env_instances} instances, but {n} were asked for: use "
             f"hierarchy.set_n_env_instances(state, {n})."
         )
     else:
-        state = hierarchy.reset(state)
+        state = hierarchy.aligned(hierarchy.reset(state))
     reset_keys = Stream.create(reset_key).instance_keys(n)
     obs, env_state = jax.vmap(env.reset, in_axes=(0, None))(reset_keys, params)
     if hierarchy.training:
@@ -214,7 +215,7 @@ def _stagger(
     """
     interval, asked = 1, None
     for level in reversed(hierarchy.levels):
-        asked = interval if getattr(level, "stagger", False) else asked
+        asked = interval if level.stagger else asked
         interval *= level.control_interval or 1
     if asked is None:
         return env_state
@@ -324,7 +325,9 @@ def settle(
         state = hierarchy.process_transition(
             state, step.obs_next, step.rew, step.terminated, step.truncated, mask
         )
-    valid = jnp.ones_like(step.terminated) if mask is None else mask
+    valid = jnp.ones_like(step.terminated)
+    if mask is not None:
+        valid = jnp.broadcast_to(mask, valid.shape)
     done = (step.terminated | step.truncated) & valid
     success = step.success & valid
     episode_return = carry.episode_return + jnp.where(valid, step.rew, 0.0)
@@ -397,7 +400,7 @@ def _ticks(hierarchy, env, params, carry, sums, n_ticks, record, unroll):
 
     def step(scanned, _):
         carry, sums, pending, is_pending = scanned
-        carry, sums = settled(carry, sums, pending, jnp.broadcast_to(is_pending, (n,)))
+        carry, sums = settled(carry, sums, pending, is_pending)
         obs = carry.obs
         carry, pending, action = decide_and_step(hierarchy, env, params, carry)
         carry = devices.pin(carry, specs)
@@ -521,8 +524,8 @@ def rollout(
     Returns:
         The carry and a RolloutOutput.
     """
-    n_steps = checks.whole_number("n_steps", n_steps, 1)
-    learn_interval = checks.whole_number("learn_interval", learn_interval, 1)
+    n_steps = check_int("n_steps", n_steps, 1)
+    learn_interval = check_int("learn_interval", learn_interval, 1)
     if not isinstance(carry, RolloutCarry):
         raise TypeError(f"carry must come from init_carry, got {type(carry).__name__}.")
     settings = _Settings(n_steps, bool(learn), bool(record), learn_interval, unroll)

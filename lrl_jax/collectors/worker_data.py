@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrl_jax.collectors.ray_pool import fetched
-from lrl_jax.hierarchies import HierarchyState, checks
+from lrl_jax.hierarchies import HierarchyState
+from lrl_jax.settings import check_int
 
 
 @dataclasses.dataclass
@@ -47,7 +48,7 @@ def unpack(tree: Any) -> Any:
 def weights_of(state: HierarchyState, version: int) -> dict[str, Any]:
     """Weights for `CWorker.set_weights`: the learners of a state, under a version."""
     return {
-        "ActorVersion": checks.whole_number("version", version, 0),
+        "ActorVersion": check_int("version", version, 0),
         "ActorWeights": [pack(level.learner) for level in state.levels],
         "EnvSteps": int(state.n_total_env_steps),
     }

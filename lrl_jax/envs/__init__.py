@@ -3,9 +3,10 @@
 Importing this package registers the built-in mazes with gymnax.
 """
 
+from lrl_jax.env_spec import goal_indices
 from lrl_jax.envs.layouts import BUILTIN, parse_layout
 from lrl_jax.envs.maze2d import Maze2D, Maze2DParams, Maze2DState
-from lrl_jax.envs.registration import GYMNASIUM, goal_indices, make, register_mazes
+from lrl_jax.envs.registration import GYMNASIUM, make, register_mazes
 from lrl_jax.envs.rendering import render_maze
 
 register_mazes()

@@ -10,25 +10,7 @@ import numpy as np
 from gymnasium.error import AlreadyPendingCallError
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-
-def is_gymnasium(env: Any) -> bool:
-    """Whether the environment is Gymnasium's, single or vector."""
-    return isinstance(env, gymnasium.Env | VectorEnv)
-
-
-def flat_space(space: gymnasium.Space) -> gymnasium.Space:
-    """The Box that `flatten_batch` maps observations to; other simple spaces as they are.
-
-    Entries of a Dict come in the order of their sorted keys.
-    """
-    if isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
-        boxes = [_as_box(part) for _, part in _parts(space)]
-        return gymnasium.spaces.Box(
-            np.concatenate([box.low.reshape(-1) for box in boxes]),
-            np.concatenate([box.high.reshape(-1) for box in boxes]),
-            dtype=np.result_type(np.float32, *(box.dtype for box in boxes)).type,
-        )
-    return space
+from lrl_jax.env_spec import flat_space, is_gymnasium, parts_of  # noqa: F401
 
 
 def flatten_batch(space: gymnasium.Space, obs: Any, dtype: Any) -> np.ndarray:
@@ -41,30 +23,14 @@ def flatten_batch(space: gymnasium.Space, obs: Any, dtype: Any) -> np.ndarray:
     """
     if not isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
         return np.array(obs, dtype)  # a copy: vector environments may write over theirs
-    columns = [_columns(part, obs[key]) for key, part in _parts(space)]
+    columns = [_columns(part, obs[key]) for key, part in parts_of(space)]
     return np.concatenate(columns, axis=1, dtype=dtype, casting="unsafe")
-
-
-def _parts(space: Any) -> list[tuple[Any, gymnasium.Space]]:
-    if isinstance(space, gymnasium.spaces.Dict):
-        return [(key, space.spaces[key]) for key in sorted(space.spaces)]
-    return list(enumerate(space.spaces))
-
-
-def _as_box(space: gymnasium.Space) -> gymnasium.spaces.Box:
-    flat = flat_space(space)
-    if isinstance(flat, gymnasium.spaces.Box):
-        return flat
-    box = gymnasium.spaces.flatten_space(flat)
-    if not isinstance(box, gymnasium.spaces.Box):
-        raise TypeError(f"observations in {space} cannot be flattened to numbers.")
-    return box
 
 
 def _columns(space: gymnasium.Space, obs: Any) -> np.ndarray:
     """A part of the observation, [n, entries]."""
     if isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
-        return np.concatenate([_columns(part, obs[key]) for key, part in _parts(space)], axis=1)
+        return np.concatenate([_columns(part, obs[key]) for key, part in parts_of(space)], axis=1)
     if isinstance(space, gymnasium.spaces.Box | gymnasium.spaces.MultiBinary):
         values = np.asarray(obs)
         return values.reshape(len(values), -1)
@@ -217,7 +183,7 @@ class HostEnv:
 def _first(space: gymnasium.Space, obs: Any) -> Any:
     """One instance's observation as that of a vector of one."""
     if isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
-        parts = {key: _first(part, obs[key]) for key, part in _parts(space)}
+        parts = {key: _first(part, obs[key]) for key, part in parts_of(space)}
         return parts if isinstance(space, gymnasium.spaces.Dict) else list(parts.values())
     return np.asarray(obs)[None]
 

@@ -81,58 +81,6 @@ def register_mazes() -> None:
             gymnax.register(env_id, functools.partial(make_maze, env_id))
 
 
-def goal_indices(env: Any) -> dict[str, tuple[int, int]]:
-    """Where the parts of a goal-based environment's flat observation are.
-
-    Args:
-        env: a `Maze2D`, any environment with an attribute `goal_indices`, or a Gymnasium (vector)
-            environment whose observations are a Dict with achieved_goal and desired_goal; these
-            are flattened in the order of the sorted keys, or were by FlattenObservation.
-
-    Returns:
-        [start, stop) of each part, such as `{"achieved_goal": (0, 2), ...}`.
-
-    Raises:
-        ValueError: for an environment that is not goal based.
-    """
-    indices = getattr(env, "goal_indices", None)
-    if isinstance(indices, dict):
-        return dict(indices)
-    space = _gymnasium_space(env)
-    order: Any = sorted
-    if isinstance(space, gymnasium.spaces.Box):
-        # gymnasium.wrappers.FlattenObservation hides a Dict and keeps the Dict's own order. A
-        # wrapper that also changes the size moves the parts.
-        inner = _gymnasium_space(getattr(env, "unwrapped", None))
-        if inner is not None and _flat_size(inner) == _flat_size(space):
-            space, order = inner, list
-    if isinstance(space, gymnasium.spaces.Dict):  # noqa: SIM102
-        if {"achieved_goal", "desired_goal"} <= set(space.spaces):
-            ranges, start = {}, 0
-            for key in order(space.spaces):
-                stop = start + _flat_size(space.spaces[key])
-                ranges[key] = (start, stop)
-                start = stop
-            return ranges
-    name = getattr(env, "name", None) or type(env).__name__
-    raise ValueError(
-        f"{name} is not goal based: it has neither a dict goal_indices nor a Dict observation "
-        f"space with achieved_goal and desired_goal. For an environment of your own set "
-        f"env.goal_indices = {{'achieved_goal': (0, 2), 'desired_goal': (2, 4), ...}}."
-    )
-
-
-def _gymnasium_space(env: Any) -> Any:
-    """Observation space of one Gymnasium environment; None for anything else."""
-    space = getattr(env, "single_observation_space", None)
-    space = getattr(env, "observation_space", None) if space is None else space
-    return space if isinstance(space, gymnasium.Space) else None
-
-
-def _flat_size(space: gymnasium.Space) -> int:
-    return gymnasium.spaces.flatdim(space)
-
-
 def _gymnasium_env(env_id: str, **settings: Any) -> Any:
     """A vector environment, stepped one after another unless `vectorization_mode` says so."""
     chosen = {"num_envs": 1, "vectorization_mode": "sync", **settings}

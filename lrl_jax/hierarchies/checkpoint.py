@@ -17,6 +17,8 @@ from lrl_jax.devices import wait_for_processes
 
 SETTINGS = "settings.json"
 ARRAYS = "arrays"
+#: Of what a checkpoint holds; 1 had other state in its levels and no number.
+FORMAT = 2
 
 
 def describe(value: Any) -> Any:
@@ -25,7 +27,7 @@ def describe(value: Any) -> Any:
         fields = {
             f.name: describe(getattr(value, f.name, None))
             for f in dataclasses.fields(value)
-            if f.name not in ("parent", "name") or (f.name == "parent" and value.parent is None)
+            if f.name not in ("above", "below", "name")
         }
         return {"type": type(value).__qualname__, **fields}
     if isinstance(value, dict):
@@ -67,6 +69,7 @@ def settings_of(hierarchy: Any) -> dict[str, Any]:
         "levels": [describe(level) for level in hierarchy.levels],
         "specs": [describe(spec) for spec in hierarchy.specs],
         "env_obs_maps": [describe(map_obs) for map_obs in hierarchy.env_obs_maps],
+        "signals": list(hierarchy.signals),
         "env": hierarchy.env_spec.name,
         "action_space": describe(hierarchy.env_spec.action_space),
     }
@@ -113,6 +116,7 @@ def save(hierarchy: Any, state: Any, path: Path) -> None:
     """
     import orbax.checkpoint as ocp
 
+    state = hierarchy.unaligned(state)
     path = Path(os.path.abspath(path))
     part = path.with_name(path.name + ".part")
     if jax.process_index() == 0:
@@ -122,6 +126,7 @@ def save(hierarchy: Any, state: Any, path: Path) -> None:
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(part / ARRAYS, _arrays(state))
     settings = settings_of(hierarchy) | {
+        "format": FORMAT,
         "n_env_instances": state.n_env_instances,
         "key_impl": str(jax.random.key_impl(state.stream.key)),
     }
@@ -140,6 +145,17 @@ def load(hierarchy: Any, path: Path) -> Any:
     if not (path / SETTINGS).is_file():
         raise FileNotFoundError(f"no checkpoint of a hierarchy at {path} ({SETTINGS} is missing).")
     saved = json.loads((path / SETTINGS).read_text())
+    written = saved.pop("format", 1)
+    if written != FORMAT:
+        raise ValueError(
+            f"the checkpoint at {path} has format {written}, this version reads {FORMAT}: "
+            + (
+                "it was written by lrl_jax 0.1, whose levels kept other state. Load it with that "
+                "version (the last one is commit 07b2f20), or train again."
+                if written == 1
+                else "it was written by a later version: install that one."
+            )
+        )
     n, impl = saved.pop("n_env_instances"), saved.pop("key_impl")
     differences = _differences(saved, json.loads(json.dumps(settings_of(hierarchy))))
     if differences:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,24 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrl_jax.hierarchies.env_spec import EnvSpec
+from lrl_jax.buffers.rows import RESERVED
+from lrl_jax.env_spec import EnvSpec
 from lrl_jax.hierarchies.state import HierarchyState
-from lrl_jax.levels.base import LevelSpec
+from lrl_jax.levels.base import NEEDS, Decision, LevelSpec
+from lrl_jax.settings import check_float, check_int
 from lrl_jax.spaces import Box, SameAsAction, Space
-
-
-def whole_number(name: str, value: Any, least: int) -> int:
-    """Return value as an int; ValueError if it is not whole or below `least`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise ValueError(f"{name} must be a whole number, got {value!r}.")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}.")
-    return int(value)
 
 
 def seed_of(name: str, value: Any) -> int:
     """Return a seed as an int; ValueError if random streams cannot begin with it."""
-    seed = whole_number(name, value, 0)
+    seed = check_int(name, value, 0)
     if seed >= 2**63:
         raise ValueError(f"{name} must be below 2**63, got {seed}.")
     return seed
@@ -55,10 +49,12 @@ def batch(name: str, value: Any, shape: tuple[int, ...], kind: type, dtype: Any)
         name: how the error calls it.
         value: array, NumPy or JAX, concrete or traced.
         shape: [n, ...] that is expected.
-        kind: np.floating or np.bool_.
+        kind: np.floating, np.number or np.bool_.
         dtype: what it is converted to.
     """
     array = value if isinstance(value, jax.Array) else np.asarray(value)
+    if name == "mask" and not array.shape:
+        shape = ()
     if array.shape != shape:
         hint = ""
         if array.shape == shape[1:]:
@@ -69,7 +65,7 @@ def batch(name: str, value: Any, shape: tuple[int, ...], kind: type, dtype: Any)
             f"{name} has shape {array.shape}, expected {shape} ({shape[0]} instances).{hint}"
         )
     if not jnp.issubdtype(array.dtype, kind):
-        word = {np.floating: "floats", np.bool_: "bools"}[kind]
+        word = {np.floating: "floats", np.number: "numbers", np.bool_: "bools"}[kind]
         raise TypeError(f"{name} has dtype {array.dtype}, expected {word}: convert it first.")
     return jnp.asarray(array, dtype)
 
@@ -99,21 +95,24 @@ def typed_key(key: Any) -> jax.Array:
 
 
 def mapped_shapes(
-    maps: Sequence[Callable], shapes: Sequence[Any], spec: EnvSpec
-) -> list[tuple[int, ...]]:
-    """Shape of each level's mapped observation, inferred by tracing and checked."""
+    maps: Sequence[Callable | None], shapes: Sequence[Any], spec: EnvSpec
+) -> list[jax.ShapeDtypeStruct]:
+    """Shape and dtype of each level's mapped observation, inferred by tracing and checked."""
     obs = jax.ShapeDtypeStruct(spec.obs_space.shape, jnp.dtype(spec.obs_space.dtype))
     result = []
     for i, (map_obs, given) in enumerate(zip(maps, shapes, strict=True)):
         try:
-            out = jax.eval_shape(map_obs, obs)
+            out = obs if map_obs is None else jax.eval_shape(map_obs, obs)
         except Exception as error:
             raise ValueError(
                 f"env_obs_maps[{i}] cannot be traced on one instance's observation of shape "
                 f"{obs.shape}: {type(error).__name__}: {error}"
             ) from error
-        if not hasattr(out, "shape") or not jnp.issubdtype(out.dtype, jnp.floating):
-            raise TypeError(f"env_obs_maps[{i}] must return one float array, got {out}.")
+        is_number = hasattr(out, "shape") and (
+            jnp.issubdtype(out.dtype, jnp.number) or out.dtype == jnp.bool_
+        )
+        if not is_number:
+            raise TypeError(f"env_obs_maps[{i}] must return one array of numbers, got {out}.")
         if given is not None:
             given = (given,) if isinstance(given, int) else tuple(int(d) for d in given)
             expected = tuple(spec.obs_space.dim + d if d < 0 else d for d in given)
@@ -123,7 +122,7 @@ def mapped_shapes(
                     f"env_obs_maps[{i}] returns shape {out.shape} for an observation of shape "
                     f"{obs.shape}."
                 )
-        result.append((out.size,))
+        result.append(jax.ShapeDtypeStruct(out.shape, out.dtype))
     return result
 
 
@@ -153,31 +152,203 @@ def _resolve_inputs(levels: Sequence[Any], action_space: Space) -> list[Any]:
 
 
 def level_specs(
-    levels: Sequence[Any], obs_spaces: Sequence[Box], spec: EnvSpec, n: int
+    levels: Sequence[Any], obs_spaces: Sequence[Box], spec: EnvSpec, n: int, check: bool = True
 ) -> list[LevelSpec]:
-    """The spec of each level; ValueError with both spaces where neighbours do not fit."""
+    """The spec of each level; ValueError with both spaces where neighbours do not fit.
+
+    Args:
+        levels: the highest first.
+        obs_spaces: what each sees.
+        spec: of the environment.
+        n: number of instances.
+        check: whether levels are asked if they fit.
+    """
     inputs = _resolve_inputs(levels, spec.action_space)
     specs: list[LevelSpec] = []
-    for i, level in enumerate(levels):
+    for i in range(len(levels)):
         below = [other.control_interval for other in levels[i + 1 :]]
-        level_spec = LevelSpec(
+        own = LevelSpec(
             index=i,
             obs_shape=obs_spaces[i].shape,
             action_space=inputs[i + 1] if i + 1 < len(levels) else spec.action_space,
             input_space=inputs[i],
-            parent=specs[-1] if specs else None,
             n_env_instances=n,
             decision_env_steps=None if None in below else math.prod(below),
             obs_space=obs_spaces[i],
         )
-        of = f"of level {i} ({type(level).__name__})"
-        for name, least in (("buffer_size", 0), ("n_updates", 0), ("update_interval", 1)):
-            whole_number(f"{name} {of}", getattr(level, name), least)
-        for name, least in (("control_interval", 1), ("chunk_size", 0)):
-            if getattr(level, name) is not None:
-                whole_number(f"{name} {of}", getattr(level, name), least)
-        if level.uses_parent_obs and i == 0:
-            raise ValueError(f"level 0 ({type(level).__name__}) needs a level above it.")
-        level.check(level_spec)
-        specs.append(level_spec)
+        if check:
+            _check_attributes(levels, i, own)
+        specs.append(own)
+    for i in range(1, len(specs)):
+        specs[i] = dataclasses.replace(specs[i], above=_with_latent(levels[i - 1], specs[i - 1]))
+    below = None
+    for i in reversed(range(len(specs))):
+        specs[i] = dataclasses.replace(_with_latent(levels[i], specs[i]), below=below)
+        below = dataclasses.replace(specs[i], above=None)
+    if check:
+        for level, own in zip(levels, specs, strict=True):
+            level.check(own)
     return specs
+
+
+def _with_latent(level: Any, spec: LevelSpec) -> LevelSpec:
+    return dataclasses.replace(spec, latent_space=level.latent_space(spec))
+
+
+def _check_attributes(levels: Sequence[Any], i: int, spec: LevelSpec) -> None:
+    """Refuse declared attributes that are out of range or contradict each other."""
+    level = levels[i]
+    of = f"of level {i} ({type(level).__name__})"
+    for name, least in (("buffer_size", 0), ("n_updates", 0), ("update_interval", 1)):
+        check_int(f"{name} {of}", getattr(level, name), least)
+    for name, least in (("control_interval", 1), ("chunk_size", 0), ("rollout_length", 1)):
+        if getattr(level, name) is not None:
+            check_int(f"{name} {of}", getattr(level, name), least)
+    if isinstance(level.reward_discount, str):
+        if level.reward_discount != "gamma":
+            raise ValueError(
+                f'reward_discount {of} is {level.reward_discount!r}: give a number, or "gamma".'
+            )
+    else:
+        check_float(f"reward_discount {of}", level.reward_discount, 0.0, 1.0)
+    if level.rollout_length is not None and level.buffer_size:
+        raise ValueError(
+            f"level {i} ({type(level).__name__}) has rollout_length={level.rollout_length} and "
+            f"buffer_size={level.buffer_size}: on-policy levels keep rollout_length rows of each "
+            f"instance, leave buffer_size=0."
+        )
+    if level.n_updates and not level.buffer_size and level.rollout_length is None:
+        raise ValueError(
+            f"level {i} ({type(level).__name__}) has n_updates={level.n_updates} but stores no "
+            f"rows, so it would never learn: give it a buffer_size, or a rollout_length if it "
+            f"learns on-policy."
+        )
+    unknown = sorted(set(level.needs) - set(NEEDS))
+    if unknown:
+        raise ValueError(f"needs {of} has {unknown}: use {list(NEEDS)}.")
+    if "control" in level.needs and i == 0:
+        raise ValueError(f"level 0 ({type(level).__name__}) needs a level above it.")
+    if "children" in level.needs:
+        _check_children(levels, i, spec)
+
+
+def _check_children(levels: Sequence[Any], i: int, spec: LevelSpec) -> None:
+    """Refuse a level that reads rows of the level below, where that keeps too few of them."""
+    level, name = levels[i], type(levels[i]).__name__
+    if i + 1 == len(levels):
+        raise ValueError(f'level {i} ({name}) needs "children", but no level is below it.')
+    below = levels[i + 1]
+    if not below.buffer_size and below.rollout_length is None:
+        raise ValueError(
+            f'level {i} ({name}) needs "children", but level {i + 1} ({type(below).__name__}) '
+            f"stores no rows: give it a buffer_size."
+        )
+    # Decisions of the level below within one of this level, if nothing cuts it short.
+    per_row = below.control_interval or 1
+    rows = per_row * (level.rollout_length or 1)
+    if below.rollout_length is not None:
+        least, most, what = rows, below.rollout_length, "rollout_length"
+    else:
+        least, most = rows * spec.n_env_instances, below.buffer_size
+        what = f"buffer_size for {spec.n_env_instances} instances"
+    if most < least:
+        raise ValueError(
+            f'level {i} ({name}) needs "children": its rows span {rows} rows of level {i + 1} '
+            f"({type(below).__name__}) in each instance, which keeps fewer: raise its {what} from "
+            f"{most} to {least} or more."
+        )
+
+
+# ------------------------------------------- what the methods of a level return
+
+
+def shaped(name: str, value: Any, shape: tuple[int, ...]) -> jax.Array:
+    """A number, or array of them, of that shape; `name` is of the level's method."""
+    if not hasattr(value, "shape") and not isinstance(value, bool | int | float):
+        raise TypeError(f"{name} returned {type(value).__name__}, expected an array {shape}.")
+    value = jnp.asarray(value)
+    if value.shape != shape:
+        raise ValueError(f"{name} returned shape {value.shape}, expected {shape}.")
+    return value
+
+
+def _same_structure(name: str, what: str, new: Any, old: Any) -> None:
+    """Refuse another structure than `old` has, or leaves of another shape."""
+
+    def described(tree):
+        return {
+            jax.tree_util.keystr(path) or what: tuple(jnp.shape(leaf))
+            for path, leaf in jax.tree.leaves_with_path(tree)
+        }
+
+    mine, first = described(new), described(old)
+    if jax.tree.structure(new) != jax.tree.structure(old) or mine != first:
+        different = {k: (first.get(k), mine.get(k)) for k in {*mine, *first}}
+        different = {k: v for k, v in sorted(different.items()) if v[0] != v[1]}
+        raise TypeError(
+            f"{name} returned {what} of another structure than it was given: "
+            + (
+                "; ".join(f"{k}: {a} became {b}" for k, (a, b) in different.items())
+                or f"{jax.tree.structure(old)} became {jax.tree.structure(new)}"
+            )
+            + ". It must keep the structure and the shapes."
+        )
+
+
+def decided(name: str, decision: Any, memory: Any, spec: LevelSpec) -> Decision:
+    """A Decision of one instance as a level may return it; its store's names are free."""
+    if not isinstance(decision, Decision):
+        raise TypeError(
+            f"{name} returned {type(decision).__name__}: return Decision(action, memory), from "
+            f"lrl_jax.levels."
+        )
+    space = spec.action_space
+    action = shaped(f"{name}: the action", decision.action, space.shape)
+    whole = jnp.issubdtype(action.dtype, jnp.integer)
+    if isinstance(space, Box) == whole or action.dtype == jnp.bool_:
+        raise TypeError(f"{name} returned an action of dtype {action.dtype}, but decides {space}.")
+    _same_structure(name, "memory", decision.memory, memory)
+    stored_names(name, decision.store)
+    shaped(f"{name}: greedy_below", decision.greedy_below, ())
+    return decision
+
+
+def stored_names(name: str, store: Any) -> None:
+    """Refuse names that rows have already."""
+    if not isinstance(store, dict):
+        raise TypeError(f"{name} stores {type(store).__name__}: give a dict of names to arrays.")
+    taken = sorted(set(store) & RESERVED)
+    if taken:
+        raise ValueError(f"{name} stores {taken}, which rows have already: use other names.")
+    odd = sorted(k for k in store if not isinstance(k, str) or k.startswith("_") or "/" in k)
+    if odd:
+        raise ValueError(f"{name} stores {odd}: use names without '/' and a leading '_'.")
+
+
+def closed(name: str, out: Any, memory: Any, store: dict[str, Any]) -> None:
+    """Refuse what `after_transition` may not return for one instance."""
+    if not isinstance(out, tuple) or len(out) not in (2, 3):
+        raise TypeError(
+            f"{name} returned {type(out).__name__}: return (memory, hand_back), or (memory, "
+            f"hand_back, store)."
+        )
+    _same_structure(name, "memory", out[0], memory)
+    shaped(f"{name}: hand_back", out[1], ())
+    if len(out) == 3:
+        stored_names(name, out[2])
+        both = sorted(set(out[2]) & set(store))
+        if both:
+            raise ValueError(f"{name} stores {both}, which act has stored already.")
+
+
+def learned(name: str, out: Any, learner: Any) -> tuple[Any, dict[str, Any]]:
+    """(learner, metrics) as `learn` may return them."""
+    if not isinstance(out, tuple) or len(out) != 2 or not isinstance(out[1], dict):
+        raise TypeError(
+            f"{name} returned {type(out).__name__}: return (learner, metrics), metrics a dict of "
+            f"scalars."
+        )
+    _same_structure(name, "learner", out[0], learner)
+    for metric, value in out[1].items():
+        shaped(f"{name}: metric {metric!r}", value, ())
+    return out

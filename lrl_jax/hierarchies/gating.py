@@ -7,6 +7,7 @@ predicates are reduced over that axis too, so that they stay scalars and the gat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,50 +48,59 @@ def select(mask: jax.Array | None, new: Any, old: Any) -> Any:
     return jax.tree.map(pick, new, old)
 
 
-def masked_act(
-    level, act_all, mask, action, memory, args, decision_ticks=1
-) -> tuple[jax.Array, Any]:
+def gated(
+    decide: Callable,
+    draft: Callable | None,
+    chunk: int | None,
+    mask: jax.Array | None,
+    kept: Any,
+    memory: Any,
+    args: tuple[Any, ...],
+    decision_ticks: int = 1,
+) -> tuple[Any, Any]:
     """Let the instances in the mask decide.
 
     Args:
-        level: its `chunk_size` says how inactive instances are spared.
-        act_all: the decision of a batch, (memory, *args) -> (action, memory); `act_all.prepare`
-            is a cheap first part, or None.
+        decide: the decision of a batch, (memory, *args) -> (outcome, memory), leaves [B, ...].
+        draft: its cheap first half, alike, which also returns memory for `decide` and a bool [B],
+            where `decide` is needed; or None.
+        chunk: `chunk_size` of the level: how inactive instances are spared.
         mask: bool [n], or None for all.
-        action: previous actions [n, ...], kept outside the mask.
+        kept: previous outcomes [n, ...], kept outside the mask.
         memory: leaves [n, ...].
-        args: what else `act_all` takes, leaves [n, ...].
+        args: what else `decide` takes, leaves [n, ...].
         decision_ticks: ticks between an instance's decisions.
 
     Returns:
-        Actions [n, ...] and memory.
+        Outcomes [n, ...] and memory.
     """
-    chunk = level.chunk_size
-    if chunk == 0 or (mask is None and chunk is None):
-        new_action, new_memory = act_all(memory, *args)
-        return select(mask, (new_action, new_memory), (action, memory))
-    if mask is None:
-        mask = jnp.ones(action.shape[0], bool)
-    if chunk is None:
+    before = (kept, memory)
+    if draft is None and (chunk == 0 or (mask is None and chunk is None)):
+        return select(mask, decide(memory, *args), before)
+    n = args[0].shape[0]
+    mask = jnp.ones(n, bool) if mask is None else mask
+    if draft is not None:
 
-        def decide(kept):
-            return select(mask, act_all(kept[1], *args), kept)
+        def first_half(before):
+            outcome, final, for_decide, needs = draft(before[1], *args)
+            needs = needs & mask
+            new = select(needs, for_decide, final)
+            return *select(mask, (outcome, new), before), needs
 
-        return jax.lax.cond(any_over_batch(mask.any()), decide, lambda kept: kept, (action, memory))
-    if act_all.prepare is not None:
-
-        def prepare(kept):
-            new_action, new_memory, needs = act_all.prepare(kept[1], *args)
-            return *select(mask, (new_action, new_memory), kept), needs & mask
-
-        action, memory, mask = jax.lax.cond(
+        kept, memory, mask = jax.lax.cond(
             any_over_batch(mask.any()),
-            prepare,
-            lambda kept: (*kept, jnp.zeros_like(mask)),
-            (action, memory),
+            first_half,
+            lambda before: (*before, jnp.zeros_like(mask)),
+            before,
         )
-    chunk = fit_chunk(chunk, mask.shape[0], decision_ticks)
-    return _in_chunks(chunk, act_all, mask, action, memory, args)
+    if chunk:
+        chunk = fit_chunk(chunk, n, decision_ticks)
+        return _in_chunks(chunk, decide, mask, kept, memory, args)
+
+    def everywhere(before):
+        return select(mask, decide(before[1], *args), before)
+
+    return jax.lax.cond(any_over_batch(mask.any()), everywhere, lambda x: x, (kept, memory))
 
 
 def fit_chunk(chunk: int, n: int, decision_ticks: int) -> int:
@@ -109,7 +119,7 @@ def fit_chunk(chunk: int, n: int, decision_ticks: int) -> int:
     return min(range(chunk, max(1, 3 * chunk // 4) - 1, -1), key=processed)
 
 
-def _in_chunks(chunk, act_all, mask, action, memory, args):
+def _in_chunks(chunk, decide, mask, kept, memory, args):
     """Gather the rows in the mask and process `chunk` of them at a time."""
     n = mask.shape[0]
     padded = -(-n // chunk) * chunk
@@ -120,16 +130,17 @@ def _in_chunks(chunk, act_all, mask, action, memory, args):
     n_chunks = max_over_batch((mask.sum(dtype=jnp.int32) + chunk - 1) // chunk)
 
     def process(carry):
-        i, action, memory = carry
+        i, kept, memory = carry
         ids = jax.lax.dynamic_slice(order, (i * chunk,), (chunk,))
         rows = jax.tree.map(lambda x: x[jnp.minimum(ids, n - 1)], (memory, *args))
-        out = act_all(*rows)
-        action, memory = jax.tree.map(
-            lambda x, y: x.at[ids].set(y.astype(x.dtype), mode="drop"), (action, memory), out
+        kept, memory = jax.tree.map(
+            lambda x, y: x.at[ids].set(y.astype(x.dtype), mode="drop"),
+            (kept, memory),
+            decide(*rows),
         )
-        return i + 1, action, memory
+        return i + 1, kept, memory
 
-    _, action, memory = jax.lax.while_loop(
-        lambda carry: carry[0] < n_chunks, process, (jnp.zeros((), jnp.int32), action, memory)
+    _, kept, memory = jax.lax.while_loop(
+        lambda carry: carry[0] < n_chunks, process, (jnp.zeros((), jnp.int32), kept, memory)
     )
-    return action, memory
+    return kept, memory

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,27 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrl_jax import buffers
+from lrl_jax.buffers import Control, Row, rows
 from lrl_jax.devices import resolve_device
+from lrl_jax.env_spec import env_spec
 from lrl_jax.hierarchies import checkpoint, checks, stepping
-from lrl_jax.hierarchies.env_spec import env_spec
 from lrl_jax.hierarchies.gating import select
 from lrl_jax.hierarchies.state import Counter, HierarchyState, LevelState
-from lrl_jax.levels.base import Control, as_level
+from lrl_jax.levels.base import as_level
 from lrl_jax.levels.basic import RandomLevel
-from lrl_jax.randomness import Stream
+from lrl_jax.randomness import Salt, Stream
+from lrl_jax.settings import check_int
 from lrl_jax.spaces import mapped_space
 
-_COPY_STREAM = 0x636F7079  # sets the random stream of a copy apart from the original's
 
-
-def _flat(map_obs: Callable | None) -> Callable:
-    """Map observations [n, ...] of all instances to [n, dim]; None is the identity."""
-
-    def mapped(obs):
-        out = obs if map_obs is None else jax.vmap(map_obs)(obs)
-        return out.reshape(out.shape[0], -1)
-
-    return mapped
+def _over_instances(map_obs: Callable | None) -> Callable:
+    """Map observations [n, ...] of all instances; None is the identity."""
+    return (lambda obs: obs) if map_obs is None else jax.vmap(map_obs)
 
 
 class Hierarchy:
@@ -50,9 +45,11 @@ class Hierarchy:
         env_params: parameters of a gymnax environment, its defaults if None.
         env_obs_maps: one function a level from ONE instance's observation to what the level sees,
             None for the identity. Hides information, or moves a trained level to an environment
-            with other observations. What levels see is flattened.
+            with other observations.
         mapped_env_obs_shapes: the shape each map returns: None is inferred, a negative number is
             added to the observation's size, anything else is checked.
+        signals: names of scalars in the info of the environment's steps that rows accumulate as
+            they do the reward: costs, health, rewards of options.
         device: where `init` puts the state; the default device if None.
         writer: a TensorBoard writer for host loops to use if they are given none of their own.
 
@@ -69,6 +66,7 @@ class Hierarchy:
         env_obs_maps: Sequence[Callable | None] | None = None,
         mapped_env_obs_shapes: Sequence[Any] | None = None,
         *,
+        signals: Sequence[str] = (),
         device: Any = None,
         writer: Any = None,
         training: bool = True,
@@ -91,17 +89,14 @@ class Hierarchy:
                 )
         self.env_obs_maps = tuple(env_obs_maps) if env_obs_maps else (None,) * n_levels
         self.mapped_env_obs_shapes = tuple(mapped_env_obs_shapes or (None,) * n_levels)
-        shapes = checks.mapped_shapes(
-            [f if f is not None else (lambda obs: obs) for f in self.env_obs_maps],
-            self.mapped_env_obs_shapes,
-            self.env_spec,
-        )
+        self.signals = _names(signals)
+        seen = checks.mapped_shapes(self.env_obs_maps, self.mapped_env_obs_shapes, self.env_spec)
         self._obs_spaces = [
-            mapped_space(f, shape[0], self.env_spec.obs_space)
-            for f, shape in zip(self.env_obs_maps, shapes, strict=True)
+            mapped_space(f, x.shape, x.dtype, self.env_spec.obs_space)
+            for f, x in zip(self.env_obs_maps, seen, strict=True)
         ]
         self.specs = self._specs(1)
-        self._maps = [_flat(f) for f in self.env_obs_maps]
+        self._maps = [_over_instances(f) for f in self.env_obs_maps]
         self._compile()
 
     def _compile(self) -> None:
@@ -109,7 +104,7 @@ class Hierarchy:
         static = (self.levels, self._maps, self.training)
         self._get_action = jax.jit(functools.partial(stepping.get_action, *static))
         self._process = jax.jit(functools.partial(stepping.process_transition, *static))
-        self._learn = jax.jit(functools.partial(stepping.learn, self.levels))
+        self._learn = jax.jit(functools.partial(stepping.learn, self.levels, self.specs))
         self._init = jax.jit(self._make_state, static_argnums=1)
         self._other_mode: Hierarchy | None = None
         self._jitted: dict[Any, Callable] = {}
@@ -127,12 +122,25 @@ class Hierarchy:
             self._jitted[entry] = jax.jit(bound, donate_argnums=donated)
         return self._jitted[entry]
 
-    def _specs(self, n: int):
-        return checks.level_specs(self.levels, self._obs_spaces, self.env_spec, n)
+    def _specs(self, n: int, check: bool = True):
+        return checks.level_specs(self.levels, self._obs_spaces, self.env_spec, n, check)
 
     def see(self, i: int, obs: jax.Array) -> jax.Array:
-        """What level i sees of observations [n, *obs_shape], [n, dim]."""
+        """What level i sees of observations [n, *obs_shape], [n, *its obs_shape]."""
         return self._maps[i](obs)
+
+    @property
+    def learn_ticks(self) -> int | None:
+        """Ticks between the updates of on-policy levels; None without any.
+
+        Loops learn at least as often: the greatest number that divides all of theirs.
+        """
+        ticks = [
+            stepping.rollout_ticks(level, spec)
+            for level, spec in zip(self.levels, self.specs, strict=True)
+            if level.rollout_length is not None and level.n_updates
+        ]
+        return math.gcd(*ticks) if ticks else None
 
     @property
     def n_levels(self) -> int:
@@ -164,7 +172,7 @@ class Hierarchy:
                 small for the number of instances.
         """
         checks.typed_key(key)
-        n = checks.whole_number("n_env_instances", n_env_instances, 1)
+        n = check_int("n_env_instances", n_env_instances, 1)
         if learners is not None and len(learners) != self.n_levels:
             raise ValueError(f"learners has {len(learners)} entries for {self.n_levels} levels.")
         for i, level in enumerate(self.levels):
@@ -195,77 +203,135 @@ class Hierarchy:
             fresh.replace(learner=_same_shape(i, old.learner, fresh.learner))
             for i, (old, fresh) in enumerate(zip(state.levels, new.levels, strict=True))
         )
-        return self.reset(new.replace(levels=levels))
+        total = jax.tree.map(jnp.copy, state.n_total_env_steps)
+        return self.reset(new.replace(levels=levels, n_total_env_steps=total))
 
     def _make_state(self, key: jax.Array, n: int, with_buffers: bool = True) -> HierarchyState:
-        specs = self._specs(n)
+        specs = self._specs(n, check=with_buffers)
         key, *keys = jax.random.split(key, self.n_levels + 1)
-        states: list[LevelState] = []
-        for i, (spec, level_key) in enumerate(zip(specs, keys, strict=True)):
-            if i:
-                latent = self.levels[i - 1].latent_space(states[-1].learner)
-                spec = dataclasses.replace(spec, parent_latent=latent)
-            states.append(self._make_level_state(i, level_key, spec, n, with_buffers))
-        return HierarchyState(
-            levels=tuple(states),
+        # Copies, so that no two leaves are one array: all of them may be donated.
+        learners = [
+            jax.tree.map(_own, level.init_learner(k, spec))
+            for level, k, spec in zip(self.levels, keys, specs, strict=True)
+        ]
+        levels = [self._make_level_state(i, learners, specs, n) for i in range(self.n_levels)]
+        state = HierarchyState(
+            levels=tuple(levels),
             active_level=jnp.zeros(n, jnp.int32),
             n_total_env_steps=Counter.zero(),
             stream=Stream.create(key),
         )
+        rows_of = [self._try_level(i, state, specs[i], key) for i in range(self.n_levels)]
+        levels = [
+            s.replace(store=_zeros(row.stored, n), greedy=jnp.zeros(n, bool) if asks else None)
+            for s, (row, asks, _) in zip(levels, rows_of, strict=True)
+        ]
+        if with_buffers:
+            for i, (_, _, fields) in enumerate(rows_of):
+                levels[i] = levels[i].replace(buffer=self._make_buffer(i, fields, n))
+        return state.replace(levels=tuple(levels))
 
-    def _make_level_state(
-        self, i: int, key: jax.Array, spec, n: int, with_buffer: bool
-    ) -> LevelState:
-        level = self.levels[i]
-        # Copies, so that no two leaves are one array: all of them may be donated.
-        learner = jax.tree.map(_own, level.init_learner(key, spec))
-        memory = _repeat(level.init_memory(learner), n)
-        space = spec.action_space
-        state = LevelState(
+    def _make_level_state(self, i: int, learners, specs, n: int) -> LevelState:
+        level, spec, learner = self.levels[i], specs[i], learners[i]
+        space, needs = spec.action_space, level.needs
+
+        def zeros(space_):
+            return jnp.zeros((n, *space_.shape), space_.dtype)
+
+        return LevelState(
             learner=learner,
-            memory=memory,
+            memory=_repeat(level.init_memory(learner), n),
             buffer=None,
-            obs=jnp.zeros((n, *spec.obs_shape), self.env_spec.obs_space.dtype),
-            action=jnp.zeros((n, *space.shape), space.dtype),
+            obs=zeros(spec.obs_space),
+            action=zeros(space),
+            store={},
+            greedy=None,
             cum_reward=jnp.zeros(n, jnp.float32),
+            signals={name: jnp.zeros(n, jnp.float32) for name in self.signals},
             elapsed_env_steps=jnp.zeros(n, jnp.int32),
             n_steps_in_control=jnp.zeros(n, jnp.int32),
-            seam=jnp.ones(n, bool),
-            new_rows=jnp.zeros((), jnp.int32),
-            parent_obs=jnp.zeros((n, *spec.parent.obs_shape), self.env_spec.obs_space.dtype)
-            if level.uses_parent_obs
-            else None,
+            owed=jnp.zeros((), jnp.int32),
+            learn_from=jnp.array(level.learn_from, jnp.float32),
+            learn_until=jnp.array(level.learn_until, jnp.float32),
+            above_obs=zeros(specs[i - 1].obs_space) if "control" in needs else None,
+            first_child=jnp.zeros(n, jnp.uint32) if "children" in needs else None,
         )
-        if not level.buffer_size or not with_buffer:
-            return state
-        level.check_buffer(learner, level.buffer_size // n, n)
-        example = self._example_row(i, state, spec)
-        return state.replace(buffer=buffers.create(example, n, level.buffer_size))
 
-    def _example_row(self, i: int, state: LevelState, spec) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of what one row of level i holds."""
-        level, scalar = self.levels[i], jax.ShapeDtypeStruct
-        inputs = spec.input_space
-        row = stepping.Row(
-            obs=scalar(state.obs.shape[1:], state.obs.dtype),
-            level_input=scalar((0,), jnp.float32)
-            if inputs is None
-            else scalar(inputs.shape, jnp.dtype(inputs.dtype)),
-            act=scalar(state.action.shape[1:], state.action.dtype),
-            rew=scalar((), jnp.float32),
-            obs_next=scalar(state.obs.shape[1:], state.obs.dtype),
-            terminated=scalar((), jnp.bool_),
-            truncated=scalar((), jnp.bool_),
-            elapsed_env_steps=scalar((), jnp.int32),
-            n_steps_in_control=scalar((), jnp.int32),
-        )
-        if state.parent_obs is not None:
-            above = scalar(state.parent_obs.shape[1:], state.parent_obs.dtype)
-            row = row.replace(
-                control=Control(scalar((), jnp.int32), above, above), parent_obs_next=above
+    def _try_level(self, i: int, state: HierarchyState, spec, key) -> tuple[Row, bool, Any]:
+        """Trace the methods of a level for one instance, and refuse what they may not return.
+
+        Returns:
+            A row as the level stores it, whether it ever asks for greedy behaviour below, and the
+            fields of a row in its buffer; shapes without a leading axis.
+        """
+        level, s = self.levels[i], state.levels[i]
+        name = f"level {i} ({type(level).__name__})"
+        asks = False
+
+        def example(space):
+            return jnp.zeros(space.shape, space.dtype)
+
+        def once(learner, memory, key):
+            nonlocal asks
+            above = None if i == 0 else example(self._obs_spaces[i - 1])
+            ctx = stepping.context(
+                self.levels,
+                state,
+                i,
+                key=key,
+                level_input=jnp.zeros(0) if spec.input_space is None else example(spec.input_space),
+                explores=jnp.asarray(self.training),
+                control=None if i == 0 else Control(jnp.zeros((), jnp.int32), above, above),
+                training=self.training,
             )
-        memory = jax.tree.map(lambda x: scalar(x.shape[1:], x.dtype), state.memory)
-        return jax.eval_shape(functools.partial(stepping.stored_fields, level), memory, row)
+            obs = example(spec.obs_space)
+            decision = level.act(learner, memory, obs, ctx)
+            decision = checks.decided(f"{name}.act", decision, memory, spec)
+            asks = not isinstance(decision.greedy_below, bool) or decision.greedy_below
+            if level.draft is not None:
+                drafted, again, needs = level.draft(learner, memory, obs, ctx)
+                checks.decided(f"{name}.draft", drafted, memory, spec)
+                checks.shaped(f"{name}.draft: needs_act", needs, ())
+                checks.decided(f"{name}.act", decision.replace(memory=again), memory, spec)
+                if set(drafted.store) != set(decision.store):
+                    raise ValueError(
+                        f"{name}: draft stores {sorted(drafted.store)}, act "
+                        f"{sorted(decision.store)}: store the same names."
+                    )
+            zero = jnp.zeros((), jnp.int32)
+            row = Row(
+                obs=obs,
+                level_input=ctx.level_input,
+                act=jnp.zeros(spec.action_space.shape, spec.action_space.dtype),
+                rew=jnp.zeros(()),
+                obs_next=obs,
+                terminated=zero > 0,
+                truncated=zero > 0,
+                elapsed_env_steps=zero,
+                n_steps_in_control=zero,
+                hands_back=zero > 0,
+                signals={signal: jnp.zeros(()) for signal in self.signals},
+                control=None if s.above_obs is None else Control(zero, above, above, above),
+                stored={k: jnp.asarray(x) for k, x in decision.store.items()},
+            )
+            out = level.after_transition(learner, decision.memory, row, ctx)
+            checks.closed(f"{name}.after_transition", out, memory, row.stored)
+            _, whole = stepping.close(level, learner, ctx, decision.memory, row)
+            fields = rows.to_fields(whole)
+            if s.first_child is not None:
+                fields |= {rows.FIRST_CHILD: zero.astype(jnp.uint32), rows.N_CHILDREN: zero}
+            return row, fields
+
+        memory = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), s.memory)
+        row, fields = jax.eval_shape(once, s.learner, memory, key)
+        return row, asks, fields
+
+    def _make_buffer(self, i: int, fields: Any, n: int) -> Any:
+        level = self.levels[i]
+        size = level.buffer_size
+        if level.rollout_length is not None:
+            size = level.rollout_length * n
+        return buffers.create(fields, n, size) if size else None
 
     def get_action(
         self, state: HierarchyState, obs: jax.Array, mask: jax.Array | None = None
@@ -275,8 +341,8 @@ class Hierarchy:
         Args:
             state: of n instances.
             obs: [n, *obs_shape], floats.
-            mask: bool [n]; instances outside are unchanged bit for bit and get their previous
-                action. All if None.
+            mask: bool [n], or [] for all or none; instances outside are unchanged bit for bit and
+                get their previous action. All if None.
 
         Returns:
             The state and the actions [n, *action shape] as decided: clip them to the bounds of
@@ -284,9 +350,9 @@ class Hierarchy:
         """
         n = checks.instances_of(state, self.n_levels)
         obs_space = self.env_spec.obs_space
-        obs = checks.batch("obs", obs, (n, *obs_space.shape), np.floating, obs_space.dtype)
+        obs = checks.batch("obs", obs, (n, *obs_space.shape), _kind(obs_space), obs_space.dtype)
         if mask is not None:
-            mask = checks.batch("mask", mask, (n,), np.bool_, bool)
+            mask = jnp.broadcast_to(checks.batch("mask", mask, (n,), np.bool_, bool), (n,))
         return self._get_action(state, obs, mask)
 
     def process_transition(
@@ -297,6 +363,7 @@ class Hierarchy:
         terminated: jax.Array,
         truncated: jax.Array,
         mask: jax.Array | None = None,
+        signals: dict[str, jax.Array] | None = None,
     ) -> HierarchyState:
         """Register one environment step and hand control up where a level is done.
 
@@ -306,19 +373,35 @@ class Hierarchy:
             rew: floats [n].
             terminated: bool [n].
             truncated: bool [n].
-            mask: bool [n]; instances outside are unchanged bit for bit. All if None.
+            mask: bool [n], or [] for all or none; instances outside are unchanged bit for bit. All
+                if None.
+            signals: the hierarchy's signals by name, numbers [n] each.
         """
         n = checks.instances_of(state, self.n_levels)
         obs_space = self.env_spec.obs_space
         obs_next = checks.batch(
-            "obs_next", obs_next, (n, *obs_space.shape), np.floating, obs_space.dtype
+            "obs_next", obs_next, (n, *obs_space.shape), _kind(obs_space), obs_space.dtype
         )
         rew = checks.batch("rew", rew, (n,), np.floating, jnp.float32)
         terminated = checks.batch("terminated", terminated, (n,), np.bool_, bool)
         truncated = checks.batch("truncated", truncated, (n,), np.bool_, bool)
         if mask is not None:
             mask = checks.batch("mask", mask, (n,), np.bool_, bool)
-        return self._process(state, obs_next, rew, terminated, truncated, mask)
+        signals = self._checked_signals(signals, n)
+        return self._process(state, obs_next, rew, terminated, truncated, mask, signals)
+
+    def _checked_signals(self, signals: Any, n: int) -> dict[str, jax.Array]:
+        given = {} if signals is None else dict(signals)
+        if set(given) != set(self.signals):
+            raise ValueError(
+                f"signals are {sorted(given)}, but the hierarchy declares {sorted(self.signals)}: "
+                f"missing {sorted(set(self.signals) - set(given))}, undeclared "
+                f"{sorted(set(given) - set(self.signals))}."
+            )
+        return {
+            name: checks.batch(f"signals[{name!r}]", x, (n,), np.generic, jnp.float32)
+            for name, x in given.items()
+        }
 
     def learn(self, state: HierarchyState) -> tuple[HierarchyState, dict[str, jax.Array]]:
         """Make the updates owed: `n_updates` per `update_interval` new rows of each level.
@@ -345,17 +428,19 @@ class Hierarchy:
         checks.instances_of(state, self.n_levels)
         if len(rows) != self.n_levels:
             raise ValueError(f"rows of {len(rows)} levels for {self.n_levels} levels.")
-        total = state.n_total_env_steps.add(checks.whole_number("n_env_steps", n_env_steps, 0))
+        total = state.n_total_env_steps.add(check_int("n_env_steps", n_env_steps, 0))
         levels = []
         for i, (level, s, more) in enumerate(zip(self.levels, state.levels, rows, strict=True)):
             if more is not None:
                 if s.buffer is None:
                     raise ValueError(f"level {i} stores no rows: its buffer_size is 0.")
                 more = {name: x for name, x in more.items() if name != "actor_version"}
-                new_rows = jnp.minimum(s.new_rows + len(more["instance"]), 2**30)
-                s = s.replace(buffer=buffers.extend(s.buffer, more), new_rows=new_rows)
-            learner = level.observe_env_steps(s.learner, total.as_float())
-            levels.append(s.replace(learner=learner))
+                if s.first_child is not None:  # children stay where they were collected
+                    more[rows.N_CHILDREN] = np.zeros_like(more[rows.N_CHILDREN])
+                new = n_env_steps if level.rollout_length is not None else len(more["instance"])
+                owed = jnp.minimum(s.owed + new, 2**30)
+                s = s.replace(buffer=buffers.extend(s.buffer, more), owed=owed)
+            levels.append(s)
         return state.replace(levels=tuple(levels), n_total_env_steps=total)
 
     def with_learners(
@@ -379,9 +464,7 @@ class Hierarchy:
             for i, (s, new) in enumerate(zip(state.levels, learners, strict=True))
         )
         if n_total_env_steps is not None:
-            high, low = divmod(
-                checks.whole_number("n_total_env_steps", n_total_env_steps, 0), 2**32
-            )
+            high, low = divmod(check_int("n_total_env_steps", n_total_env_steps, 0), 2**32)
             total = Counter(jnp.asarray(high, jnp.uint32), jnp.asarray(low, jnp.uint32))
             state = state.replace(n_total_env_steps=total)
         return state.replace(levels=levels)
@@ -401,15 +484,12 @@ class Hierarchy:
             mask = checks.batch("mask", mask, (n,), np.bool_, bool)
 
         def fresh(level, s: LevelState) -> LevelState:
-            new = {
-                "memory": _repeat(level.init_memory(s.learner), n),
-                "cum_reward": jnp.zeros_like(s.cum_reward),
-                "elapsed_env_steps": jnp.zeros_like(s.elapsed_env_steps),
-                "n_steps_in_control": jnp.zeros_like(s.n_steps_in_control),
-                "seam": jnp.ones_like(s.seam),
-            }
-            old = {name: getattr(s, name) for name in new}
-            return s.replace(**(new if mask is None else select(mask, new, old)))
+            names = ("cum_reward", "signals", "elapsed_env_steps", "n_steps_in_control", "greedy")
+            old = {name: getattr(s, name) for name in names} | {"memory": s.memory}
+            new = jax.tree.map(jnp.zeros_like, old)
+            new["memory"] = _repeat(level.init_memory(s.learner), n)
+            buffer = s.buffer if s.buffer is None else buffers.cut(s.buffer, mask)
+            return s.replace(buffer=buffer, **(new if mask is None else select(mask, new, old)))
 
         levels = tuple(fresh(*pair) for pair in zip(self.levels, state.levels, strict=True))
         active = jnp.zeros_like(state.active_level)
@@ -419,8 +499,32 @@ class Hierarchy:
 
     def get_copy(self, state: HierarchyState) -> HierarchyState:
         """A state for test rollouts: same learners, fresh memory, a random stream of its own."""
-        stream = Stream(jax.random.fold_in(state.stream.key, _COPY_STREAM), state.stream.tick)
+        stream = Stream(jax.random.fold_in(state.stream.key, Salt.COPY), state.stream.tick)
         return self.reset(state).replace(stream=stream)
+
+    def aligned(self, state: HierarchyState, known: bool = False) -> HierarchyState:
+        """The state with one cursor for the lowest level's rings, if these stand alike.
+
+        For loops that step all instances at every tick: a tick's rows are one contiguous write.
+        `process_transition` with a mask of [n] undoes it, and so does saving.
+
+        Args:
+            state: of n instances.
+            known: whether the caller knows that the rings stand alike, as after `init`.
+        """
+        last = state.levels[-1]
+        if last.buffer is None:
+            return state
+        last = last.replace(buffer=buffers.align(last.buffer, known))
+        return state.replace(levels=(*state.levels[:-1], last))
+
+    def unaligned(self, state: HierarchyState) -> HierarchyState:
+        """Undo `aligned`."""
+        last = state.levels[-1]
+        if last.buffer is None:
+            return state
+        last = last.replace(buffer=buffers.unalign(last.buffer))
+        return state.replace(levels=(*state.levels[:-1], last))
 
     def set_n_env_instances(
         self, state: HierarchyState, n_env_instances: int, propagate_to_levels: bool = True
@@ -432,14 +536,17 @@ class Hierarchy:
         """
         del propagate_to_levels  # the state of all levels is one pytree here
         checks.instances_of(state, self.n_levels)
-        n = checks.whole_number("n_env_instances", n_env_instances, 1)
+        n = check_int("n_env_instances", n_env_instances, 1)
         new = self.init(state.stream.key, n, [s.learner for s in state.levels])
         levels = []
         for level, old, fresh in zip(self.levels, state.levels, new.levels, strict=True):
             buffer = old.buffer
             if buffer is not None:
-                buffer = buffers.redistribute(buffer, n, level.buffer_size)
-            levels.append(fresh.replace(buffer=buffer, new_rows=old.new_rows))
+                size = level.buffer_size or fresh.buffer.capacity * n
+                emptied = {rows.N_CHILDREN: 0} if old.first_child is not None else {}
+                buffer = buffers.redistribute(buffer, n, size, emptied)
+            kept = {name: getattr(old, name) for name in ("owed", "learn_from", "learn_until")}
+            levels.append(fresh.replace(buffer=buffer, **kept))
         return new.replace(
             levels=tuple(levels), n_total_env_steps=state.n_total_env_steps, stream=state.stream
         )
@@ -480,17 +587,34 @@ class Hierarchy:
         return state
 
 
-class RandomHierarchy(Hierarchy):
-    """One level that draws uniformly from the environment's bounded action space.
+def RandomHierarchy(env: Any, device: Any = None, *, env_params: Any = None) -> Hierarchy:
+    """A hierarchy of one level that draws uniformly from the environment's bounded action space.
 
     Args:
         env: a gymnax or Gymnasium (vector) environment.
         device: where `init` puts the state.
         env_params: parameters of a gymnax environment, its defaults if None.
     """
+    return Hierarchy([RandomLevel()], env, env_params, device=device)
 
-    def __init__(self, env: Any, device: Any = None, *, env_params: Any = None):
-        super().__init__([RandomLevel()], env, env_params, device=device)
+
+def _names(signals: Sequence[str]) -> tuple[str, ...]:
+    """Names of signals, refused where rows could not keep them apart."""
+    if isinstance(signals, str):
+        raise TypeError(f"signals must be a list of names, got the text {signals!r}.")
+    names = tuple(signals)
+    if len(set(names)) < len(names) or not all(isinstance(x, str) and x for x in names):
+        raise ValueError(f"signals must be different names, got {names}.")
+    return names
+
+
+def _kind(space: Any) -> type:
+    """What arrays of observations may be: floats where the space holds floats."""
+    return np.floating if np.dtype(space.dtype).kind == "f" else np.generic
+
+
+def _zeros(tree: Any, n: int) -> Any:
+    return jax.tree.map(lambda x: jnp.zeros((n, *x.shape), x.dtype), tree)
 
 
 def _own(x: Any) -> jax.Array:

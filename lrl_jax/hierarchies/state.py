@@ -49,16 +49,22 @@ class LevelState:
     Attributes:
         learner: what the instances share.
         memory: what each keeps within an episode, leaves [n, ...].
-        buffer: replay, None where the level's buffer_size is 0.
+        buffer: replay, None where the level stores no rows.
         obs: mapped observation of the latest decision, [n, *obs_shape].
         action: latest decision, [n, *action shape].
+        store: what the decision keeps with the row, a dict of [n, ...].
+        greedy: whether the decision asked for greedy behaviour below, bool [n]; None where the
+            level never does.
         cum_reward: reward since then, float32 [n].
+        signals: the hierarchy's signals since then, a dict of float32 [n].
         elapsed_env_steps: environment steps since then, int32 [n].
         n_steps_in_control: rows since control came from above, int32 [n].
-        seam: the next stored row does not continue the last one stored, bool [n].
-        new_rows: rows not yet paid for by updates, int32 [].
-        parent_obs: the latest decision's observation as the level above sees it, [n, *its
-            obs_shape], for levels with `uses_parent_obs`; else None.
+        owed: rows not yet paid for by updates, int32 []; environment steps on-policy.
+        learn_from, learn_until: environment steps between which updates are made, float32 [].
+        above_obs: the latest decision's observation as the level above sees it, [n, *its
+            obs_shape], with needs=("control",); else None.
+        first_child: rows ever closed by the level below at the latest decision, uint32 [n], with
+            needs=("children",); else None.
     """
 
     learner: Any
@@ -66,12 +72,17 @@ class LevelState:
     buffer: Buffer | None
     obs: jax.Array
     action: jax.Array
+    store: dict[str, Any]
+    greedy: jax.Array | None
     cum_reward: jax.Array
+    signals: dict[str, jax.Array]
     elapsed_env_steps: jax.Array
     n_steps_in_control: jax.Array
-    seam: jax.Array
-    new_rows: jax.Array
-    parent_obs: jax.Array | None = None
+    owed: jax.Array
+    learn_from: jax.Array
+    learn_until: jax.Array
+    above_obs: jax.Array | None = None
+    first_child: jax.Array | None = None
 
 
 @struct.dataclass
@@ -101,19 +112,14 @@ def specs(state: HierarchyState) -> Any:
     row = devices.by_instance(state.n_env_instances)
 
     def of_level(level: LevelState) -> Any:
-        return LevelState(
+        split = jax.tree.map(lambda _: row, level.replace(learner=None, buffer=None))
+        return split.replace(
             learner=devices.of_learner(level.learner),
-            memory=jax.tree.map(lambda _: row, level.memory),
             buffer=None if level.buffer is None else buffers.specs(level.buffer),
-            obs=row,
-            action=row,
-            cum_reward=row,
-            elapsed_env_steps=row,
-            n_steps_in_control=row,
-            seam=row,
-            new_rows=P(),
-            parent_obs=None if level.parent_obs is None else row,
-        )  # pyright: ignore[reportArgumentType]
+            owed=P(),
+            learn_from=P(),
+            learn_until=P(),
+        )
 
     return state.replace(
         levels=tuple(of_level(level) for level in state.levels),

@@ -4,45 +4,24 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax.sharding import PartitionSpec as P
 
 from lrl_jax import buffers, devices
-from lrl_jax.hierarchies.gating import masked_act, max_over_batch, select
+from lrl_jax.buffers import Control, Replay, Row, rows
+from lrl_jax.hierarchies import checks
+from lrl_jax.hierarchies.gating import gated, max_over_batch, select
 from lrl_jax.hierarchies.state import HierarchyState, LevelState
-from lrl_jax.levels.base import Control, Level, Row
+from lrl_jax.levels.base import Context, Decision, Level, Neighbour, discount_of
+from lrl_jax.randomness import Salt
 
-LEARN = 128  # salts from here on are for updates, those below for decisions
-
-
-class BatchAct:
-    """A level's decision mapped over instances."""
-
-    def __init__(self, level: Level, learner: Any, parent: Any, training: bool):
-        self._call = functools.partial(level.act, parent=parent, training=training)
-        self._learner = learner
-        self.prepare = None
-        if level.prepare is not None:
-            cheap = functools.partial(level.prepare, parent=parent, training=training)
-            self.prepare = functools.partial(_over_instances, cheap, learner)
-
-    def __call__(self, memory, obs, level_input, key, *control):
-        """Decisions of a batch: leaves [B, ...] to (actions, memory)."""
-        return _over_instances(self._call, self._learner, memory, obs, level_input, key, *control)
-
-
-def _over_instances(act, learner, memory, obs, level_input, key, control=None):
-    """Map over instances; `control` is passed on where there is one."""
-
-    def one(memory, obs, level_input, key, *control):
-        more = {"control": control[0]} if control else {}
-        return act(learner, memory, obs, level_input, key, **more)
-
-    more = () if control is None else (control,)
-    return jax.vmap(one)(memory, obs, level_input, key, *more)
+# What never overflows: more updates could not be made anyway.
+_MOST = 2**30
 
 
 def no_input(n: int) -> jax.Array:
@@ -50,41 +29,63 @@ def no_input(n: int) -> jax.Array:
     return jnp.zeros((n, 0), jnp.float32)
 
 
-def parent_learner(state: HierarchyState, i: int) -> Any:
-    """Learner of the level above, None for level 0."""
-    return state.levels[i - 1].learner if i else None
+def context(levels: Sequence[Level], state: HierarchyState, i: int, **fields: Any) -> Context:
+    """What level i may know, but for what belongs to an instance."""
+
+    def neighbour(j):
+        return Neighbour(state.levels[j].learner, levels[j]) if 0 <= j < len(levels) else None
+
+    fields = {"env_steps": state.n_total_env_steps.as_float(), "key": None, **fields}
+    return Context(above=neighbour(i - 1), below=neighbour(i + 1), **fields)
+
+
+# ------------------------------------------------------------------- deciding
 
 
 def get_action(levels, maps, training, state, obs, mask) -> tuple[HierarchyState, jax.Array]:
     """Descend from the active level of each instance to the last; see Hierarchy.get_action."""
     n, last = state.n_env_instances, len(levels) - 1
     active = state.active_level
+    explores = jnp.full(n, training)
     new_levels: list[LevelState] = []
     for i, (level, level_state) in enumerate(zip(levels, state.levels, strict=True)):
         # Whoever is unmasked reaches the last level, so its mask is the caller's.
         decides = mask if i == last else (active == i if mask is None else (active == i) & mask)
         mapped = maps[i](obs).astype(level_state.obs.dtype)
-        level_input = new_levels[-1].action if i else no_input(n)
-        args = (mapped, level_input, state.stream.instance_keys(n, salt=i))
-        if level.uses_parent_obs:
-            seen = maps[i - 1](obs).astype(level_state.obs.dtype)
-            level_state = level_state.replace(
-                parent_obs=select(decides, seen, level_state.parent_obs)
-            )
-            args += (_control(level_state, new_levels[-1]),)
+        level_input, control = no_input(n), None
+        if i:
+            above = new_levels[-1]
+            level_input = above.action
+            seen = maps[i - 1](obs).astype(above.obs.dtype)
+            control = Control(level_state.n_steps_in_control, above.obs, seen)
+            if level_state.above_obs is not None:
+                kept = select(decides, seen, level_state.above_obs)
+                level_state = level_state.replace(above_obs=kept)
+        if level_state.first_child is not None:
+            below = state.levels[i + 1].buffer
+            assert below is not None
+            first = select(decides, below.per_ring("count"), level_state.first_child)
+            level_state = level_state.replace(first_child=first)
+        args = (mapped, level_input, state.stream.instance_keys(n, i), explores, control)
         ticks = math.prod(below.control_interval or 1 for below in levels[i + 1 :])
-        decide = functools.partial(_decide, level, training, ticks)
+        decide = functools.partial(_decide, level, ticks)
         row = devices.by_instance(n)
-        action, memory = devices.each(decide, (P(), row), row)(
-            (level_state.learner, parent_learner(state, i)),
-            (decides, level_state.action, level_state.memory, args),
+        kept = (level_state.action, level_state.store, level_state.greedy)
+        shared = (level_state.learner, context(levels, state, i, training=training))
+        (action, store, greedy), memory = devices.each(decide, (P(), row), row)(
+            shared, (decides, kept, level_state.memory, args)
         )
-        action = action.astype(level_state.action.dtype)
         new_levels.append(
             level_state.replace(
-                action=action, memory=memory, obs=select(decides, mapped, level_state.obs)
+                action=action,
+                store=store,
+                greedy=greedy,
+                memory=memory,
+                obs=select(decides, mapped, level_state.obs),
             )
         )
+        if greedy is not None:
+            explores = explores & ~greedy
         if i < last:
             active = jnp.where(decides, i + 1, active)
     active = select(mask, jnp.full_like(active, last), active)
@@ -94,152 +95,247 @@ def get_action(levels, maps, training, state, obs, mask) -> tuple[HierarchyState
     return state, new_levels[-1].action
 
 
-def _decide(level, training, ticks, learners, rows):
+def _decide(level, ticks, shared, rows):
     """Let one level decide, on each device for its own instances."""
-    return masked_act(level, BatchAct(level, *learners, training), *rows, ticks)
+    learner, ctx = shared
+    decides, kept, memory, args = rows
+    asks = kept[2] is not None
+
+    def outcome(decision: Decision):
+        greedy = jnp.asarray(decision.greedy_below, bool) if asks else None
+        return (decision.action, decision.store, greedy), decision.memory
+
+    def of_instance(key, level_input, explores, control):
+        return ctx.replace(key=key, level_input=level_input, explores=explores, control=control)
+
+    def act(memory, obs, level_input, key, explores, control):
+        one = of_instance(key, level_input, explores, control)
+        return outcome(level.act(learner, memory, obs, one))
+
+    def draft(memory, obs, level_input, key, explores, control):
+        one = of_instance(key, level_input, explores, control)
+        decision, for_act, needs = level.draft(learner, memory, obs, one)
+        return *outcome(decision), for_act, needs
+
+    first = jax.vmap(draft) if level.draft is not None else None
+    return gated(jax.vmap(act), first, level.chunk_size, decides, kept, memory, args, ticks)
 
 
-def _control(level_state: LevelState, above: LevelState) -> Control:
-    """Where the instances of a level are in their stretch of control."""
-    return Control(
-        n_steps=level_state.n_steps_in_control,
-        start_obs=above.obs,
-        parent_obs=level_state.parent_obs,
-    )
+# ------------------------------------------------------------- closing of rows
 
 
 def make_row(levels, maps, state: HierarchyState, i: int, obs_next, terminated, truncated) -> Row:
     """The transition that level i would close now; leaves [n, ...]. `obs_next` is not mapped."""
-    level_state = state.levels[i]
-    n = state.n_env_instances
+    s = state.levels[i]
+    done = terminated | truncated
     row = Row(
-        obs=level_state.obs,
-        level_input=state.levels[i - 1].action if i else no_input(n),
-        act=level_state.action,
-        rew=level_state.cum_reward,
-        obs_next=maps[i](obs_next).astype(level_state.obs.dtype),
+        obs=s.obs,
+        level_input=state.levels[i - 1].action if i else no_input(state.n_env_instances),
+        act=s.action,
+        rew=s.cum_reward,
+        obs_next=maps[i](obs_next).astype(s.obs.dtype),
         terminated=terminated,
         truncated=truncated,
-        elapsed_env_steps=level_state.elapsed_env_steps,
-        n_steps_in_control=level_state.n_steps_in_control + 1,
+        elapsed_env_steps=s.elapsed_env_steps,
+        n_steps_in_control=s.n_steps_in_control + 1,
+        hands_back=done,
+        signals=s.signals,
+        stored=s.store,
     )
-    if not levels[i].uses_parent_obs:
+    if s.above_obs is None:
         return row
-    return row.replace(
-        control=_control(level_state, state.levels[i - 1]),
-        parent_obs_next=maps[i - 1](obs_next).astype(level_state.obs.dtype),
-    )
+    above = state.levels[i - 1].obs
+    seen = maps[i - 1](obs_next).astype(above.dtype)
+    return row.replace(control=Control(s.n_steps_in_control, above, s.above_obs, seen))
 
 
-def stored_fields(level: Level, memory: Any, row: Row) -> dict[str, jax.Array]:
-    """What the buffer keeps of a row: one instance in, one row out."""
-    own = level.row_fields(memory, row)
-    return {
-        "obs": row.obs,
-        "level_input": row.level_input,
-        "act": row.act,
-        "rew": row.rew,
-        "obs_next": row.obs_next,
-        "terminated": row.terminated,
-        "truncated": row.truncated,
-        "elapsed_env_steps": row.elapsed_env_steps,
-        **own,
-    }
+def _answer(level, learner, ctx, memory, row, key, explores, control):
+    one = ctx.replace(key=key, level_input=row.level_input, explores=explores, control=control)
+    return close(level, learner, one, memory, row)
+
+
+def close(level: Level, learner: Any, ctx: Context, memory: Any, row: Row) -> tuple[Any, Row]:
+    """The level's answer to one finished row of one instance: memory, and the row as stored."""
+    out = level.after_transition(learner, memory, row, ctx)
+    memory, hand_back = out[:2]
+    own = out[2] if len(out) == 3 else {}
+    hand_back = jnp.asarray(hand_back, bool) | row.done
+    return memory, row.replace(hands_back=hand_back, stored={**row.stored, **own})
 
 
 def process_transition(
-    levels, maps, training, state, obs_next, rew, terminated, truncated, mask
+    levels, maps, training, state, obs_next, rew, terminated, truncated, mask, signals
 ) -> HierarchyState:
     """Ascend from the last level, closing rows; see Hierarchy.process_transition."""
+    n = state.n_env_instances
     done = terminated | truncated
-    ones = jnp.ones_like(state.active_level) if mask is None else mask.astype(jnp.int32)
-    reward = rew if mask is None else jnp.where(mask, rew, 0.0)
+    everyone = jnp.ones(n, bool) if mask is None else jnp.broadcast_to(mask, (n,))
     state = state.replace(
         levels=tuple(
-            s.replace(
-                cum_reward=s.cum_reward + reward, elapsed_env_steps=s.elapsed_env_steps + ones
-            )
-            for s in state.levels
+            _accumulated(level, s, rew, signals, None if mask is None else everyone)
+            for level, s in zip(levels, state.levels, strict=True)
         )
     )
     if training:
-        state = state.replace(n_total_env_steps=state.n_total_env_steps.add(ones.sum()))
-    active = state.active_level
-    new_levels = list(state.levels)
+        total = state.n_total_env_steps.add(everyone.sum(dtype=jnp.int32))
+        state = state.replace(n_total_env_steps=total)
+    active, explores = state.active_level, _explores(state, training)
     for i in reversed(range(len(levels))):
-        closes = active == i if mask is None else (active == i) & mask
+        closes = (active == i) & everyone
         row = make_row(levels, maps, state, i, obs_next, terminated, truncated)
-        new_levels[i], hand_back = _close_rows(
-            levels[i], state.levels[i], row, closes, done, training
-        )
-        if training:
-            learner = levels[i].observe_env_steps(
-                new_levels[i].learner, state.n_total_env_steps.as_float()
-            )
-            new_levels[i] = new_levels[i].replace(learner=learner)
+        control = None
         if i:
-            active = jnp.where(closes & hand_back, i - 1, active)
-    return state.replace(levels=tuple(new_levels), active_level=active)
+            above = state.levels[i - 1].obs
+            seen = maps[i - 1](obs_next).astype(above.dtype)
+            control = Control(row.n_steps_in_control - 1, above, seen)
+        ctx = context(levels, state, i, training=training)
+        keys = state.stream.instance_keys(n, Salt.AFTER_TRANSITION + i)
+
+        answer = functools.partial(_answer, levels[i], state.levels[i].learner, ctx)
+        memory, row = jax.vmap(answer)(state.levels[i].memory, row, keys, explores[i], control)
+        s = _store(levels[i], state, i, row, closes, everyone, mask, training)
+        s = _begun_anew(levels[i], s, memory, row, closes, done)
+        state = state.replace(levels=(*state.levels[:i], s, *state.levels[i + 1 :]))
+        if i:
+            active = jnp.where(closes & row.hands_back, i - 1, active)
+    return state.replace(active_level=active)
 
 
-def _close_rows(level, level_state, row, closes, done, training):
-    """Close the rows of one level where `closes`; returns its state and who hands back."""
-    memory = level_state.memory
-    after = functools.partial(level.after_transition, level_state.learner)
-    new_memory, hand_back = jax.vmap(after)(memory, row)
-    hand_back = hand_back | done
-    buffer, seam, new_rows = level_state.buffer, level_state.seam, level_state.new_rows
-    if buffer is not None and training:
-        fields = jax.vmap(functools.partial(stored_fields, level))(memory, row)
-        buffer = buffers.add(buffer, fields, closes, first=seam)
-        seam = jnp.where(closes, done, seam)
-        # Saturates: more could not be paid for anyway, and the count must not wrap.
-        new_rows = jnp.minimum(new_rows + closes.sum(dtype=jnp.int32), 2**30)
-    elif buffer is not None:
-        seam = seam | closes
+def _accumulated(level, s: LevelState, rew, signals, mask) -> LevelState:
+    """With one more environment step of the running row."""
+    discount = discount_of(level, s.learner)
+    weight = None
+    if not isinstance(discount, float):
+        weight = discount ** s.elapsed_env_steps.astype(jnp.float32)
+
+    def plus(total, x):
+        x = x if weight is None else weight * x
+        return total + (x if mask is None else jnp.where(mask, x, 0.0))
+
+    ones = 1 if mask is None else mask.astype(jnp.int32)
+    return s.replace(
+        cum_reward=plus(s.cum_reward, rew),
+        signals={name: plus(total, signals[name]) for name, total in s.signals.items()},
+        elapsed_env_steps=s.elapsed_env_steps + ones,
+    )
+
+
+def _explores(state: HierarchyState, training: bool) -> list[jax.Array]:
+    """Whether each level explores, bool [n] each: no level above has asked for greedy behaviour."""
+    explores = [jnp.full(state.n_env_instances, training)]
+    for s in state.levels[:-1]:
+        explores.append(explores[-1] if s.greedy is None else explores[-1] & ~s.greedy)
+    return explores
+
+
+def _store(level, state, i, row: Row, closes, everyone, mask, training) -> LevelState:
+    """The level's state with the rows that close now written to its buffer."""
+    s = state.levels[i]
+    buffer = s.buffer
+    if buffer is None:
+        return s
+    if mask is not None and mask.ndim:
+        buffer = buffers.unalign(buffer)
+    # Aligned rings are of a level that closes a row in every instance at every tick.
+    written = mask if buffer.aligned else closes
+    if not training:
+        return s.replace(buffer=buffers.cut(buffer, closes))
+    fields = rows.to_fields(row)
+    if s.first_child is not None:
+        n_children = state.levels[i + 1].buffer.per_ring("count") - s.first_child
+        fields |= {rows.FIRST_CHILD: s.first_child, rows.N_CHILDREN: n_children.astype(jnp.int32)}
+    # On-policy updates go by environment steps, which nothing that was drawn decides.
+    counted = closes if level.rollout_length is None else everyone
+    new = counted.sum(dtype=jnp.int32)
+    return s.replace(
+        buffer=buffers.add(buffer, fields, written), owed=jnp.minimum(s.owed + new, _MOST)
+    )
+
+
+def _begun_anew(level, s: LevelState, memory, row: Row, closes, done) -> LevelState:
+    """After a row has closed: the next one begins at 0, and an episode with fresh memory."""
     fresh = jax.tree.map(
-        lambda x, y: jnp.broadcast_to(x, y.shape), level.init_memory(level_state.learner), memory
+        lambda x, y: jnp.broadcast_to(x, y.shape), level.init_memory(s.learner), s.memory
     )
-    memory = select(closes, select(done, fresh, new_memory), memory)
-    in_control = jnp.where(hand_back, 0, level_state.n_steps_in_control + 1)
-    new_state = level_state.replace(
-        memory=memory,
-        buffer=buffer,
-        seam=seam,
-        new_rows=new_rows,
-        cum_reward=jnp.where(closes, 0.0, level_state.cum_reward),
-        elapsed_env_steps=jnp.where(closes, 0, level_state.elapsed_env_steps),
-        n_steps_in_control=jnp.where(closes, in_control, level_state.n_steps_in_control),
+    in_control = jnp.where(row.hands_back, 0, s.n_steps_in_control + 1)
+    return s.replace(
+        memory=select(closes, select(done, fresh, memory), s.memory),
+        greedy=None if s.greedy is None else s.greedy & ~closes,
+        cum_reward=jnp.where(closes, 0.0, s.cum_reward),
+        signals={name: jnp.where(closes, 0.0, x) for name, x in s.signals.items()},
+        elapsed_env_steps=jnp.where(closes, 0, s.elapsed_env_steps),
+        n_steps_in_control=jnp.where(closes, in_control, s.n_steps_in_control),
     )
-    return new_state, hand_back
 
 
-def learn(levels, state: HierarchyState) -> tuple[HierarchyState, dict[str, jax.Array]]:
+# ------------------------------------------------------------------- learning
+
+
+@struct.dataclass
+class Rewards:
+    """A level's `reward` as a view applies it."""
+
+    learner: Any
+    ctx: Context
+    level: Any = struct.field(pytree_node=False)
+
+    def __call__(self, found: Row, key: jax.Array | None) -> jax.Array:
+        """Rewards [B] of rows [B]; consumes `key`, if there is one."""
+        rew = self.level.reward(self.learner, found, self.ctx.replace(key=key))
+        name = f"{type(self.level).__name__}.reward"
+        return checks.shaped(name, rew, found.terminated.shape).astype(jnp.float32)
+
+
+def replay_of(levels: Sequence[Level], state: HierarchyState, i: int, ctx: Context) -> Replay:
+    """Level i's view of its rows, with rewards as it has them now."""
+    level, s = levels[i], state.levels[i]
+    own = type(level).reward is not Level.reward
+    rewards = Rewards(s.learner, ctx.replace(key=None), level) if own else None
+    below = state.levels[i + 1].buffer if i + 1 < len(levels) else None
+    return Replay(s.buffer, below if "children" in level.needs else None, rewards)
+
+
+def learn(levels, specs, state: HierarchyState) -> tuple[HierarchyState, dict[str, jax.Array]]:
     """Make the updates owed; see Hierarchy.learn."""
     metrics: dict[str, jax.Array] = {}
     for i, level in enumerate(levels):
         if state.levels[i].buffer is None or not level.n_updates:
             continue
-        level_state, level_metrics = _learn_level(level, state, i, state.stream.tick_key(LEARN + i))
-        new_levels = (*state.levels[:i], level_state, *state.levels[i + 1 :])
-        state = state.replace(levels=new_levels)
-        metrics |= {f"level{i}/{name}": value for name, value in level_metrics.items()}
+        s, of_level = _learn_level(levels, specs[i], state, i)
+        state = state.replace(levels=(*state.levels[:i], s, *state.levels[i + 1 :]))
+        metrics |= {f"level{i}/{name}": value for name, value in of_level.items()}
     # Two calls within one tick must not draw the same batches.
     return state.replace(stream=state.stream.advance()), metrics
 
 
-def _learn_level(level, state: HierarchyState, i: int, key: jax.Array):
-    level_state, parent = state.levels[i], parent_learner(state, i)
-    owed = level_state.new_rows // level.update_interval
-    ready = jnp.asarray(level.ready(level_state.learner), jnp.int32)
-    # More than an int32 counts could not be made anyway.
-    n_updates = jnp.minimum(owed, (2**31 - 1) // level.n_updates) * ready * level.n_updates
+def rollout_ticks(level: Level, spec: Any) -> int:
+    """Ticks between updates of an on-policy level."""
+    return level.rollout_length * (spec.decision_env_steps or 1)
 
-    def update(learner, update_key):
-        return level.learn(learner, level_state.buffer, update_key, parent=parent)
 
-    _, shapes = jax.eval_shape(update, level_state.learner, key)
-    sums = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), dict(shapes))
+def _learn_level(levels, spec, state: HierarchyState, i: int):
+    level, s = levels[i], state.levels[i]
+    name = f"level {i} ({type(level).__name__}).learn"
+    on_policy = level.rollout_length is not None
+    per = level.update_interval
+    if on_policy:
+        per = rollout_ticks(level, spec) * state.n_env_instances
+    due = s.owed // per
+    steps = state.n_total_env_steps.as_float()
+    within = ((steps >= s.learn_from) & (steps < s.learn_until)).astype(jnp.int32)
+    times = jnp.minimum(due, 1 if on_policy else (2**31 - 1) // level.n_updates)
+    n_updates = times * within * level.n_updates
+    key = state.stream.tick_key(Salt.LEARN + i)
+
+    def update(learner, key):
+        own = s.replace(learner=learner)
+        present = state.replace(levels=(*state.levels[:i], own, *state.levels[i + 1 :]))
+        ctx = context(levels, present, i, key=key)
+        out = level.learn(learner, replay_of(levels, present, i, ctx), ctx)
+        return checks.learned(name, out, learner)
+
+    _, shapes = jax.eval_shape(update, s.learner, key)
+    sums = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), dict(shapes))
 
     def body(j, carry):
         learner, sums = carry
@@ -248,15 +344,22 @@ def _learn_level(level, state: HierarchyState, i: int, key: jax.Array):
         mine = j < n_updates
         new = select(mine, new, learner)
         sums = jax.tree.map(
-            lambda s, m: s + jnp.where(mine, m, 0.0).astype(s.dtype), sums, dict(metrics)
+            lambda total, x: total + jnp.where(mine, x, 0.0).astype(total.dtype),
+            sums,
+            dict(metrics),
         )
         return devices.pin(new, devices.of_learner), sums
 
-    learner, sums = jax.lax.fori_loop(
-        0, max_over_batch(n_updates), body, (level_state.learner, sums)
-    )
-    means = jax.tree.map(lambda s: s / jnp.maximum(n_updates, 1), sums)
-    level_state = level_state.replace(
-        learner=learner, new_rows=level_state.new_rows - owed * level.update_interval
-    )
-    return level_state, {**means, "n_updates": n_updates.astype(jnp.float32)}
+    learner, sums = jax.lax.fori_loop(0, max_over_batch(n_updates), body, (s.learner, sums))
+    means = jax.tree.map(lambda total: total / jnp.maximum(n_updates, 1), sums)
+    means["n_updates"] = n_updates.astype(jnp.float32)
+    buffer = s.buffer
+    settled = due > 0
+    if on_policy:
+        lost = jnp.maximum(buffer.per_ring("fresh") - buffer.per_ring("size"), 0)
+        means["dropped_rows"] = jnp.where(settled, lost.sum(), 0).astype(jnp.float32)
+        owed = jnp.where(settled, 0, s.owed)
+    else:
+        owed = s.owed - due * per
+    fresh = jnp.where(settled, 0, buffer.fresh)
+    return s.replace(learner=learner, owed=owed, buffer=buffer.replace(fresh=fresh)), means

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from lrl_jax.buffers import Control, Replay, Row
 from lrl_jax.spaces import Box, SameAsAction, Space
+
+NEEDS = ("control", "children")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,118 +28,135 @@ class LevelSpec:
         action_space: what the level decides: the input space of the level below, or the
             environment's action space for the last level.
         input_space: what the level above sends, None for the first.
-        parent: the spec of the level above, None for the first.
         n_env_instances: number of instances.
         decision_env_steps: environment steps that one of the level's decisions lasts if nothing
             cuts it short: the product of the control intervals below; None if a level below
             decides for itself when to hand back.
-        obs_space: bounds of the mapped observation, infinite where they are not known; None for
-            infinite bounds.
-        parent_latent: space of the latent states that the level above plans in; None if it does
-            not. Known to `init_learner` only.
+        obs_space: bounds of the mapped observation, of its shape and dtype, infinite where they are
+            not known; None for infinite bounds.
+        latent_space: of the latent states that the level plans in; None if it does not.
+        above, below: specs of the neighbours, None at an end. Their neighbours in turn are known
+            in the same direction only.
     """
 
     index: int
     obs_shape: tuple[int, ...]
     action_space: Space
     input_space: Space | None = None
-    parent: LevelSpec | None = None
     n_env_instances: int = 1
     decision_env_steps: int | None = 1
     obs_space: Box | None = None
-    parent_latent: Box | None = None
+    latent_space: Box | None = None
+    above: LevelSpec | None = None
+    below: LevelSpec | None = None
 
     @property
     def obs_box(self) -> Box:
         """The mapped observation as a flat Box."""
         dim = math.prod(self.obs_shape)
-        return self.obs_space or Box(-math.inf, math.inf, (dim,))
+        if self.obs_space is None:
+            return Box(-math.inf, math.inf, (dim,))
+        return Box(self.obs_space.low, self.obs_space.high, (dim,), self.obs_space.dtype)
 
 
 @struct.dataclass
-class Control:
-    """Where an instance is in its stretch of control, for levels with `uses_parent_obs`.
+class Neighbour:
+    """A level next to another, to read from.
 
-    Shapes are those of one instance.
+    Attributes:
+        learner: its learner.
+        level: the level (static).
     """
 
-    n_steps: jax.Array  # [] int32, rows of this stretch so far
-    start_obs: jax.Array  # [*parent's obs shape] what the level above decided the input on
-    parent_obs: jax.Array  # [*parent's obs shape] what it would see now
+    learner: Any
+    level: Any = struct.field(pytree_node=False)
 
 
 @struct.dataclass
-class Row:
-    """A semi-MDP transition: what a level sees between two of its decisions.
+class Context:
+    """What a method of a level may know beside its own state and data.
 
-    Shapes are those of one instance; sampled rows have a leading batch axis. `row["k"]` reads a
-    field of the row or one of the level's own (`extra`).
+    Attributes:
+        key: typed random key, consumed; None where nothing is to be drawn.
+        env_steps: environment steps in train mode so far, all instances together, float32 [].
+        level_input: what the level above sent, [0] without; in `act`, `draft`, `after_transition`.
+        explores: whether to explore, bool []: training, and no level above asked for greedy
+            behaviour. None in `learn` and `reward`.
+        control: where the instance is in its stretch of control; None for level 0, and in `learn`
+            and `reward`.
+        above, below: the neighbours, None at an end.
+        training: the hierarchy's mode (static).
     """
 
-    obs: jax.Array  # [*obs_shape] mapped observation that was decided on
-    level_input: Any  # [*input shape], or [0] without an input
-    act: jax.Array  # [*action shape] as decided, not clipped
-    rew: jax.Array  # [] float32, accumulated reward
-    obs_next: jax.Array  # [*obs_shape] mapped, the true final one at an episode's end
-    terminated: jax.Array  # [] bool
-    truncated: jax.Array  # [] bool
-    elapsed_env_steps: jax.Array  # [] int32
-    n_steps_in_control: jax.Array  # [] int32, rows of this stretch of control, this one included
-    control: Any = None  # Control at the decision, for levels with `uses_parent_obs`
-    parent_obs_next: Any = None  # [*parent's obs shape] what the level above sees now, for those
-    extra: dict[str, jax.Array] = struct.field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> jax.Array:
-        return self.extra[name] if name in self.extra else getattr(self, name)
-
-    @property
-    def done(self) -> jax.Array:
-        """[] bool, terminated or truncated."""
-        return self.terminated | self.truncated
+    key: Any
+    env_steps: jax.Array
+    level_input: Any = None
+    explores: Any = None
+    control: Control | None = None
+    above: Neighbour | None = None
+    below: Neighbour | None = None
+    training: bool = struct.field(pytree_node=False, default=True)
 
 
-def as_rows(fields: dict[str, jax.Array]) -> Row:
-    """Turn rows gathered from a buffer, a dict of [B, ...], back into a Row.
+@struct.dataclass
+class Decision:
+    """What `act` and `draft` return.
 
-    Fields of the level's own go to `extra`; `n_steps_in_control` is 0 unless it is one of them.
+    Attributes:
+        action: of the shape of the level's action space.
+        memory: of one instance, of the structure of `init_memory`.
+        store: arrays that are kept with the row, read as `row["name"]`; always the same names.
+        greedy_below: bool [], or False: the levels below act without exploration until this row
+            closes.
     """
-    apart = {"extra", "n_steps_in_control", "control", "parent_obs_next"}
-    core = {f.name for f in dataclasses.fields(Row)} - apart
-    in_control = fields.get("n_steps_in_control", jnp.zeros_like(fields["elapsed_env_steps"]))
-    return Row(
-        **{name: fields[name] for name in core},
-        n_steps_in_control=in_control,
-        extra={name: value for name, value in fields.items() if name not in core},
-    )
+
+    action: Any
+    memory: Any
+    store: dict[str, Any] = struct.field(default_factory=dict)
+    greedy_below: Any = False
 
 
 class Level:
     """Base of all levels: every method has a default but `act`.
 
     A level is a frozen, hashable dataclass of settings. It is written for one instance of the
-    environment; the hierarchy maps it over instances, masks, accumulates and stores.
+    environment; the hierarchy maps it over instances, masks, accumulates, stores and samples.
 
     Class attributes that a level may turn into fields (the base is no dataclass itself, so that
     they do not come before a level's own fields):
         buffer_size: rows its replay buffer holds over all instances; 0 for none.
+        rollout_length: for on-policy levels, in place of a buffer_size: an update falls due every
+            `rollout_length` decisions of nominal length, at a tick that nothing drawn decides, and
+            the ring holds that many rows of each instance.
         update_interval, n_updates: `n_updates` calls of `learn` are owed for every
-            `update_interval` new rows of the level, all instances together.
+            `update_interval` new rows of the level, all instances together; on-policy levels make
+            `n_updates` each time.
+        learn_from, learn_until: environment steps; updates owed outside are dropped.
         control_interval: rows after which control goes back to the level above; None for never.
         chunk_size: how the hierarchy spares inactive instances the work of `act`. 0: cheap,
             computed for all and selected; None: skipped while no instance is active; a number:
             active instances are gathered and processed that many at a time.
-        uses_parent_obs: whether `act` gets `control=Control(...)` and rows hold `control` and
-            `parent_obs_next`: observations as the level above sees them, whose maps may differ.
+        needs: what rows keep beside the common fields: "control" (a `Control`), "children" (the
+            rows that the level below closes inside).
+        reward_discount: a reward i environment steps after the decision counts that to the power
+            of i in the row's accumulated reward and signals; "gamma" takes the level's own.
+        stagger: first training episodes are cut short by random multiples of a decision's length,
+            so that instances do not go through their episodes in lockstep.
         is_blind: whether decisions depend on the learner and the key alone, so that a host loop may
             draw those of many ticks ahead.
     """
 
     buffer_size: int = 0
+    rollout_length: int | None = None
     update_interval: int = 1
     n_updates: int = 0
+    learn_from: float = 0.0
+    learn_until: float = math.inf
     control_interval: int | None = None
     chunk_size: int | None = None
-    uses_parent_obs: bool = False
+    needs: tuple[str, ...] = ()
+    reward_discount: Any = 1.0
+    stagger: bool = False
     is_blind: bool = False
 
     def __init_subclass__(cls, **keywords: Any):
@@ -144,65 +164,86 @@ class Level:
         if "act" in cls.__dict__ and "is_blind" not in cls.__dict__:
             cls.is_blind = False  # another way of acting may look
 
-    #: A costly level may define `prepare`, with the arguments of `act`, which returns (action,
-    #: memory, needs_act): the cheap part of a decision, run for all instances that decide. Only
-    #: where needs_act is true does `act` follow, with the memory that `prepare` returned.
-    prepare: Callable[..., tuple[Any, Any, jax.Array]] | None = None
-
     def input_space(self) -> Space | SameAsAction | None:
         """Space of what the level above sends; None if the level needs no input."""
         return None
 
+    def latent_space(self, spec: LevelSpec) -> Box | None:
+        """Space of the latent states that the level plans in; None if it does not."""
+        return None
+
     def check(self, spec: LevelSpec) -> None:
-        """Raise a ValueError or TypeError if the level does not fit its place."""
+        """Raise a ValueError or TypeError if the level does not fit its place.
+
+        Asked when the hierarchy is built, for one instance, and when a state is made.
+        """
 
     def init_learner(self, key: jax.Array, spec: LevelSpec) -> Any:
         """Create what is shared over instances; may consume `key`."""
         return ()
 
-    def check_buffer(self, learner: Any, capacity: int, n_env_instances: int) -> None:
-        """Raise a ValueError if rings of `capacity` rows, one an instance, are too small."""
-
-    def latent_space(self, learner: Any) -> Box | None:
-        """Space of the latent states that the level plans in; None if it does not."""
-        return None
-
     def init_memory(self, learner: Any) -> Any:
         """Create what one instance remembers within an episode."""
         return ()
 
-    def observe_env_steps(self, learner: Any, n_total_env_steps: jax.Array) -> Any:
-        """Tell the learner the total of environment steps, float32; once a training tick."""
-        return learner
-
-    def act(self, learner, memory, obs, level_input, key, *, parent, training) -> Any:
-        """Decide. Returns (action, memory); consumes `key`. `training` is a Python bool.
-
-        Levels with `uses_parent_obs` also get the keyword `control`.
-        """
+    def act(self, learner: Any, memory: Any, obs: Any, ctx: Context) -> Decision:
+        """Decide. The one method that a level must have."""
         raise TypeError(f"{type(self).__name__} does not define act.")
 
-    def after_transition(self, learner, memory, row: Row):
-        """See the level's own finished row. Returns (memory, hand_back), hand_back a bool."""
+    #: A costly level may define `draft(learner, memory, obs, ctx)`, the cheap first half of a
+    #: decision, which returns (Decision, memory, needs_act). Where needs_act is false the Decision
+    #: is final; elsewhere `act` follows, with the memory beside it and the same key.
+    draft: Any = None
+
+    #: A level that plans may define `planned_states(learner, memory, obs, level_input)`: latent
+    #: states [H + 1, D] that its kept plan leads to from `obs`, for pictures.
+    planned_states: Any = None
+
+    def after_transition(self, learner: Any, memory: Any, row: Row, ctx: Context) -> Any:
+        """See the level's own finished row.
+
+        Returns:
+            (memory, hand_back), hand_back a bool [], or (memory, hand_back, store): more arrays to
+            keep with the row.
+        """
         if self.control_interval is None:
             return memory, jnp.zeros((), bool)
         return memory, row.n_steps_in_control >= self.control_interval
 
-    def row_fields(self, memory, row: Row) -> dict[str, jax.Array]:
-        """More fields to store with a row; `memory` is that of before `after_transition`."""
-        return {}
-
-    def reward(self, learner, parent, rows: Row) -> jax.Array:
-        """Reward [B] of sampled rows, recomputed at each sampling; default: as stored."""
+    def reward(self, learner: Any, rows: Row, ctx: Context) -> jax.Array:
+        """Reward [B] of sampled rows, recomputed at each sampling; default: as accumulated."""
         return rows.rew
 
-    def ready(self, learner: Any) -> Any:
-        """Whether updates are made now; those owed are dropped else, as during a warm up."""
-        return True
-
-    def learn(self, learner, buffer, key, *, parent):
+    def learn(self, learner: Any, replay: Replay, ctx: Context) -> tuple[Any, dict[str, Any]]:
         """Make one update. Returns (learner, metrics), metrics a dict of scalars."""
         return learner, {}
+
+    def gamma(self, learner: Any) -> jax.Array:
+        """The level's own discount, for reward_discount="gamma": its learner's `gamma`."""
+        gamma = learner.get("gamma") if isinstance(learner, dict) else None
+        gamma = gamma if gamma is not None else getattr(learner, "gamma", None)
+        if gamma is None:
+            raise TypeError(
+                f'{type(self).__name__} has reward_discount="gamma", but its learner has no '
+                f"entry gamma: give it one, or define gamma(learner)."
+            )
+        return gamma
+
+
+def discount_of(level: Level, learner: Any) -> Any:
+    """`reward_discount` of a level: 1.0, or a float32 []."""
+    if isinstance(level.reward_discount, str):
+        return level.gamma(learner)
+    return 1.0 if level.reward_discount == 1.0 else jnp.float32(level.reward_discount)
+
+
+def discounted_steps(discount: Any, elapsed_env_steps: jax.Array) -> jax.Array:
+    """Sum of the weights of a row's rewards, which is its length where nothing is discounted."""
+    steps = jnp.maximum(elapsed_env_steps, 1).astype(jnp.float32)
+    if isinstance(discount, float) and discount == 1.0:
+        return steps
+    ratio = (1.0 - discount**steps) / jnp.where(discount == 1.0, 1.0, 1.0 - discount)
+    return jnp.where(discount == 1.0, steps, ratio)
 
 
 @functools.cache
@@ -210,11 +251,26 @@ def _with_defaults(cls: type) -> type:
     return type(cls.__name__, (cls, Level), {"__module__": cls.__module__})
 
 
+_PARAMETERS = {
+    "act": ("learner", "memory", "obs", "ctx"),
+    "draft": ("learner", "memory", "obs", "ctx"),
+    "after_transition": ("learner", "memory", "row", "ctx"),
+    "reward": ("learner", "rows", "ctx"),
+    "learn": ("learner", "replay", "ctx"),
+}
+_GONE = {
+    "prepare": "draft(learner, memory, obs, ctx) -> (Decision, memory, needs_act)",
+    "row_fields": 'Decision(action, memory, store={"name": value})',
+    "observe_env_steps": "ctx.env_steps",
+    "ready": "learn_from and learn_until",
+}
+
+
 def as_level(level: Any) -> Any:
     """Give a level that does not inherit from Level the defaults of the protocol.
 
     Raises:
-        TypeError: if it is no frozen dataclass or has no `act`.
+        TypeError: if it is no frozen dataclass, has no `act`, or methods of another protocol.
     """
     name = type(level).__name__
     if isinstance(level, type) or not dataclasses.is_dataclass(level):
@@ -228,6 +284,20 @@ def as_level(level: Any) -> Any:
         for field in dataclasses.fields(level):
             object.__setattr__(full, field.name, getattr(level, field.name))
         level = full
+    for method, instead in _GONE.items():
+        if callable(getattr(level, method, None)):
+            raise TypeError(f"{name}.{method} is of an earlier protocol: use {instead}.")
+    for method, names in _PARAMETERS.items():
+        function = getattr(level, method)
+        if function is None:
+            continue
+        try:
+            inspect.signature(function).bind(*names)
+        except TypeError as error:
+            raise TypeError(
+                f"{name}.{method} must take ({', '.join(names)}), but takes "
+                f"{inspect.signature(function)}: {error}."
+            ) from None
     try:
         hash(level)
     except TypeError as error:

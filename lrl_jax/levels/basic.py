@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from lrl_jax.levels.base import Level, LevelSpec
+from lrl_jax.levels.base import Decision, Level, LevelSpec
+from lrl_jax.settings import check_int
 from lrl_jax.spaces import Box, SameAsAction
 
 
@@ -27,15 +28,6 @@ def _freeze(values: Any) -> Any:
 
 def _as_tuples(values: Any) -> Any:
     return tuple(_as_tuples(v) for v in values) if isinstance(values, list) else values
-
-
-def _count(name: str, value: Any) -> int:
-    """Return a whole number of at least 1 as an int."""
-    number = np.asarray(value)
-    is_number = not number.shape and number.dtype.kind in "iuf" and np.isfinite(number)
-    if not is_number or number % 1 != 0 or number < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
-    return int(number)
 
 
 def _check_action(name: str, value: np.ndarray, spec: LevelSpec) -> None:
@@ -72,8 +64,8 @@ class RandomLevel(Level):
     def init_learner(self, key, spec):
         return SpecLearner(spec)
 
-    def act(self, learner, memory, obs, level_input, key, *, parent, training):
-        return learner.spec.action_space.sample(key), memory
+    def act(self, learner, memory, obs, ctx):
+        return Decision(learner.spec.action_space.sample(ctx.key), memory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +90,8 @@ class ConstantLevel(Level):
     def init_learner(self, key, spec):
         return SpecLearner(spec)
 
-    def act(self, learner, memory, obs, level_input, key, *, parent, training):
-        return jnp.asarray(self.action, learner.spec.action_space.dtype), memory
+    def act(self, learner, memory, obs, ctx):
+        return Decision(jnp.asarray(self.action, learner.spec.action_space.dtype), memory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +114,7 @@ class ActionSequenceLevel(Level):
             raise ValueError(
                 f"ActionSequenceLevel needs at least one action [T, ...], got {self.actions!r}."
             )
-        object.__setattr__(self, "repeat", _count("repeat", self.repeat))
+        object.__setattr__(self, "repeat", check_int("repeat", self.repeat, 1))
 
     def check(self, spec: LevelSpec) -> None:
         for action in self.actions:
@@ -134,10 +126,10 @@ class ActionSequenceLevel(Level):
     def init_memory(self, learner):
         return jnp.zeros((), jnp.int32)  # decisions made in this episode, up to the last action
 
-    def act(self, learner, memory, obs, level_input, key, *, parent, training):
+    def act(self, learner, memory, obs, ctx):
         actions = jnp.asarray(self.actions, learner.spec.action_space.dtype)
         last = len(self.actions) * self.repeat - 1
-        return actions[memory // self.repeat], jnp.minimum(memory + 1, last)
+        return Decision(actions[memory // self.repeat], jnp.minimum(memory + 1, last))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,11 +144,11 @@ class ActionRepeatLevel(Level):
     chunk_size: int | None = 0
 
     def __post_init__(self):
-        interval = _count("control_interval", self.control_interval)
+        interval = check_int("control_interval", self.control_interval, 1)
         object.__setattr__(self, "control_interval", interval)
 
     def input_space(self):
         return SameAsAction()
 
-    def act(self, learner, memory, obs, level_input, key, *, parent, training):
-        return level_input, memory
+    def act(self, learner, memory, obs, ctx):
+        return Decision(ctx.level_input, memory)

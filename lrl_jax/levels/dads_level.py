@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 
-from lrl_jax.levels.base import Row
-from lrl_jax.levels.skill_level import SkillLearner, SkillLevel
+from lrl_jax.buffers import Row
+from lrl_jax.levels.learner_levels import as_batch
+from lrl_jax.levels.planner_level import PlannerLearner
+from lrl_jax.levels.skill_level import SkillLevel, Skills
 from lrl_jax.schedules import Schedule
 
 
@@ -36,8 +37,17 @@ class DADSLevel(SkillLevel):
                 f"steps of DADS: use 1, or SPlaTESLevel for skills of many steps."
             )
 
-    def raw_reward(self, learner: SkillLearner, parent: Any, rows: Row) -> jax.Array:
+    def raw_reward(self, skills: Skills, model: PlannerLearner, rows: Row) -> jax.Array:
         """log q(s'|s, z) minus the log of its mean over skills, [B]."""
-        s, c = parent.latent(rows["parent_obs"])
-        s_next, _ = parent.latent(rows["parent_obs_next"])
-        return self.potential(learner, parent, s, c, rows.level_input, s_next)[0]
+        assert rows.control is not None
+        s, c = model.latent(rows.control.above_obs)
+        s_next, _ = model.latent(rows.control.above_obs_next)
+        return self.potential(skills, model, s, c, rows.level_input, s_next)[0]
+
+    def update(self, learner, model, rows, mask, key_next, key_update):
+        """One update of the backbone; consumes the keys. Returns learner and metrics."""
+        del model, key_next
+        condition = learner.hear(rows.level_input, mask.shape)
+        batch = as_batch(learner, rows, mask, condition, condition)
+        state, metrics = self.algorithm.update(learner.state, batch, key_update)
+        return learner.replace(state=state), metrics

@@ -11,10 +11,19 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from lrl_jax.levels.base import Level, LevelSpec, Row, as_rows
+from lrl_jax.buffers import Replay, Row
+from lrl_jax.levels.base import (
+    Context,
+    Decision,
+    Level,
+    LevelSpec,
+    discount_of,
+    discounted_steps,
+)
 from lrl_jax.planners import ICEM, BlackboxPlanner, PlanState, PredictorRollout
 from lrl_jax.planners.blackbox import check_aux_rewards
 from lrl_jax.predictors import Partial
+from lrl_jax.randomness import Salt
 from lrl_jax.settings import check_choice, check_float, check_int
 from lrl_jax.spaces import Box, Discrete, Space, mapped_space
 
@@ -23,16 +32,12 @@ ROWS_PER_CHUNK = 1024
 
 DEFAULT_OPTIMIZER = ICEM(horizon=15)
 
-# Names under which rows hold the observations with the level's input appended.
-_SEEN, _SEEN_NEXT = "obs_and_input", "obs_next_and_input"
-
 
 @struct.dataclass
 class PlannerLearner:
     """What a planner level shares over instances."""
 
     ps: Any  # state of the predictor
-    n_total_env_steps: jax.Array  # [] float32
     warm_up_steps: jax.Array  # [] float32
     no_planning_steps: jax.Array  # [] float32
     switch_planner_prob: jax.Array  # [] float32
@@ -40,6 +45,15 @@ class PlannerLearner:
     resample_random_action_prob: jax.Array  # [] float32
     predictor: Any = struct.field(pytree_node=False)
     spec: LevelSpec = struct.field(pytree_node=False)
+
+    @property
+    def gamma(self) -> jax.Array:
+        """The predictor's discount, float32 []."""
+        return self.predictor.setting(self.ps, "gamma")
+
+    def at(self, env_steps: jax.Array) -> PlannerLearner:
+        """With the predictor as it is after so many environment steps, float32 []."""
+        return self.replace(ps=self.predictor.observe_env_steps(self.ps, env_steps))
 
     def latent(self, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Latent states [..., D] and contexts [..., C] of mapped observations [..., *obs_shape].
@@ -66,17 +80,33 @@ class PlannerMemory:
     n_held: jax.Array  # [] int32, decisions made with the first action of the plan, modulo `hold`
 
 
-def reward_per_env_step(rows: Any) -> jax.Array:
-    """Accumulated reward of rows divided by the environment steps they took, [B].
-
-    A function of the module, as predictors compile once for each function they are given.
-    """
-    return rows["rew"] / jnp.maximum(rows["elapsed_env_steps"], 1)
-
-
-def is_full_row(rows: Any, least: int) -> jax.Array:
+def is_full_row(rows: Row, least: int) -> jax.Array:
     """Rows [B] that took `least` environment steps, or ended in a terminal state, bool."""
-    return (rows["elapsed_env_steps"] >= least) | rows["terminated"]
+    return (rows.elapsed_env_steps >= least) | rows.terminated
+
+
+@dataclasses.dataclass(frozen=True)
+class WithInput:
+    """Rows with the level's input appended to their observations, as the predictor sees them."""
+
+    space: Space
+
+    def one(self, obs: jax.Array, level_input: Any) -> jax.Array:
+        """Observations [..., O] and inputs [..., *input shape] to [..., O + I]."""
+        if isinstance(self.space, Discrete):
+            level_input = jax.nn.one_hot(level_input, self.space.n)
+        else:
+            lead = level_input.shape[: level_input.ndim - len(self.space.shape)]
+            level_input = level_input.reshape(*lead, self.space.dim)
+        return jnp.concatenate([obs, level_input.astype(obs.dtype)], -1)
+
+    def __call__(self, rows: Row) -> Row:
+        """The same rows, seen with their own input."""
+        see = self.one
+        lead = rows.terminated.shape
+        obs, following = (x.reshape(*lead, -1) for x in (rows.obs, rows.obs_next))
+        level_input = rows.level_input
+        return rows.replace(obs=see(obs, level_input), obs_next=see(following, level_input))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +118,10 @@ class PlannerLevel(Level):
     instance tosses its own coins instead (see `switch_planner_prob`); with `only_noise` it never
     plans. Every episode starts in random mode, so with small switch probabilities and short
     episodes little is planned. The predictor's reward is the reward per elapsed environment step.
+
+    With `pursues_input` it plans towards subgoals: latent states that the level above sends, in
+    place of the environment's reward. Its predictor's encoder then finds the subgoal behind the
+    observation, to which it is appended.
 
     Attributes:
         predictor_factory: (mapped observation shape, action space) -> predictor; hashable.
@@ -123,6 +157,10 @@ class PlannerLevel(Level):
             candidates together.
         level_input_space: what a level above sends, appended to the observation that the
             predictor sees (one-hot if Discrete). None: no input.
+        pursues_input: whether the reward is minus the distance between the latent state behind a
+            row and the level's input, not the environment's.
+        reward_discount: see `Level`; the reward per environment step is divided by the sum of the
+            weights.
     """
 
     predictor_factory: Callable[[tuple[int, ...], Space], Any]
@@ -151,6 +189,8 @@ class PlannerLevel(Level):
     full_row_env_steps: int | None = None
     chunk_size: int | None = None
     level_input_space: Space | None = None
+    pursues_input: bool = False
+    reward_discount: Any = 1.0
 
     def __post_init__(self):
         if not callable(self.predictor_factory):
@@ -177,6 +217,11 @@ class PlannerLevel(Level):
             self.level_input_space, Box | Discrete
         ):
             raise TypeError(f"level_input_space is no Box or Discrete: {self.level_input_space!r}.")
+        if self.pursues_input and not isinstance(self.level_input_space, Box):
+            raise TypeError(
+                f"level_input_space={self.level_input_space!r}: subgoals need a Box, of the size "
+                f"of the latent state."
+            )
         if self.chunk_size is None:
             rows = getattr(self.optimizer, "num_samples", ROWS_PER_CHUNK)
             object.__setattr__(self, "chunk_size", math.ceil(ROWS_PER_CHUNK / rows))
@@ -187,31 +232,59 @@ class PlannerLevel(Level):
         return self.warm_up_steps > 0 or self.alternate_with_noise or self.only_noise
 
     def input_space(self) -> Space | None:
-        """Space of what the level above sends; None if the level needs no input."""
         return self.level_input_space
 
     def check(self, spec: LevelSpec) -> None:
-        """Raise a ValueError or TypeError if the level does not fit its place."""
         self.optimizer.check(spec.action_space)
         if self.acts_randomly and not spec.action_space.is_bounded:
             raise ValueError(
                 f"random actions cannot be drawn from the unbounded {spec.action_space}: bound it, "
                 f"or use warm_up_steps=0 with neither alternate_with_noise nor only_noise."
             )
+        predictor = self._predictor(spec)
+        if self.use_value and getattr(predictor, "val_func", True) is None:
+            raise ValueError(
+                "use_value=True needs a value function, but the predictor has none: give the "
+                "factory a partial_val_func, or use use_value=False."
+            )
+        if self.pursues_input:
+            self._check_subgoals(predictor)
+        rows = getattr(predictor, "k_steps", 1) + getattr(predictor, "n_steps", 1) - 1
+        capacity, n = self.buffer_size // spec.n_env_instances, spec.n_env_instances
+        if self.n_updates and rows > max(capacity, 1):
+            raise ValueError(
+                f"k_steps + n_steps - 1 = {rows} rows of a trajectory do not fit into "
+                f"{capacity} rows for each of {n} instances: raise buffer_size="
+                f"{self.buffer_size} to {rows * n} or more."
+            )
 
-    def init_learner(self, key: jax.Array, spec: LevelSpec) -> PlannerLearner:
-        """Create the predictor for this place; consumes `key`."""
-        self.check(spec)
+    def _check_subgoals(self, predictor: Any) -> None:
+        if self.control_interval is None:
+            raise ValueError(
+                "control_interval=None: a planner towards subgoals has to hand control back for "
+                "the next one, after 4 decisions for example."
+            )
+        dim = self.level_input_space.dim  # type: ignore[union-attr]
+        if predictor.latent_state_dim != dim:
+            raise ValueError(
+                f"subgoals have {dim} entries, but the predictor's latent state has "
+                f"{predictor.latent_state_dim}: they must agree."
+            )
+
+    def _predictor(self, spec: LevelSpec) -> Any:
+        """The predictor for this place."""
         shape = spec.obs_shape
         if self.level_input_space is not None:
             shape = (math.prod(shape) + self.level_input_space.dim,)
-        predictor = self.predictor_factory(shape, spec.action_space)
-        self._check_predictor(predictor, spec)
+        return self.predictor_factory(shape, spec.action_space)
+
+    def init_learner(self, key: jax.Array, spec: LevelSpec) -> PlannerLearner:
+        """Create the predictor for this place; consumes `key`."""
+        predictor = self._predictor(spec)
         return PlannerLearner(
             ps=predictor.init(key),
-            n_total_env_steps=jnp.zeros((), jnp.float32),
             predictor=predictor,
-            spec=spec,
+            spec=dataclasses.replace(spec, above=None, below=None),
             **{
                 name: jnp.array(getattr(self, name), jnp.float32)
                 for name in (
@@ -224,35 +297,18 @@ class PlannerLevel(Level):
             },
         )
 
-    def _check_predictor(self, predictor: Any, spec: LevelSpec) -> None:
-        """Refuse a predictor that cannot serve this level's settings."""
-        if self.use_value and getattr(predictor, "val_func", True) is None:
-            raise ValueError(
-                "use_value=True needs a value function, but the predictor has none: give the "
-                "factory a partial_val_func, or use use_value=False."
-            )
-
-    def check_buffer(self, learner: PlannerLearner, capacity: int, n_env_instances: int) -> None:
-        """Refuse rings that are too small for the trajectories the predictor learns from."""
-        predictor = learner.predictor
-        rows = getattr(predictor, "k_steps", 1) + getattr(predictor, "n_steps", 1) - 1
-        if self.n_updates and rows > capacity:
-            raise ValueError(
-                f"k_steps + n_steps - 1 = {rows} rows of a trajectory do not fit into "
-                f"{capacity} rows for each of {n_env_instances} instances: raise buffer_size="
-                f"{self.buffer_size} to {rows * n_env_instances} or more."
-            )
-
-    def latent_space(self, learner: PlannerLearner) -> Box:
+    def latent_space(self, spec: LevelSpec) -> Box:
         """Space of the predictor's latent states; bounds are known where they are entries of it."""
-        predictor, spec = learner.predictor, learner.spec
+        predictor = self._predictor(spec)
         dim = predictor.latent_state_dim
         if hasattr(predictor.encoder, "apply"):
             return Box(-math.inf, math.inf, (dim,))
         extra = 0 if spec.input_space is None else spec.input_space.dim
-        return mapped_space(
-            lambda obs: predictor.encoder(jnp.pad(obs, (0, extra))[None])[0], dim, spec.obs_box
-        )
+
+        def encode(obs):
+            return predictor.encoder(jnp.pad(obs, (0, extra))[None])[0]
+
+        return mapped_space(encode, (dim,), "float32", spec.obs_box)
 
     def init_memory(self, learner: PlannerLearner) -> PlannerMemory:
         """Memory at the start of an episode."""
@@ -267,41 +323,16 @@ class PlannerLevel(Level):
             n_held=jnp.zeros((), jnp.int32),
         )
 
-    def observe_env_steps(self, learner: PlannerLearner, n_total_env_steps: jax.Array):
-        """Tell learner and predictor the total of environment steps, float32."""
-        return learner.replace(
-            n_total_env_steps=n_total_env_steps,
-            ps=learner.predictor.observe_env_steps(learner.ps, n_total_env_steps),
-        )
-
-    def prepare(
-        self,
-        learner: PlannerLearner,
-        memory: PlannerMemory,
-        obs: jax.Array,
-        level_input: Any,
-        key: jax.Array,
-        *,
-        parent: Any,
-        training: bool,
-    ) -> tuple[jax.Array, PlannerMemory, jax.Array]:
-        """Cheap first half of a decision: toss the coins, and draw the action in random mode.
-
-        `act` is needed only where the last of the results is true, and then takes the memory
-        returned here. Consumes `key`, which `act` may be given as well.
-
-        Returns:
-            action (final in random mode), memory, and a bool: whether the instance plans.
-        """
-        del obs, level_input, parent
+    def draft(self, learner: PlannerLearner, memory: PlannerMemory, obs: Any, ctx: Context):
+        """Toss the coins, and draw the action in random mode; a plan is needed elsewhere."""
+        del obs
         space = learner.spec.action_space
-        if not training or not space.is_bounded:
+        if not ctx.training or not space.is_bounded:
             planning = jnp.ones((), bool)
             memory = memory.replace(planning_mode=planning)
             return self._held(memory.random_action, memory, planning)
-        # `act` gets the same key: fold in a number that none of its splits reaches.
-        key_mode, key_redraw, key_action = jax.random.split(jax.random.fold_in(key, 0x5EED), 3)
-        planning = self._next_mode(learner, memory, key_mode)
+        key_mode, key_redraw, key_action = jax.random.split(self._own_key(ctx.key), 3)
+        planning = self._next_mode(learner, memory, key_mode, ctx) | ~ctx.explores
         redraw = memory.fresh
         if not self.resample_on_end:
             coin = jax.random.uniform(key_redraw)
@@ -323,20 +354,26 @@ class PlannerLevel(Level):
         )
         return self._held(action, memory, planning)
 
+    def _own_key(self, key: jax.Array) -> jax.Array:
+        # `act` gets the same key: fold in a number that none of its splits reaches.
+        return jax.random.fold_in(key, Salt.RANDOM_ACTION)
+
     def _held(self, action, memory, planning):
-        """What `prepare` returns: no plan is needed while the last one's action is held."""
+        """What `draft` returns: no plan is needed while the last one's action is held."""
+        store = {"planning_mode": planning}
         if self.hold == 1:
-            return action, memory, planning
+            return Decision(action, memory, store), memory, planning
         goes_on = planning & (memory.n_held > 0)
         n_held = jnp.where(planning, (memory.n_held + 1) % self.hold, 0)
         action = jnp.where(goes_on, memory.plan[0], action)
-        return action, memory.replace(n_held=n_held), planning & ~goes_on
+        memory = memory.replace(n_held=n_held)
+        return Decision(action, memory, store), memory, planning & ~goes_on
 
-    def _next_mode(self, learner, memory, key):
+    def _next_mode(self, learner, memory, key, ctx):
         """Whether the instance plans now, [] bool; consumes `key`."""
         if self.only_noise:
             return jnp.zeros((), bool)
-        steps = learner.n_total_env_steps
+        steps = ctx.env_steps
         planning = jnp.ones((), bool)
         if self.alternate_with_noise:
             coin = jax.random.uniform(key)
@@ -347,32 +384,25 @@ class PlannerLevel(Level):
         return planning & (steps >= learner.warm_up_steps)
 
     def act(
-        self,
-        learner: PlannerLearner,
-        memory: PlannerMemory,
-        obs: jax.Array,
-        level_input: Any,
-        key: jax.Array,
-        *,
-        parent: Any,
-        training: bool,
-    ) -> tuple[jax.Array, PlannerMemory]:
-        """Plan, starting from the kept plan moved by one step; consumes `key`.
+        self, learner: PlannerLearner, memory: PlannerMemory, obs: Any, ctx: Context
+    ) -> Decision:
+        """Plan, starting from the kept plan moved by one step; consumes the key.
 
-        It plans in any mode: random decisions are made by `prepare`.
+        It plans in any mode: random decisions are made by `draft`.
         """
-        del parent, training
-        planner = self._planner(learner)
-        s, c = learner.predictor.encode(learner.ps, self._seen(obs, level_input)[None])
+        learner, planner = learner.at(ctx.env_steps), self._planner(learner)
+        seen = self._seen(learner, obs, ctx.level_input)
+        s, c = learner.predictor.encode(learner.ps, seen[None])
         plan, plan_state, _ = planner.plan(
             (learner.ps, s, c),
             planner.shift(memory.plan_state),
-            key,
+            ctx.key,
             learner.spec.action_space,
         )
         plan = plan.astype(memory.plan.dtype)
-        memory = memory.replace(plan_state=plan_state, plan=plan, planning_mode=jnp.ones((), bool))
-        return plan[0], memory
+        planning = jnp.ones((), bool)
+        memory = memory.replace(plan_state=plan_state, plan=plan, planning_mode=planning)
+        return Decision(plan[0], memory, {"planning_mode": planning})
 
     def planned_states(
         self,
@@ -385,58 +415,44 @@ class PlannerLevel(Level):
 
         With an ensemble, the mean over its members.
         """
-        s, c = learner.predictor.encode(learner.ps, self._seen(obs, level_input)[None])
+        s, c = learner.predictor.encode(learner.ps, self._seen(learner, obs, level_input)[None])
         rollout_fn = PredictorRollout(learner.predictor, True, self.mode, False, False, self.hold)
         rollout = rollout_fn((learner.ps, s, c), memory.plan[None], jax.random.key(0))
         return rollout.state[0].mean((0, 1))
 
-    def after_transition(self, learner: PlannerLearner, memory: PlannerMemory, row: Row):
-        memory, hand_back = super().after_transition(learner, memory, row)
+    def after_transition(
+        self, learner: PlannerLearner, memory: PlannerMemory, row: Row, ctx: Context
+    ):
+        memory, hand_back = super().after_transition(learner, memory, row, ctx)
         if self.hold > 1:  # what was planned for another input is not held on to
             memory = memory.replace(n_held=jnp.where(hand_back, 0, memory.n_held))
         return memory, hand_back
 
-    def row_fields(self, memory: PlannerMemory, row: Row) -> dict[str, jax.Array]:
-        """Mode in which the row's action was chosen; observations with the input, if any."""
-        fields = {"planning_mode": memory.planning_mode}
-        if self.level_input_space is not None:
-            fields[_SEEN] = self._seen(row.obs, row.level_input)
-            fields[_SEEN_NEXT] = self._seen(row.obs_next, row.level_input)
-        return fields
-
-    def reward(self, learner: PlannerLearner, parent: Any, rows: Row) -> jax.Array:
-        """Accumulated reward per elapsed environment step, [B]."""
-        del learner, parent
-        return reward_per_env_step(rows)
+    def reward(self, learner: PlannerLearner, rows: Row, ctx: Context) -> jax.Array:
+        """Reward per environment step, or minus the distance to the subgoal, [B]."""
+        if self.pursues_input:
+            state, _ = learner.latent(rows.obs_next)
+            return -jnp.linalg.norm(state - rows.level_input.reshape(state.shape), axis=-1)
+        discount = discount_of(self, learner)
+        return rows.rew / discounted_steps(discount, rows.elapsed_env_steps)
 
     def learn(
-        self, learner: PlannerLearner, buffer: Any, key: jax.Array, *, parent: Any
+        self, learner: PlannerLearner, replay: Replay, ctx: Context
     ) -> tuple[PlannerLearner, dict[str, jax.Array]]:
         """Make one update of the predictor, which draws from the key in its own state."""
-        del key
+        if self.level_input_space is not None:
+            replay = replay.through(WithInput(self.level_input_space))
         ps, (loss, info) = learner.predictor.learn(
             learner.ps,
-            self._as_seen(buffer),
+            replay,
             1,
             self.batch_size,
             self.model_batch_size,
-            learner.n_total_env_steps,
-            reward_fn=self._reward_fn(learner, parent),
+            ctx.env_steps,
             model_mask_fn=self._model_mask(learner.spec),
         )
         metrics = {name: jnp.float32(value) for name, value in {"loss": loss, **info}.items()}
         return learner.replace(ps=ps), metrics
-
-    def _reward_fn(self, learner: PlannerLearner, parent: Any) -> Callable:
-        """Rewards of gathered rows, a dict of [B, ...], as `reward` has them."""
-        if type(self).reward is PlannerLevel.reward:
-            return reward_per_env_step  # one function for all, so that it compiles once
-
-        def rewards(fields):
-            own = {name: fields[f"_{name}"] for name in ("obs", "obs_next") if f"_{name}" in fields}
-            return self.reward(learner, parent, as_rows({**fields, **own}))
-
-        return rewards
 
     def _model_mask(self, spec: LevelSpec) -> Callable | None:
         """Which rows the model learns from; equal for equal settings, None for all."""
@@ -460,24 +476,8 @@ class PlannerLevel(Level):
             use_termination=self.use_termination,
         )
 
-    def _seen(self, obs, level_input):
-        """Observation of the predictor, with the level's input appended."""
+    def _seen(self, learner, obs, level_input):
+        """Observation of the predictor: one instance's, with the level's input appended."""
         if self.level_input_space is None:
             return obs
-        if isinstance(self.level_input_space, Discrete):
-            level_input = jax.nn.one_hot(level_input, self.level_input_space.n)
-        return jnp.concatenate([obs.reshape(-1), level_input.reshape(-1).astype(obs.dtype)])
-
-    def _as_seen(self, buffer):
-        """The buffer with the predictor's observations under their usual names.
-
-        Only names change: a copy of the stored rows would cost more than an update.
-        """
-        if self.level_input_space is None:
-            return buffer
-        names = {"obs": "_obs", "obs_next": "_obs_next", _SEEN: "obs", _SEEN_NEXT: "obs_next"}
-        layout = tuple(
-            dataclasses.replace(field, name=names.get(field.name, field.name))
-            for field in buffer.layout
-        )
-        return buffer.replace(layout=layout)
+        return WithInput(self.level_input_space).one(obs.reshape(-1), level_input)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from lrl_jax.algorithms import SAC, TDMPC2
-from lrl_jax.levels.base import LevelSpec, Row
-from lrl_jax.levels.learner_level import AlgorithmLearner, LearnerLevel, flat_rows
+from lrl_jax.buffers import Replay, Row
+from lrl_jax.levels.base import Context, LevelSpec
+from lrl_jax.levels.learner_levels import AlgorithmLearner, LearnerLevel
+from lrl_jax.levels.planner_level import PlannerLearner
 from lrl_jax.schedules import Schedule, check_setting
 from lrl_jax.settings import check_float, check_int
 from lrl_jax.spaces import Box, Discrete, Space
@@ -48,14 +50,14 @@ class Moments:
 
 
 @struct.dataclass
-class SkillLearner(AlgorithmLearner):
-    """What a skill level shares over instances; see `AlgorithmLearner` for the first fields.
+class Skills:
+    """What a level that learns skills shares beside its policy.
 
     Attributes:
         alternatives: skills that rewards compare with, [L, *shape of a skill].
         moments: running moments of the rewards.
         fixed_std, momentum, offset, least_potential: settings, float32 [].
-        skill_space: of the skills (static).
+        backbone: what the level's way of learning adds, or None.
     """
 
     alternatives: jax.Array
@@ -64,12 +66,12 @@ class SkillLearner(AlgorithmLearner):
     momentum: jax.Array
     offset: jax.Array
     least_potential: jax.Array
-    skill_space: Space = struct.field(pytree_node=False)
+    backbone: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
 class SkillLevel(LearnerLevel):
-    """Learns skills that the model of the level above predicts and tells from one another.
+    """Abstract: learns skills that the model above predicts and tells from one another.
 
     The level above must have a model over skills, as `PlannerLevel` has. Intrinsic rewards exist
     only when rows are sampled: they come from the parent's present model. See `LearnerLevel` for
@@ -103,9 +105,14 @@ class SkillLevel(LearnerLevel):
     offset: float | None = None
     relabel_skills: float = 0.0
     freeze_after_steps: float | None = None
-    uses_parent_obs: bool = True
+
+    needs: ClassVar[tuple[str, ...]] = ("control",)
+    algorithms: ClassVar[tuple[type, ...]] = (SAC, TDMPC2)
 
     def __post_init__(self):
+        if type(self) is SkillLevel:
+            raise TypeError("SkillLevel is abstract: use SPlaTESLevel or DADSLevel.")
+
         def put(name, value):
             object.__setattr__(self, name, value)
 
@@ -116,8 +123,6 @@ class SkillLevel(LearnerLevel):
             if algorithm not in BACKBONES:
                 raise ValueError(f"unknown backbone {algorithm!r}: use one of {BACKBONES}.")
             algorithm = SAC(hidden=(128, 128), gamma=0.95) if algorithm == "sac" else TDMPC2()
-        if not isinstance(algorithm, SAC | TDMPC2):
-            raise TypeError(f"the backbone must be a SAC or a TDMPC2, got {algorithm!r}.")
         put("algorithm", algorithm)
         on_sac = isinstance(algorithm, SAC)
         for name, value in self._backbone_defaults(on_sac).items():
@@ -154,21 +159,35 @@ class SkillLevel(LearnerLevel):
 
     # ------------------------------------------------------------------ state
 
-    def init_learner(self, key: jax.Array, spec: LevelSpec) -> SkillLearner:
+    @property
+    def learn_until(self) -> float:
+        """Environment steps after which the skills are frozen."""
+        return math.inf if self.freeze_after_steps is None else self.freeze_after_steps
+
+    def check(self, spec: LevelSpec) -> None:
+        super().check(spec)
+        if spec.above is None or spec.above.latent_space is None:
+            raise TypeError(
+                f"{type(self).__name__} needs a level above it that plans in latent states, such "
+                f"as PlannerLevel: its rewards come from that level's model."
+            )
+
+    def init_learner(self, key: jax.Array, spec: LevelSpec) -> AlgorithmLearner:
         """Create the backbone's state for this place; consumes `key`."""
         key, key_skills = jax.random.split(key)
-        base = super().init_learner(key, spec)
-        std = self.fixed_std
-        return SkillLearner(
-            **{f.name: getattr(base, f.name) for f in dataclasses.fields(base)},
+        skills = Skills(
             alternatives=self._alternatives(key_skills),
             moments=Moments.zero(),
-            fixed_std=jnp.array(std(jnp.zeros(())) if callable(std) else std, jnp.float32),
+            fixed_std=self._std(jnp.zeros(())),
             momentum=jnp.array(self.momentum, jnp.float32),
             offset=jnp.array(self.offset, jnp.float32),
             least_potential=jnp.array(self.least_potential, jnp.float32),
-            skill_space=self.skill_space,
         )
+        return super().init_learner(key, spec).replace(skills=skills)
+
+    def _std(self, env_steps: jax.Array) -> jax.Array:
+        std = self.fixed_std
+        return jnp.array(std(env_steps) if callable(std) else std, jnp.float32)
 
     def _alternatives(self, key: jax.Array) -> jax.Array:
         """Skills to compare with; consumes `key`."""
@@ -185,47 +204,18 @@ class SkillLevel(LearnerLevel):
             key, (*shape, *space.shape), space.dtype, space.low_array, space.high_array
         )
 
-    def observe_env_steps(self, learner: SkillLearner, n_total_env_steps: jax.Array):
-        """Tell schedules the total of environment steps, float32."""
-        learner = super().observe_env_steps(learner, n_total_env_steps)
-        if callable(self.fixed_std):
-            std = jnp.asarray(self.fixed_std(n_total_env_steps), jnp.float32)
-            learner = learner.replace(fixed_std=std)
-        return learner
-
-    def ready(self, learner: SkillLearner) -> jax.Array:
-        """Whether the warm up is over and the skills are not frozen, bool []."""
-        ready = learner.is_warm
-        if self.freeze_after_steps is not None:
-            ready &= learner.n_total_env_steps < self.freeze_after_steps
-        return ready
-
-    def explores(self, learner: SkillLearner, training: bool) -> bool | jax.Array:
+    def explores(self, ctx: Context) -> bool | jax.Array:
         """Whether a policy adds noise: in training, unless the skills are frozen."""
-        if not training or self.freeze_after_steps is None:
-            return training
-        return learner.n_total_env_steps < self.freeze_after_steps
-
-    def decide(self, learner, memory, obs, level_input, key, parent, training, control):
-        """Decide as the algorithm does; consumes `key`. Returns (action, memory)."""
-        training = self.explores(learner, training)
-        return super().decide(learner, memory, obs, level_input, key, parent, training, control)
-
-    def row_fields(self, memory, row: Row) -> dict[str, jax.Array]:
-        """The place in the stretch of control, and what the level above sees."""
-        return {
-            "k": row.control.n_steps,
-            "start_obs": row.control.start_obs,
-            "parent_obs": row.control.parent_obs,
-            "parent_obs_next": row.parent_obs_next,
-        }
+        if not ctx.training or self.freeze_after_steps is None:
+            return super().explores(ctx)
+        return ctx.explores & (ctx.env_steps < self.freeze_after_steps)
 
     # ---------------------------------------------------------------- rewards
 
     def potential(
         self,
-        learner: SkillLearner,
-        parent: Any,
+        skills: Skills,
+        model: PlannerLearner,
         start: jax.Array,
         context: jax.Array,
         skill: jax.Array,
@@ -238,8 +228,9 @@ class SkillLevel(LearnerLevel):
         pair of start and skill.
 
         Args:
-            learner, parent: of this level and the one above.
-            start: latent states s_0 of the parent, [B, D].
+            skills: of this level's learner.
+            model: learner of the level above.
+            start: latent states s_0 of that level, [B, D].
             context: its contexts, [B, C].
             skill: z, [B, *shape of a skill].
             ends: latent states s', [B, D] each.
@@ -247,23 +238,23 @@ class SkillLevel(LearnerLevel):
         Returns:
             phi [B] of each of `ends`, clipped below.
         """
-        others = learner.alternatives
+        others = skills.alternatives
         batch, n_others = start.shape[0], others.shape[0]
-        skills = jnp.concatenate(
+        compared = jnp.concatenate(
             [skill[:, None], jnp.broadcast_to(others, (batch, *others.shape))], 1
         )
 
         def pairs(x):
             return jnp.broadcast_to(x[:, None], (batch, 1 + n_others, x.shape[-1]))
 
-        predictor, ps = parent.predictor, parent.ps
+        predictor, ps = model.predictor, model.ps
         log_weight, mean, _ = predictor.standardized_mixture(
-            ps, pairs(start), pairs(context), skills
+            ps, pairs(start), pairs(context), compared
         )
         out = []
         for end in ends:
             log_q = predictor.standardized_log_prob(
-                ps, log_weight, mean, start[:, None], end[:, None], learner.fixed_std
+                ps, log_weight, mean, start[:, None], end[:, None], skills.fixed_std
             )
             relative = log_q[:, 1:] - log_q[:, :1]
             if isinstance(self.skill_space, Discrete):  # all skills, its own included
@@ -271,77 +262,84 @@ class SkillLevel(LearnerLevel):
             else:
                 relative = jnp.concatenate([jnp.zeros((batch, 1)), relative], -1)
                 phi = math.log(n_others + 1) - jax.nn.logsumexp(relative, -1)
-            out.append(jnp.maximum(phi, learner.least_potential))
+            out.append(jnp.maximum(phi, skills.least_potential))
         return tuple(out)
 
-    def raw_reward(self, learner: SkillLearner, parent: Any, rows: Row) -> jax.Array:
-        """Intrinsic reward [B] of rows before it is standardized."""
+    def raw_reward(self, skills: Skills, model: PlannerLearner, rows: Row) -> jax.Array:
+        """Intrinsic reward [B] of rows before it is standardized.
+
+        Args:
+            skills: of this level's learner.
+            model: learner of the level above.
+            rows: of this level.
+        """
         raise TypeError(f"{type(self).__name__} does not define raw_reward.")
 
-    def reward(self, learner: SkillLearner, parent: Any, rows: Row) -> jax.Array:
-        """Intrinsic reward [B] from the parent's present model, standardized."""
-        check_parent(self, parent)
-        return self._standardized(learner, self.raw_reward(learner, parent, rows))
+    def reward(self, learner: AlgorithmLearner, rows: Row, ctx: Context) -> jax.Array:
+        """Intrinsic reward [B] from the present model of the level above, standardized."""
+        return self._standardized(
+            learner.skills, self.raw_reward(learner.skills, model_above(ctx), rows)
+        )
 
-    def _standardized(self, learner: SkillLearner, raw: jax.Array) -> jax.Array:
-        moments = learner.moments
+    def _standardized(self, skills: Skills, raw: jax.Array) -> jax.Array:
+        moments = skills.moments
         if self.centre:
             raw = raw - moments.mean
         if self.standardize:
             raw = raw / moments.std
-        return raw + learner.offset
+        return raw + skills.offset
 
     # --------------------------------------------------------------- learning
 
-    def sample_rows(self, buffer: Any, key: jax.Array) -> tuple[dict[str, Any], jax.Array]:
-        """Draw rows, some of them with another skill; consumes `key`."""
-        if not self.relabel_skills:
-            return super().sample_rows(buffer, key)
-        key, key_skill, key_chosen = jax.random.split(key, 3)
-        fields, mask = super().sample_rows(buffer, key)
-        skills = self.draw_skills(key_skill, *mask.shape)
-        chosen = jax.random.uniform(key_chosen, mask.shape[-1:]) < self.relabel_skills
-        if mask.ndim == 2:
+    def relabel(self, rows: Row, key: jax.Array) -> Row:
+        """Rows [B] or pieces [T, B], some of them with another skill; consumes `key`."""
+        lead = rows.terminated.shape
+        key_skill, key_chosen = jax.random.split(key)
+        skills = self.draw_skills(key_skill, *lead)
+        chosen = jax.random.uniform(key_chosen, lead[-1:]) < self.relabel_skills
+        if len(lead) == 2:
             # One skill for each stretch of control that a piece passes through.
-            begins = (fields["k"] == 0).at[0].set(False)
+            begins = (rows.control.steps == 0).at[0].set(False)
             stretch = jnp.cumsum(begins.astype(jnp.int32), 0)
-            skills = skills[stretch, jnp.arange(mask.shape[1])]
-        old = fields["level_input"]
-        chosen = jnp.broadcast_to(chosen, mask.shape)
-        chosen = chosen.reshape(*mask.shape, *[1] * (old.ndim - mask.ndim))
-        return {**fields, "level_input": jnp.where(chosen, skills, old)}, mask
+            skills = skills[stretch, jnp.arange(lead[1])]
+        old = rows.level_input
+        chosen = jnp.broadcast_to(chosen, lead).reshape(*lead, *[1] * (old.ndim - len(lead)))
+        return rows.replace(level_input=jnp.where(chosen, skills, old))
 
-    def learn(self, learner: SkillLearner, buffer: Any, key: jax.Array, *, parent: Any):
-        """Make one update; consumes `key`."""
-        check_parent(self, parent)
-        key_rows, key_skills, key_next, key_update = jax.random.split(key, 4)
-        learner = learner.replace(alternatives=self._alternatives(key_skills))
-        fields, mask = self.sample_rows(buffer, key_rows)
-        raw = self.raw_reward(learner, parent, flat_rows(fields, mask))
-        learner = learner.replace(
-            moments=learner.moments.update(raw, mask.reshape(-1), learner.momentum)
-        )
-        rew = self._standardized(learner, raw)
-        batch = self.make_batch(learner, parent, fields, mask, rew)
-        learner, metrics = self.update(learner, parent, fields, batch, key_next, key_update)
-        metrics = {
-            "reward_mean": learner.moments.mean,
-            "reward_std": learner.moments.std,
-            **metrics,
-        }
+    def learn(self, learner: AlgorithmLearner, replay: Replay, ctx: Context):
+        """Make one update; consumes the key."""
+        key_rows, key_skills, key_next, key_update = jax.random.split(ctx.key, 4)
+        model = model_above(ctx)
+        skills = learner.skills.replace(alternatives=self._alternatives(key_skills))
+        if callable(self.fixed_std):
+            skills = skills.replace(fixed_std=self._std(ctx.env_steps))
+        relabel = self.relabel if self.relabel_skills else None
+        rows, mask = self.sample(replay, key_rows, relabel, rewarded=False)
+        flat = jax.tree.map(lambda x: x.reshape(mask.size, *x.shape[mask.ndim :]), rows)
+        raw = self.raw_reward(skills, model, flat)
+        moments = skills.moments.update(raw, mask.reshape(-1), skills.momentum)
+        skills = skills.replace(moments=moments)
+        rows = rows.replace(rew=self._standardized(skills, raw).reshape(mask.shape))
+        state = self.algorithm.at(learner.state, ctx.env_steps)
+        learner = learner.replace(state=state, skills=skills)
+        learner, metrics = self.update(learner, model, rows, mask, key_next, key_update)
+        metrics = {"reward_mean": moments.mean, "reward_std": moments.std, **metrics}
         return learner, metrics
 
-    def update(self, learner, parent, fields, batch, key_next, key_update):
+    def update(
+        self,
+        learner: AlgorithmLearner,
+        model: PlannerLearner,
+        rows: Row,
+        mask: jax.Array,
+        key_next: jax.Array,
+        key_update: jax.Array,
+    ) -> tuple[AlgorithmLearner, dict[str, jax.Array]]:
         """One update of the backbone; consumes the keys. Returns learner and metrics."""
-        del parent, fields, key_next
-        state, metrics = self.algorithm.update(learner.state, batch, key_update)
-        return learner.replace(state=state), metrics
+        raise TypeError(f"{type(self).__name__} does not define update.")
 
 
-def check_parent(level: Any, parent: Any) -> None:
-    """Refuse a level above that has no model of skills."""
-    if not hasattr(parent, "predictor") or not hasattr(parent, "latent"):
-        raise TypeError(
-            f"{type(level).__name__} needs a level above with a predictor, such as PlannerLevel, "
-            f"whose model its rewards come from; its learner is {type(parent).__name__}."
-        )
+def model_above(ctx: Context) -> PlannerLearner:
+    """Learner of the level above, with its model as it is now."""
+    assert ctx.above is not None  # `check` has seen to that
+    return ctx.above.learner.at(ctx.env_steps)

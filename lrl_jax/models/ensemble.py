@@ -172,7 +172,7 @@ class ProbabilisticEnsemble:
         space = self.action_space
         if isinstance(space, spaces.Discrete) or not space.is_bounded:
             return action
-        low, high = np.asarray(space.low), np.asarray(space.high)
+        low, high = space.bounds
         if np.all(low == -1.0) and np.all(high == 1.0):
             return action
         half = np.where(high > low, 0.5 * (high - low), 1.0).astype(np.float32)

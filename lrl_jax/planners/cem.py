@@ -291,7 +291,7 @@ class ICEM(CEM):
 
 def _bounds(space: Box) -> tuple[np.ndarray, np.ndarray]:
     """Bounds [F] of a flattened action, float64."""
-    return np.asarray(space.low, np.float64), np.asarray(space.high, np.float64)
+    return space.bounds
 
 
 def _is_bounded(low: np.ndarray, high: np.ndarray) -> np.ndarray:

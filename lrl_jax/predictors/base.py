@@ -19,9 +19,10 @@ from lrl_jax.models import (
 )
 from lrl_jax.nets import apply_function, init_function
 from lrl_jax.predictors import rollouts
-from lrl_jax.predictors.checks import check_function, check_std, check_steps
+from lrl_jax.predictors.checks import check_function, check_std
 from lrl_jax.predictors.compiled import compiled
 from lrl_jax.predictors.types import LatentRollout, Prediction, PredictorState, Rollout
+from lrl_jax.settings import check_int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +61,8 @@ class Predictor:
         check_function("val_func", self.val_func, True)
         check_function("rew_func", self.rew_func, True)
         check_function("encoder", self.encoder, False)
-        check_steps("latent_state_dim", self.latent_state_dim)
-        check_steps("log_interval", self.log_interval)
+        check_int("latent_state_dim", self.latent_state_dim, 1)
+        check_int("log_interval", self.log_interval, 1)
         for name in ("latent_state_dim", "context_dim"):
             for part in (self.model, self.encoder):
                 other = getattr(part, name, None)
@@ -78,6 +79,13 @@ class Predictor:
         object.__setattr__(self, "mapped_env_obs_shape", shape)
 
     # ------------------------------------------------------------------ state
+
+    def setting(self, ps: PredictorState, name: str) -> jax.Array:
+        """Present value of a setting, float32: its leaf, or its schedule at the env steps."""
+        if name in ps.hyper:
+            return ps.hyper[name]
+        value = getattr(self, name)
+        return jnp.asarray(value(ps.n_total_env_steps) if callable(value) else value, jnp.float32)
 
     def _hyper(self) -> dict[str, float]:
         """Settings that become float32 leaves of the state."""
@@ -393,7 +401,7 @@ class Predictor:
         """Sample partial trajectories; consumes `key`.
 
         Args:
-            buffer: replay buffer.
+            buffer: a level's view of its rows, or a replay buffer.
             batch_size: number of them, B.
             n_steps: steps of each at most.
             device: unused, results lie where the buffer does.
@@ -402,9 +410,10 @@ class Predictor:
         Returns:
             Row ids [n_steps, B], lengths int32 [B], and a mask float32 [B, n_steps], 1 within.
         """
-        check_steps("batch_size", batch_size)
-        check_steps("n_steps", n_steps)
-        return buffers.sample_partial_trajectories(buffer, key, batch_size, n_steps)
+        check_int("batch_size", batch_size, 1)
+        check_int("n_steps", n_steps, 1)
+        raw = buffers.as_replay(buffer).buffer
+        return buffers.sample_partial_trajectories(raw, key, batch_size, n_steps)
 
     def loss(self, ps, batch, model_batch, *, params=None):
         """Loss and individual terms; see the subclasses."""

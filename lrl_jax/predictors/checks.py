@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import jax
@@ -21,21 +20,6 @@ def check_gamma(gamma: Any) -> None:
         values = np.asarray(gamma, np.float64)
         if not np.all((values >= 0.0) & (values <= 1.0)):
             raise ValueError(f"gamma must lie in [0, 1], got {gamma}.")
-
-
-def check_steps(name: str, value: Any) -> int:
-    """Return a positive Python integer.
-
-    Raises:
-        ValueError: if it is not one.
-    """
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} must be an integer known on the host, got {value!r}.") from None
-    if isinstance(value, bool) or number < 1:
-        raise ValueError(f"{name} must be at least 1, got {value!r}.")
-    return number
 
 
 def check_function(name: str, function: Any, optional: bool) -> None:

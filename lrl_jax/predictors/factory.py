@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lrl_jax import spaces
+from lrl_jax.env_spec import goal_indices
 from lrl_jax.models import ProbabilisticEnsemble
 from lrl_jax.nets import RewardFunction, ValueFunction
 from lrl_jax.predictors.base import Predictor
@@ -172,10 +173,8 @@ def get_default_predictor_factory(env: Any, sb_start_duration: float) -> Predict
         env: a goal-based environment, or (env, params).
         sb_start_duration: environment steps of the symmetry-breaking start; 0 for none.
     """
-    from lrl_jax import envs
-
     env = env[0] if isinstance(env, tuple) else env
-    indices = envs.goal_indices(env)
+    indices = goal_indices(env)
     state, context = (tuple(indices[k]) for k in ("achieved_goal", "desired_goal"))
     return PredictorFactory(
         partial_model=Partial(

@@ -10,17 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrl_jax import buffers, devices
+from lrl_jax import buffers
 from lrl_jax.models import masked_covariance, standardizer_loss, update_running_std
 from lrl_jax.nets import apply_function
 from lrl_jax.predictors.base import Predictor
-from lrl_jax.predictors.checks import check_gamma, check_steps
+from lrl_jax.predictors.checks import check_gamma
 from lrl_jax.predictors.compiled import compiled
 from lrl_jax.predictors.optim import adam_update, clip_per_tensor, init_adam
 from lrl_jax.predictors.targets import n_step_windows, valid_starts
 from lrl_jax.predictors.types import ModelBatch, PredictorState, TargetBatch
 from lrl_jax.schedules import Schedule, check_setting
-from lrl_jax.settings import check_float
+from lrl_jax.settings import check_float, check_int
 
 LEARNING_RATES = {  # part of the parameters: setting
     "encoder": "encoder_lr",
@@ -89,10 +89,8 @@ class RewardPredictor(Predictor):
             put(name, check_setting(name, getattr(self, name)))
         check_float("state_noise", self.state_noise, 0.0)
         for name in ("k_steps", "n_steps"):
-            put(name, check_steps(name, getattr(self, name)))
-        warm_up = self.encoder_warm_up
-        if isinstance(warm_up, bool) or warm_up < 0 or int(warm_up) != warm_up:
-            raise ValueError(f"encoder_warm_up must be a whole number from 0 on, got {warm_up}.")
+            put(name, check_int(name, getattr(self, name), 1))
+        put("encoder_warm_up", check_int("encoder_warm_up", self.encoder_warm_up, 0))
         if self.clip_grad_max_norm is not None:
             norm = check_setting("clip_grad_max_norm", self.clip_grad_max_norm)
             if callable(norm) or norm <= 0:
@@ -106,12 +104,6 @@ class RewardPredictor(Predictor):
     def _init_opt_state(self, params):
         return init_adam(params)
 
-    def setting(self, ps: PredictorState, name: str) -> jax.Array:
-        """Present value of a setting, float32: its leaf, or its schedule at the env steps."""
-        if name in ps.hyper:
-            return ps.hyper[name]
-        return jnp.asarray(getattr(self, name)(ps.n_total_env_steps), jnp.float32)
-
     # ---------------------------------------------------------------- sampling
 
     def compute_targets(
@@ -124,7 +116,6 @@ class RewardPredictor(Predictor):
         gamma: float | jax.Array = 0.99,
         *,
         key: jax.Array | None = None,
-        reward_fn: Callable | None = None,
     ) -> TargetBatch:
         """Sample partial trajectories and compute their n-step value targets.
 
@@ -133,19 +124,18 @@ class RewardPredictor(Predictor):
 
         Args:
             ps: state.
-            buffer: replay buffer.
+            buffer: a level's view of its rows, or a replay buffer.
             batch_size: number of partial trajectories, B.
             k_steps: transitions of each, K; n_steps - 1 further ones are drawn.
             n_steps: largest number of rewards in a target.
             gamma: discount factor.
             key: consumed; the state's own key by default.
-            reward_fn: maps a dict of rows [N, ...] to the rewards [N] that replace the stored.
         """
         k_steps, n_steps = (
-            check_steps("k_steps", k_steps),
-            check_steps("n_steps", n_steps),
+            check_int("k_steps", k_steps, 1),
+            check_int("n_steps", n_steps, 1),
         )
-        check_steps("batch_size", batch_size)
+        check_int("batch_size", batch_size, 1)
         check_gamma(gamma)
         key = ps.key if key is None else key
         # Only what is read: handing the many arrays of a whole state to compiled code takes longer
@@ -154,44 +144,40 @@ class RewardPredictor(Predictor):
         gamma = np.float32(gamma) if isinstance(gamma, int | float) else gamma
         return self._compute_targets(
             ps,
-            buffer,
+            buffers.as_replay(buffer),
             batch_size,
             k_steps,
             n_steps,
             jnp.asarray(gamma, jnp.float32),
             key,
-            reward_fn,
         )
 
-    @compiled("batch_size", "k_steps", "n_steps", "reward_fn")
-    def _compute_targets(
-        self, ps, buffer, batch_size, k_steps, n_steps, gamma, key, reward_fn
-    ) -> TargetBatch:
+    @compiled("batch_size", "k_steps", "n_steps")
+    def _compute_targets(self, ps, replay, batch_size, k_steps, n_steps, gamma, key) -> TargetBatch:
         n_rows = k_steps + n_steps - 1
-        ids, length, mask = buffers.sample_partial_trajectories(buffer, key, batch_size, n_rows)
-        ids_bt = ids.T  # [B, L]
-        rows = devices.split(buffers.gather(buffer, ids_bt))
-        reward = _rewards(rows, reward_fn)
-        terminated = rows["terminated"].astype(bool)
+        pieces, mask = replay.pieces(key, batch_size, n_rows)
+        rows = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), pieces)  # [B, L]
+        length, mask = mask.sum(0, dtype=jnp.int32), mask.T
+        reward, terminated = rows.rew.astype(jnp.float32), rows.terminated.astype(bool)
         stored_until = jnp.arange(n_rows) >= length[:, None] - 1
-        done = terminated | rows["truncated"].astype(bool) | stored_until
+        done = terminated | rows.truncated.astype(bool) | stored_until
         discount = jnp.broadcast_to(jnp.asarray(gamma, jnp.float32), reward.shape)
         if self.smdp_discount:
-            discount = discount ** rows["elapsed_env_steps"].astype(jnp.float32)
+            discount = discount ** rows.elapsed_env_steps.astype(jnp.float32)
         # Pass where each window ends, not its value: the network then sees K points, not K + n - 1.
         column = jnp.broadcast_to(jnp.arange(n_rows), reward.shape)
         total, product, (end, end_terminated) = n_step_windows(
             reward, done, discount, (column, terminated), n_steps
         )
-        valid = valid_starts(done, k_steps) & (mask[:, :k_steps] > 0)
-        obs_next = self._flat_obs(rows["obs_next"])
+        valid = valid_starts(done, k_steps) & mask[:, :k_steps]
+        obs_next = self._flat_obs(rows.obs_next)
         # A row's own observation where there is one: what a predictor sees may hold the level's
         # input, which changes between rows.
-        followed = mask[:, 1:k_steps, None] > 0
+        followed = mask[:, 1:k_steps, None]
         inner = jnp.where(
-            followed, self._flat_obs(rows["obs"][:, 1:k_steps]), obs_next[:, : k_steps - 1]
+            followed, self._flat_obs(rows.obs[:, 1:k_steps]), obs_next[:, : k_steps - 1]
         )
-        first = self._flat_obs(rows["obs"][:, :1])
+        first = self._flat_obs(rows.obs[:, :1])
         obs = jnp.concatenate([first, inner, obs_next[:, k_steps - 1 : k_steps]], axis=1)
         state, context = self.encode(ps, obs)
         value = total
@@ -199,7 +185,7 @@ class RewardPredictor(Predictor):
             obs_end = jnp.take_along_axis(obs_next, end[..., None], axis=1)
             bootstrap = self.value(ps, *self.encode(ps, obs_end), target=True)
             value = total + product * jnp.where(end_terminated, 0.0, bootstrap)
-        planning = rows.get("planning_mode")
+        planning = rows.stored.get("planning_mode")
         return TargetBatch(
             rew=reward[:, :k_steps],
             value=jnp.where(valid, value, 0.0),
@@ -210,11 +196,11 @@ class RewardPredictor(Predictor):
                 if planning is None
                 else planning[:, :k_steps].astype(bool)
             ),
-            act=self.model.encode_action(rows["act"])[:, :k_steps],
+            act=self.model.encode_action(rows.act)[:, :k_steps],
             contexts=context[:, :k_steps],
             state=state,
             obs=obs,
-            indices=ids,
+            indices=pieces.id,
             traj_len=length,
         )
 
@@ -232,25 +218,24 @@ class RewardPredictor(Predictor):
 
         Args:
             ps: state.
-            buffer: replay buffer.
+            buffer: a level's view of its rows, or a replay buffer.
             batch_size: number of rows, B.
             key: consumed; the state's own key by default.
-            model_mask_fn: maps a dict of rows [B, ...] to bool [B], rows that count.
+            model_mask_fn: maps rows [B] to bool [B], rows that count.
         """
-        check_steps("batch_size", batch_size)
-        key = ps.key if key is None else key
-        rows = buffers.gather(buffer, buffers.sample_ids(buffer, key, batch_size))
-        rows = devices.split(rows)
-        state, context = self.encode(ps, rows["obs"])
-        state_next, context_next = self.encode(ps, rows["obs_next"])
-        valid = jnp.broadcast_to(buffers.n_rows(buffer) > 0, (batch_size,))
+        check_int("batch_size", batch_size, 1)
+        key, replay = ps.key if key is None else key, buffers.as_replay(buffer)
+        rows = replay.sample(key, batch_size, rewarded=False)
+        state, context = self.encode(ps, rows.obs)
+        state_next, context_next = self.encode(ps, rows.obs_next)
+        valid = jnp.broadcast_to(replay.size > 0, (batch_size,))
         if model_mask_fn is not None:
             valid = valid & jnp.asarray(model_mask_fn(rows)).astype(bool)
         return ModelBatch(
             state=state,
             state_next=state_next,
-            act=self.model.encode_action(rows["act"]),
-            terminated=rows["terminated"].astype(bool),
+            act=self.model.encode_action(rows.act),
+            terminated=rows.terminated.astype(bool),
             context=context,
             context_next=context_next,
             validity_mask=valid,
@@ -335,48 +320,44 @@ class RewardPredictor(Predictor):
         model_batch_size: int,
         n_total_env_steps: int | jax.Array,
         *,
-        reward_fn: Callable | None = None,
         model_mask_fn: Callable | None = None,
     ) -> tuple[PredictorState, tuple[jax.Array, dict[str, jax.Array]]]:
         """Sample batches, compute losses, update all parts.
 
         Args:
             ps: state; its key is advanced.
-            buffer: replay buffer.
+            buffer: a level's view of its rows, or a replay buffer.
             n_steps: gradient steps.
             batch_size: partial trajectories, for reward and value.
             model_batch_size: rows, for the model.
             n_total_env_steps: total of environment steps so far, for schedules and the start.
-            reward_fn: maps a dict of rows [N, ...] to the rewards [N] that replace the stored.
-            model_mask_fn: maps a dict of rows [B, ...] to bool [B], rows the model learns from.
+            model_mask_fn: maps rows [B] to bool [B], rows the model learns from.
 
         Returns:
             The new state, and (loss, info), means over the gradient steps.
         """
         for name, value in (("n_steps", n_steps), ("batch_size", batch_size)):
-            check_steps(name, value)
-        check_steps("model_batch_size", model_batch_size)
+            check_int(name, value, 1)
+        check_int("model_batch_size", model_batch_size, 1)
         return self._learn(
             ps,
-            buffer,
+            buffers.as_replay(buffer),
             n_steps,
             batch_size,
             model_batch_size,
             jnp.asarray(n_total_env_steps, jnp.float32),
-            reward_fn,
             model_mask_fn,
         )
 
-    @compiled("n_steps", "batch_size", "model_batch_size", "reward_fn", "model_mask_fn")
+    @compiled("n_steps", "batch_size", "model_batch_size", "model_mask_fn")
     def _learn(
         self,
         ps,
-        buffer,
+        replay,
         n_steps,
         batch_size,
         model_batch_size,
         n_total_env_steps,
-        reward_fn,
         model_mask_fn,
     ):
         ps = self.observe_env_steps(ps, n_total_env_steps)
@@ -387,16 +368,15 @@ class RewardPredictor(Predictor):
             key, key_batch, key_model = jax.random.split(ps.key, 3)
             batch = self.compute_targets(
                 ps,
-                buffer,
+                replay,
                 batch_size,
                 self.k_steps,
                 self.n_steps,
                 self.setting(ps, "gamma"),
                 key=key_batch,
-                reward_fn=reward_fn,
             )
             model_batch = self.sample_model_batch(
-                ps, buffer, model_batch_size, key=key_model, model_mask_fn=model_mask_fn
+                ps, replay, model_batch_size, key=key_model, model_mask_fn=model_mask_fn
             )
             return self._update(ps.replace(key=key), batch, model_batch, active, key_model)
 
@@ -434,15 +414,6 @@ class RewardPredictor(Predictor):
             loss,
             info,
         )
-
-
-def _rewards(rows, reward_fn):
-    """Rewards [B, L] of rows [B, L, ...]; `reward_fn` sees them flattened."""
-    if reward_fn is None:
-        return rows["rew"].astype(jnp.float32)
-    lead = rows["rew"].shape
-    flat = {k: x.reshape(lead[0] * lead[1], *x.shape[2:]) for k, x in rows.items()}
-    return jnp.asarray(reward_fn(flat), jnp.float32).reshape(lead)
 
 
 def _masked_mean(x, mask):

@@ -28,7 +28,6 @@ class StaticPredictor(Predictor):
         model_batch_size: int = 1,
         n_total_env_steps=0,
         *,
-        reward_fn=None,
         model_mask_fn=None,
     ) -> tuple[PredictorState, tuple[float, dict]]:
         """Return the state unchanged, 0.0 and {}."""

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrl_jax.predictors.checks import check_gamma, check_steps
+from lrl_jax.predictors.checks import check_gamma
+from lrl_jax.settings import check_int
 
 
 def n_step_windows(
@@ -100,7 +101,7 @@ def n_step_targets(
         ValueError: if shapes differ, are not two-dimensional, have fewer than n columns, or gamma
             is outside [0, 1].
     """
-    n_steps = check_steps("n_steps", n_steps)
+    n_steps = check_int("n_steps", n_steps, 1)
     check_gamma(gamma)
     arrays = {
         "reward": jnp.asarray(reward),

@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-import numpy as np
-
 from lrl_jax import envs
 from lrl_jax.algorithms import SAC, TDMPC2
-from lrl_jax.hierarchies.env_spec import env_spec
-from lrl_jax.levels import DADSLevel, PlannerLevel, SPlaTESLevel, SubgoalPlannerLevel
+from lrl_jax.env_spec import env_spec
+from lrl_jax.levels import DADSLevel, PlannerLevel, SPlaTESLevel
 from lrl_jax.models import ProbabilisticEnsemble
 from lrl_jax.nets import RewardFunction
 from lrl_jax.planners import CEM, ICEM
@@ -165,16 +163,17 @@ class SkillAgent:
         factory = self._factory(_goal_encoder(env), total_steps, self.symmetry_steps)
         return PlannerLevel(factory, hold=self.hold, **self._search(self.horizon))
 
-    def _follower(self, env: Any, total_steps: int) -> SubgoalPlannerLevel:
+    def _follower(self, env: Any, total_steps: int) -> PlannerLevel:
         """Plans skills towards subgoals, which are appended to the achieved goal."""
         space = _achieved_space(env)
         encoder = {"state": (0, space.dim), "context": (space.dim, 2 * space.dim)}
         factory = self._factory(encoder, total_steps, self.symmetry_steps)
-        return SubgoalPlannerLevel(
+        return PlannerLevel(
             factory,
             hold=self.hold,
             level_input_space=space,
             control_interval=self.subgoal_skills,
+            pursues_input=True,
             **self._search(self.horizon),
         )
 
@@ -294,7 +293,7 @@ def _achieved_space(env: Any) -> Box:
     """Space of achieved goals."""
     start, stop = envs.goal_indices(env)["achieved_goal"]
     space = env_spec(env).obs_space
-    low, high = (np.broadcast_to(x, space.shape)[start:stop] for x in (space.low, space.high))
+    low, high = (bound[start:stop] for bound in space.bounds)
     return Box(low, high, (stop - start,))
 
 

@@ -1,0 +1,321 @@
+"""Levels that learn a policy with an off-policy algorithm: SAC, DQN, TD-MPC2."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from lrl_jax.algorithms import DQN, SAC, TDMPC2, Batch, Features, Hindsight, Scale
+from lrl_jax.buffers import Replay, Row
+from lrl_jax.levels.base import Context, Decision, Level, LevelSpec
+from lrl_jax.randomness import Salt
+from lrl_jax.settings import check_float, check_int
+from lrl_jax.spaces import Box, Discrete, Space
+
+# Candidates that fill the matrix products of two cores.
+CANDIDATES_PER_CHUNK = 1024
+
+
+@struct.dataclass
+class AlgorithmLearner:
+    """What a level with an algorithm shares over instances.
+
+    Attributes:
+        state: of the algorithm.
+        warm_up_steps: float32 [].
+        observation: how observations become features. The bounds are those of the environment that
+            the learner began in, also after it has been moved to another.
+        skills: what levels that learn skills share beside; else None.
+        condition: how level inputs become features (static).
+        action_space: what the level decides (static).
+        obs_shape: of one mapped observation (static).
+    """
+
+    state: Any
+    warm_up_steps: jax.Array
+    observation: Scale
+    skills: Any = None
+    condition: Features = struct.field(pytree_node=False, default=Features())
+    action_space: Any = struct.field(pytree_node=False, default=None)
+    obs_shape: tuple[int, ...] = struct.field(pytree_node=False, default=())
+
+    def see(self, obs: jax.Array) -> jax.Array:
+        """Features [..., X] of observations [..., *obs_shape]."""
+        lead = obs.shape[: obs.ndim - len(self.obs_shape)]
+        return self.observation(obs.reshape(*lead, math.prod(self.obs_shape)))
+
+    def hear(self, level_input: Any, lead: tuple[int, ...]) -> jax.Array:
+        """Features [*lead, C] of level inputs [*lead, *input shape]."""
+        inputs = (level_input,) if self.condition.spaces else ()
+        return self.condition(*inputs, batch_shape=lead)
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnerLevel(Level):
+    """Abstract: a level that acts and learns as its algorithm does, at any place of a hierarchy.
+
+    In training it acts at random, and learns nothing, until the warm up is over; in evaluation it
+    is deterministic. A truncated row bootstraps from its next observation, the true final one; a
+    terminated row does not. Where control is handed back, the value behind a row is that of the
+    next row's input.
+
+    Attributes:
+        algorithm: hyperparameters of the algorithm, with its functions.
+        buffer_size: rows of the replay buffer, over all instances.
+        update_interval, n_updates: `n_updates` updates for every `update_interval` new rows.
+        batch_size: rows, or pieces of trajectories, of an update.
+        warm_up_steps: environment steps with random actions and without updates. The rows are
+            kept; the updates they would owe are not made later.
+        hindsight: relabels sampled rows; None for none.
+        control_interval: rows after which control goes back to the level above; None: never.
+        level_input_space: what a level above sends, which conditions the networks. None: no input.
+        chunk_size: instances that a costly algorithm decides for at a time. None: all, where it is
+            cheap; where it plans, the least number that has 1,024 candidates together.
+        reward_discount: see `Level`.
+    """
+
+    algorithm: Any
+    buffer_size: int = 100_000
+    update_interval: int = 1
+    n_updates: int = 1
+    batch_size: int = 256
+    warm_up_steps: float = 1000
+    hindsight: Hindsight | None = None
+    control_interval: int | None = None
+    level_input_space: Space | None = None
+    chunk_size: int | None = None
+    reward_discount: Any = 1.0
+
+    #: Algorithms that the level takes; none for an abstract level.
+    algorithms: ClassVar[tuple[type, ...]] = ()
+
+    def __post_init__(self):
+        kinds = self.algorithms
+        if not kinds:
+            raise TypeError(f"{type(self).__name__} is abstract: use SACLevel, DQNLevel, ...")
+        if not isinstance(self.algorithm, kinds):
+            names = " or a ".join(kind.__name__ for kind in kinds)
+            raise TypeError(f"algorithm must be a {names}, got {self.algorithm!r}.")
+        for name, least in (
+            ("buffer_size", 1),
+            ("update_interval", 1),
+            ("n_updates", 0),
+            ("batch_size", 1),
+        ):
+            object.__setattr__(self, name, check_int(name, getattr(self, name), least))
+        check_float("warm_up_steps", self.warm_up_steps, 0.0)
+        if self.control_interval is not None:
+            interval = check_int("control_interval", self.control_interval, 1)
+            object.__setattr__(self, "control_interval", interval)
+        planner = self.algorithm.planner if isinstance(self.algorithm, TDMPC2) else None
+        if self.chunk_size is None and planner is not None:
+            size = math.ceil(CANDIDATES_PER_CHUNK / planner.num_samples)
+            object.__setattr__(self, "chunk_size", size)
+        space = self.level_input_space
+        if space is not None and not isinstance(space, Box | Discrete):
+            raise TypeError(f"level_input_space is no Box or Discrete: {space!r}.")
+        if self.hindsight is not None and not isinstance(self.hindsight, Hindsight):
+            raise TypeError(f"hindsight must be a Hindsight, got {self.hindsight!r}.")
+
+    @property
+    def learn_from(self) -> float:
+        """Environment steps of the warm up."""
+        return self.warm_up_steps
+
+    def input_space(self) -> Space | None:
+        return self.level_input_space
+
+    def gamma(self, learner: AlgorithmLearner) -> jax.Array:
+        return learner.state.settings["gamma"]
+
+    def check(self, spec: LevelSpec) -> None:
+        self.algorithm.check(spec.action_space)
+        if self.hindsight is not None:
+            space = self.level_input_space
+            is_box = isinstance(space, Box)
+            self.hindsight.check(math.prod(spec.obs_shape), space.dim if is_box else None)
+        rows, n = self.algorithm.sequence_length, spec.n_env_instances
+        if self.n_updates and rows > max(self.buffer_size // n, 1):
+            raise ValueError(
+                f"pieces of {rows} rows do not fit into {self.buffer_size // n} rows for each of "
+                f"{n} instances: raise buffer_size={self.buffer_size} to {rows * n} or more."
+            )
+
+    def condition_dim(self, spec: LevelSpec) -> int:
+        """Size of what the networks see beside the observation."""
+        space = self.level_input_space
+        return 0 if space is None else space.dim
+
+    def init_learner(self, key: jax.Array, spec: LevelSpec) -> AlgorithmLearner:
+        """Create the algorithm's state for this place; consumes `key`."""
+        space = self.level_input_space
+        return AlgorithmLearner(
+            state=self.algorithm.init(
+                key, math.prod(spec.obs_shape), self.condition_dim(spec), spec.action_space
+            ),
+            warm_up_steps=jnp.array(self.warm_up_steps, jnp.float32),
+            observation=Scale.of(spec.obs_box),
+            condition=Features(() if space is None else (space,)),
+            action_space=spec.action_space,
+            obs_shape=spec.obs_shape,
+        )
+
+    def init_memory(self, learner: AlgorithmLearner) -> Any:
+        return self.algorithm.init_memory(learner.state)
+
+    # ----------------------------------------------------------------- acting
+
+    @property
+    def draft(self) -> Any:
+        """Random actions of the warm up, where the algorithm's own are costly."""
+        return self._draft if self.chunk_size else None
+
+    def _draft(self, learner, memory, obs, ctx: Context):
+        space = learner.action_space
+        if not ctx.training or not self.warm_up_steps:
+            zeros = jnp.zeros(space.shape, space.dtype)
+            return Decision(zeros, memory), memory, jnp.ones((), bool)
+        action = self._random_action(learner, ctx.key)
+        return Decision(action, memory), memory, ~self._at_random(learner, ctx)
+
+    def _at_random(self, learner: AlgorithmLearner, ctx: Context) -> jax.Array:
+        return ctx.explores & (ctx.env_steps < learner.warm_up_steps)
+
+    def _random_action(self, learner: AlgorithmLearner, key: jax.Array) -> jax.Array:
+        # The algorithm draws from `key` itself: fold in what none of its splits reaches.
+        return learner.action_space.sample(jax.random.fold_in(key, Salt.RANDOM_ACTION))
+
+    def act(self, learner, memory, obs, ctx: Context) -> Decision:
+        state = self.algorithm.at(learner.state, ctx.env_steps)
+        action, new = self.decide(learner.replace(state=state), memory, obs, ctx)
+        if ctx.training and self.warm_up_steps:
+            random = self._at_random(learner, ctx)
+            action = jnp.where(random, self._random_action(learner, ctx.key), action)
+            new = jax.tree.map(lambda x, y: jnp.where(random, y, x), new, memory)
+        return Decision(action, new)
+
+    def explores(self, ctx: Context) -> bool | jax.Array:
+        """Whether the policy adds noise; False where that is known before tracing."""
+        return ctx.explores if ctx.training else False
+
+    def decide(self, learner, memory, obs, ctx: Context) -> tuple[jax.Array, Any]:
+        """Decide as the algorithm does; consumes the key. Returns (action, memory)."""
+        x, c = learner.see(obs), learner.hear(ctx.level_input, ())
+        return self.algorithm.act(learner.state, memory, x, c, ctx.key, self.explores(ctx))
+
+    def after_transition(self, learner, memory, row: Row, ctx: Context):
+        memory, hand_back = Level.after_transition(self, learner, memory, row, ctx)
+        if self.control_interval is not None:
+            fresh = self.init_memory(learner)
+            memory = jax.tree.map(lambda new, old: jnp.where(hand_back, new, old), fresh, memory)
+        return memory, hand_back
+
+    # --------------------------------------------------------------- learning
+
+    def learn(self, learner: AlgorithmLearner, replay: Replay, ctx: Context):
+        """Make one update; consumes the key."""
+        key_rows, key_update = jax.random.split(ctx.key)
+        learner = learner.replace(state=self.algorithm.at(learner.state, ctx.env_steps))
+        rows, mask = self.sample(replay, key_rows)
+        batch = self.batch(learner, replay, rows, mask)
+        state, metrics = self.algorithm.update(learner.state, batch, key_update)
+        return learner.replace(state=state), metrics
+
+    def sample(
+        self, replay: Replay, key: jax.Array, relabel: Any = None, rewarded: bool = True
+    ) -> tuple[Row, jax.Array]:
+        """Draw rows, [B], or pieces of trajectories, [T, B]; consumes `key`.
+
+        Returns:
+            The rows, relabelled, and which of them count, bool.
+        """
+        if self.hindsight is not None:
+            relabel = functools.partial(self.hindsight.relabel, replay)
+        more: dict[str, Any] = {"relabel": relabel, "rewarded": rewarded}
+        n_steps = self.algorithm.sequence_length
+        if n_steps > 1:
+            return replay.pieces(key, self.batch_size, n_steps, **more)
+        rows = replay.sample(key, self.batch_size, **more)
+        return rows, jnp.ones(rows.rew.shape, bool)
+
+    def batch(self, learner: AlgorithmLearner, replay: Replay, rows: Row, mask: jax.Array) -> Batch:
+        """Features of sampled rows, whose leading axes are those of `mask`."""
+        following = rows.level_input
+        if learner.condition.spaces:
+            following = replay.next_input(rows)
+        conditions = (learner.hear(x, mask.shape) for x in (rows.level_input, following))
+        return as_batch(learner, rows, mask, *conditions)
+
+
+def as_batch(
+    learner: AlgorithmLearner,
+    rows: Row,
+    mask: jax.Array,
+    condition: jax.Array,
+    condition_next: jax.Array,
+) -> Batch:
+    """Rows [...] as an algorithm takes them, with features of conditions [..., C]."""
+    return Batch(
+        obs=learner.see(rows.obs),
+        condition=condition,
+        act=rows.act,
+        rew=rows.rew.astype(jnp.float32),
+        obs_next=learner.see(rows.obs_next),
+        condition_next=condition_next,
+        terminated=rows.terminated,
+        elapsed_env_steps=rows.elapsed_env_steps,
+        mask=mask,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SACLevel(LearnerLevel):
+    """Decides in a bounded Box and learns with soft actor-critic (Haarnoja et al. 2018).
+
+    With one level it is flat SAC; under a level that sends `level_input_space` its networks take
+    the input beside the observation. See `LearnerLevel` for the other settings.
+
+    Attributes:
+        algorithm: hyperparameters of SAC.
+    """
+
+    algorithm: SAC = SAC()
+    algorithms: ClassVar[tuple[type, ...]] = (SAC,)
+
+
+@dataclasses.dataclass(frozen=True)
+class DQNLevel(LearnerLevel):
+    """Decides in a Discrete space and learns with deep Q-learning (Mnih et al. 2015).
+
+    With one level it is flat DQN; under a level that sends `level_input_space` its network takes
+    the input beside the observation, and it may itself choose among the inputs of a level below.
+    See `LearnerLevel` for the other settings.
+
+    Attributes:
+        algorithm: hyperparameters of DQN.
+    """
+
+    algorithm: DQN = DQN()
+    algorithms: ClassVar[tuple[type, ...]] = (DQN,)
+
+
+@dataclasses.dataclass(frozen=True)
+class TDMPC2Level(LearnerLevel):
+    """Decides in a bounded Box by planning in a learned latent space (Hansen et al. 2024).
+
+    Learns from pieces of trajectories of the horizon's length, which may cross the end of a stretch
+    of control but never that of an episode. The kept plan starts anew with every episode and every
+    stretch of control. See `LearnerLevel` for the other settings.
+
+    Attributes:
+        algorithm: hyperparameters of TD-MPC2; `TDMPC2.small()` is meant for CPUs.
+    """
+
+    algorithm: TDMPC2 = TDMPC2()
+    algorithms: ClassVar[tuple[type, ...]] = (TDMPC2,)
