@@ -74,26 +74,32 @@ def _bits_as(entries: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return entries if entries.dtype == dtype else jax.lax.bitcast_convert_type(entries, dtype)
 
 
-def pack(layout: tuple[Field, ...], rows: Mapping[str, Any]) -> jax.Array:
-    """Pack rows whose fields are [n, *shape] into uint32 [n, W].
-
-    Raises:
-        ValueError: for missing, unknown or wrongly shaped fields.
-    """
+def check_fields(layout: tuple[Field, ...], rows: Mapping[str, Any]) -> None:
+    """Raise a ValueError for missing, unknown or wrongly shaped fields."""
     names = {field.name for field in layout}
     if set(rows) != names:
         raise ValueError(
             f"rows have fields {sorted(rows)}, the buffer stores {sorted(names)}: "
             f"missing {sorted(names - set(rows))}, unknown {sorted(set(rows) - names)}."
         )
+    for field in layout:
+        shape = jnp.shape(rows[field.name])
+        if shape[1:] != field.shape:
+            raise ValueError(
+                f"field {field.name!r} has shape {shape}, expected [n, *{field.shape}]."
+            )
+
+
+def pack(layout: tuple[Field, ...], rows: Mapping[str, Any]) -> jax.Array:
+    """Pack rows whose fields are [n, *shape] into uint32 [n, W].
+
+    Raises:
+        ValueError: for missing, unknown or wrongly shaped fields.
+    """
+    check_fields(layout, rows)
     words = []
     for field in layout:
-        value = jnp.asarray(rows[field.name])
-        if value.shape[1:] != field.shape:
-            raise ValueError(
-                f"field {field.name!r} has shape {value.shape}, expected [n, *{field.shape}]."
-            )
-        value = value.astype(field.dtype)
+        value = jnp.asarray(rows[field.name]).astype(field.dtype)
         flat = value.reshape(value.shape[0], math.prod(field.shape))
         words.append(_to_words(flat, field.n_words))
     return jnp.concatenate(words, axis=-1)

@@ -3,7 +3,7 @@
 An instance without a new row writes nothing, keeps its cursor, and keeps its rows in time order.
 Libraries write all rows or none, which a hierarchy cannot use: its levels decide at different
 times in different instances. Where all instances always write together the rings are `aligned`:
-one cursor serves them all, and a tick's rows are one contiguous write.
+one cursor serves them all, and each field of a tick's rows is one contiguous write.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class Buffer:
     """Rings of rows.
 
     Attributes:
-        words: packed rows, uint32 [capacity, n, W]; capacity is `buffer_size // n`.
+        words: packed rows, uint32 [capacity, n, W]; capacity is `buffer_size // n`. None where the
+            rings are aligned.
+        columns: fields of aligned rings by name, [capacity, n, *shape]; else None.
         cursor: where the next row goes, int32 [n], or [] where the rings are aligned.
         size: rows stored, likewise.
         count: rows ever written, modulo 2**32, uint32, likewise.
@@ -48,10 +50,10 @@ class Buffer:
             take the room of the oldest rows.
         frame: the latest frame written, int32 [n], or None.
         layout: fields of a row (static).
-        aligned: whether all rings have one cursor (static).
     """
 
-    words: jax.Array
+    words: jax.Array | None
+    columns: dict[str, jax.Array] | None
     cursor: jax.Array
     size: jax.Array
     count: jax.Array
@@ -60,17 +62,21 @@ class Buffer:
     frames: jax.Array | None
     frame: jax.Array | None
     layout: tuple[packing.Field, ...] = struct.field(pytree_node=False)
-    aligned: bool = struct.field(pytree_node=False, default=False)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether all rings have one cursor."""
+        return self.columns is not None
 
     @property
     def capacity(self) -> int:
         """Rows one ring can hold."""
-        return self.words.shape[-3]
+        return self.words.shape[-3] if self.columns is None else self.columns[POSITION].shape[-2]
 
     @property
     def n_env_instances(self) -> int:
         """Number of rings."""
-        return self.words.shape[-2]
+        return self.position.shape[-1]
 
     def per_ring(self, name: str) -> jax.Array:
         """`cursor`, `size`, `count` or `fresh` of each ring, [n], aligned or not."""
@@ -108,6 +114,7 @@ def create(example: Mapping[str, Any], n_env_instances: int, buffer_size: int) -
     layout = packing.make_layout({**fields, POSITION: jax.ShapeDtypeStruct((), jnp.int32)})
     return Buffer(
         words=jnp.zeros((capacity, n, layout[-1].stop), jnp.uint32),
+        columns=None,
         cursor=jnp.zeros(n, jnp.int32),
         size=jnp.zeros(n, jnp.int32),
         count=jnp.zeros(n, jnp.uint32),
@@ -139,7 +146,8 @@ def specs(buffer: Buffer) -> Any:
     ring = devices.by_instance(buffer.n_env_instances)
     own = P() if buffer.aligned else ring
     return buffer.replace(
-        words=P(None, *ring),
+        words=None if buffer.aligned else P(None, *ring),
+        columns=buffer.columns and dict.fromkeys(buffer.columns, P(None, *ring)),
         cursor=own,
         size=own,
         count=own,
@@ -171,7 +179,10 @@ def align(buffer: Buffer, known: bool = False) -> Buffer:
             return buffer
         if not all(_is_concrete(x) and (np.asarray(x) == np.asarray(x)[:1]).all() for x in cursors):
             return buffer
-    return buffer.replace(aligned=True, **{k: x[0] for k, x in zip(_CURSORS, cursors, strict=True)})
+    cursors = {k: x[0] for k, x in zip(_CURSORS, cursors, strict=True)}
+    return buffer.replace(
+        words=None, columns=packing.unpack(buffer.layout, buffer.words), **cursors
+    )
 
 
 def unalign(buffer: Buffer) -> Buffer:
@@ -180,7 +191,15 @@ def unalign(buffer: Buffer) -> Buffer:
         return buffer
     shape = buffer.position.shape
     cursors = {k: jnp.broadcast_to(getattr(buffer, k)[..., None], shape) for k in _CURSORS}
-    return buffer.replace(aligned=False, **cursors)
+    return buffer.replace(words=_packed(buffer), columns=None, **cursors)
+
+
+def _packed(buffer: Buffer) -> jax.Array:
+    """Columns of aligned rings as words, [..., capacity, n, W]."""
+    lead = (*buffer.position.shape[:-1], buffer.capacity, buffer.n_env_instances)
+    size = math.prod(lead)
+    flat = {k: x.reshape(size, *x.shape[len(lead) :]) for k, x in buffer.columns.items()}
+    return packing.pack(buffer.layout, flat).reshape(*lead, -1)
 
 
 def _is_concrete(x: Any) -> bool:
@@ -214,25 +233,34 @@ def _add(buffer: Buffer, rows: dict[str, Any], mask: jax.Array | None) -> Buffer
         following = jnp.where(rows[name], 0, following)
     if buffer.frames is not None:
         buffer, rows[FRAME] = _add_frames(buffer, rows.pop("obs"), rows.pop("obs_next"), mask)
-    words = packing.pack(buffer.layout, {**rows, POSITION: position})
+    rows = {**rows, POSITION: position}
     step = jnp.ones((), jnp.int32) if mask is None else mask.astype(jnp.int32)
     if buffer.aligned:
-        start = (buffer.cursor, 0, 0)
-        if mask is not None:
-            kept = jax.lax.dynamic_slice(buffer.words, start, (1, *words.shape))[0]
-            words = jnp.where(mask, words, kept)
-        written = jax.lax.dynamic_update_slice(buffer.words, words[None], start)
+        buffer = buffer.replace(columns=_with_tick(buffer, rows, mask))
     else:
+        words = packing.pack(buffer.layout, rows)
         where = buffer.cursor if mask is None else jnp.where(mask, buffer.cursor, capacity)
         written = buffer.words.at[where, jnp.arange(n)].set(words, mode="drop", unique_indices=True)
+        buffer = buffer.replace(words=written)
     return buffer.replace(
-        words=written,
         cursor=jax.lax.rem(buffer.cursor + step, jnp.int32(capacity)),
         size=jnp.minimum(buffer.size + step, capacity),
         count=buffer.count + step.astype(jnp.uint32),
         fresh=jnp.minimum(buffer.fresh + step, 2**30),
         position=following if mask is None else jnp.where(mask, following, position),
     )
+
+
+def _with_tick(buffer: Buffer, rows: dict[str, Any], mask: jax.Array | None) -> dict[str, Any]:
+    """Columns of aligned rings with the rows of one tick, or as they are where `mask` is false."""
+    packing.check_fields(buffer.layout, rows)
+    out = {}
+    for name, old in buffer.columns.items():
+        new, start = rows[name].astype(old.dtype)[None], (buffer.cursor,) + (0,) * (old.ndim - 1)
+        if mask is not None:
+            new = jnp.where(mask, new, jax.lax.dynamic_slice(old, start, new.shape))
+        out[name] = jax.lax.dynamic_update_slice(old, new, start)
+    return out
 
 
 def _add_frames(
@@ -340,7 +368,10 @@ def sample_ids(buffer: Buffer, key: jax.Array, batch_size: int) -> jax.Array:
 
 def gather(buffer: Buffer, ids: jax.Array) -> dict[str, jax.Array]:
     """Read rows by id, [...] to a dict of [..., *shape]."""
-    rows = packing.unpack(buffer.layout, _read(buffer, buffer.words, ids))
+    if buffer.aligned:
+        rows = {name: _read(buffer, x, ids) for name, x in buffer.columns.items()}
+    else:
+        rows = packing.unpack(buffer.layout, _read(buffer, buffer.words, ids))
     del rows[POSITION]
     if buffer.frames is not None:
         n, n_frames = buffer.n_env_instances, buffer.frames.shape[0]
@@ -366,7 +397,8 @@ def _read(buffer: Buffer, storage: jax.Array, ids: jax.Array, word: int | None =
         mine = (instance >= 0) & (instance < own)
         found = lookup(storage, slot * own + jnp.clip(instance, 0, own - 1))
         mine = mine.reshape(mine.shape + (1,) * (found.ndim - mine.ndim))
-        return jax.lax.psum(jnp.where(mine, found, 0), devices.AXIS)
+        found = jax.lax.psum(jnp.where(mine, found, 0).astype(_summed(found.dtype)), devices.AXIS)
+        return found.astype(storage.dtype)
 
     ring = devices.by_instance(n)
     if devices.n_shards() == 1 or ring == P():
@@ -374,8 +406,14 @@ def _read(buffer: Buffer, storage: jax.Array, ids: jax.Array, word: int | None =
     return devices.each(own_part, (P(None, *ring), P()), P())(storage, ids)
 
 
+def _summed(dtype: Any) -> Any:
+    return jnp.int32 if dtype == jnp.bool_ else dtype
+
+
 def column(buffer: Buffer, name: str, ids: jax.Array) -> jax.Array:
     """One field of 32 bits of rows [...], as int32."""
+    if buffer.aligned:
+        return _read(buffer, buffer.columns[name], ids).astype(jnp.int32)
     field = next(f for f in buffer.layout if f.name == name)
     return _read(buffer, buffer.words, ids, field.start).astype(jnp.int32)
 
@@ -559,16 +597,16 @@ def _extend(buffer, rows, mask, first):
 
 def clear(buffer: Buffer, capacity: int | None = None) -> Buffer:
     """Forget all rows; the storage stays, or becomes one of `capacity` rows a ring."""
-    words, frames = buffer.words, buffer.frames
     if capacity is not None:
+        buffer = unalign(buffer)
+        words, frames = buffer.words, buffer.frames
         words = jnp.zeros((capacity, *words.shape[1:]), words.dtype)
         if frames is not None:
             frames = jnp.zeros((capacity + max(4, capacity // 16), *frames.shape[1:]), frames.dtype)
-    zero = jnp.zeros_like(buffer.cursor)
+        buffer = buffer.replace(words=words, frames=frames)
+    zeroed = {name: jnp.zeros_like(getattr(buffer, name)) for name in ("cursor", "size", "fresh")}
     frame = None if buffer.frame is None else jnp.zeros_like(buffer.frame)
-    return buffer.replace(
-        words=words, frames=frames, frame=frame, cursor=zero, size=zero.copy(), fresh=zero.copy()
-    )
+    return buffer.replace(frame=frame, **zeroed)
 
 
 def redistribute(
