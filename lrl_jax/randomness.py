@@ -6,7 +6,8 @@ import enum
 
 import jax
 import jax.numpy as jnp
-from flax import struct
+
+from lrl_jax import struct
 
 
 class Salt(enum.IntEnum):
@@ -63,8 +64,7 @@ class Salt(enum.IntEnum):
     PICTURES = 1
 
 
-@struct.dataclass
-class Stream:
+class Stream(struct.Node):
     """Random keys for the ticks of n instances.
 
     Tick and index enter as parts of the key itself: threefry mixes keys as thoroughly as counters

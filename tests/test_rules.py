@@ -38,7 +38,7 @@ NEVER_IMPORTS = {
 BOTH_INSTANTIATED_AND_SUBCLASSED: dict[str, str] = {}
 
 _SALTS = "lrl_jax/randomness.py"
-_MAKES_INSTANCES = {"Partial", "partial"}  # their first argument is called later
+_MAKES_INSTANCES = {"Partial", "partial", "new"}  # their first argument is a class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -448,6 +448,7 @@ def test_private_fields_are_found(text, n):
         ("a.Base()", 1),
         ("(Child if x else Base)()", 1),
         ("Partial(Base, keywords={})", 1),
+        ("struct.new(Base)", 1),
         ("Base.small()", 1),
         ("Child()", 0),
         ("Base.name()", 0),
