@@ -31,6 +31,8 @@ from lrl_jax.envs import make  # noqa: E402
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, RandomHierarchy  # noqa: E402
 from lrl_jax.training import load_run, take_seed  # noqa: E402
 
+__version__ = "0.2.0"
+
 __all__ = [
     "AsyncCollector",
     "CollectStats",
@@ -39,6 +41,7 @@ __all__ = [
     "HierarchyState",
     "RandomHierarchy",
     "Transitions",
+    "__version__",
     "algorithms",
     "buffers",
     "collectors",

@@ -191,7 +191,7 @@ def _train_command(args: list[str]) -> None:
         _restart(config, processes, ["train", name, *given])
     if processes is not None and config.devices == 1:
         config = dataclasses.replace(config, devices=jax.device_count())
-    train(config, name, out and Path(out), quiet)
+    train(config, name, Path(out) if out else None, quiet)
 
 
 def _take(option: str, args: list[str], what: str) -> tuple[str | None, list[str]]:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -98,7 +99,7 @@ def n_shards() -> int:
 def mesh_of(tree: Any) -> Mesh | None:
     """The mesh that the leaves of a tree are split over; None if they are on one device."""
     for leaf in jax.tree.leaves(tree):
-        sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
+        sharding = None if isinstance(leaf, Tracer) else getattr(leaf, "sharding", None)
         if isinstance(sharding, NamedSharding) and AXIS in sharding.mesh.axis_names:
             assert isinstance(sharding.mesh, Mesh)
             return sharding.mesh

@@ -6,21 +6,67 @@ import enum
 
 import jax
 import jax.numpy as jnp
-from flax import struct
+
+from lrl_jax import struct
 
 
 class Salt(enum.IntEnum):
-    """What a key of a tick is for. Those of instances stay below 256, with room for each level."""
+    """Numbers that set random streams apart. All of the library's are here; none may change.
+
+    Draws of saved runs depend on them. Two uses may share a number only where they never meet the
+    same key. Members are of three kinds:
+
+    - Salts of a tick, below 256: `Stream.instance_keys(n, salt)` and `Stream.tick_key(salt)`. Of a
+      hierarchy's stream: DECIDE, AFTER_TRANSITION, LEARN. Of the collector's: STEP, RANDOM_ACTION, RESET_BY_USER,
+      RESTART.
+    - Words that `jax.random.fold_in` mixes into a key.
+    - Seeds, from which whole streams are made.
+
+    Attributes:
+        DECIDE: decisions of level i, at DECIDE + i.
+        AFTER_TRANSITION: answers of level i to a finished row, at AFTER_TRANSITION + i.
+        LEARN: updates of level i, at LEARN + i.
+        STEP: steps of the environments, in the collector's stream.
+        RANDOM_ACTION: actions of collecting at random.
+        RESET_BY_USER: resets of episodes that a preprocessing function ended.
+        RESTART: a reset of the collector that is given no seed.
+        NOISE: of disturbed states, in the update of a model.
+        SHARED: key of a tick for what all instances share, apart from the first instance's own.
+        RANDOM_MODE: random actions of a level, where its algorithm or planner draws from the same
+            key; splits of the key do not reach there.
+        STAGGER: lengths of first episodes.
+        DECISIONS: stream of the hierarchy in a collector that is given a seed.
+        COPY: stream of a hierarchy's copy for tests.
+        TEST: tests of a collector, mixed in; and interim tests of a run, as their seed.
+        WORKER_TEST: tests of a collection worker, by exclusive or with its seed.
+        FINAL_TEST: the test at the end of a run, and each test on the host.
+        INTERIM_TEST_ON_HOST: seed of interim test i on the host, at INTERIM_TEST_ON_HOST + i.
+        PICTURES: recorded paths of a run, added to its seed.
+    """
 
     DECIDE = 0
     AFTER_TRANSITION = 64
     LEARN = 128
-    RANDOM_ACTION = 0x5EED
+    STEP = 0
+    RANDOM_ACTION = 0xA0
+    RESET_BY_USER = 0xA1
+    RESTART = 0xFF
+
+    NOISE = 1
+    SHARED = 0x5EED
+    RANDOM_MODE = 0x5EED
+    STAGGER = 0x57A6
+    DECISIONS = 0xDEC1
     COPY = 0x636F7079
 
+    TEST = 0x7E57
+    WORKER_TEST = 0xE7A1
+    FINAL_TEST = 0xF17A
+    INTERIM_TEST_ON_HOST = 2**30
+    PICTURES = 1
 
-@struct.dataclass
-class Stream:
+
+class Stream(struct.Node):
     """Random keys for the ticks of n instances.
 
     Tick and index enter as parts of the key itself: threefry mixes keys as thoroughly as counters
@@ -61,4 +107,4 @@ class Stream:
 
     def tick_key(self, salt: int) -> jax.Array:
         """One key of this tick for what instances share, typed []."""
-        return jax.random.fold_in(self.instance_keys(1, salt)[0], 0x5EED)
+        return jax.random.fold_in(self.instance_keys(1, salt)[0], Salt.SHARED)

@@ -64,7 +64,9 @@ class PiecewiseLinearSchedule:
     def __call__(self, n_total_env_steps: Any) -> jax.Array:
         """Value, float32, of the shape of `n_total_env_steps`."""
         steps = jnp.asarray(n_total_env_steps, jnp.float32)
-        return jnp.interp(steps, np.float32(self.steps), np.float32(self.values))
+        return jnp.interp(
+            steps, np.asarray(self.steps, np.float32), np.asarray(self.values, np.float32)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,8 @@ class PiecewiseLogLinearSchedule(PiecewiseLinearSchedule):
     def __call__(self, n_total_env_steps: Any) -> jax.Array:
         """Value, float32, of the shape of `n_total_env_steps`."""
         steps = jnp.asarray(n_total_env_steps, jnp.float32)
-        return jnp.exp(jnp.interp(steps, np.float32(self.steps), np.log(np.float32(self.values))))
+        logs = np.log(np.asarray(self.values, np.float32))
+        return jnp.exp(jnp.interp(steps, np.asarray(self.steps, np.float32), logs))
 
 
 @dataclasses.dataclass(frozen=True)

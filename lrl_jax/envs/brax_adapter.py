@@ -15,7 +15,7 @@ class BraxEnvState(environment.EnvState):
     """State: brax's own (`inner`), and the steps since the reset, int32 `[]`."""
 
     inner: Any
-    time: jax.Array
+    time: jax.Array  # pyright: ignore[reportIncompatibleVariableOverride]  # gymnax: int
 
 
 class BraxEnvironment(environment.Environment[BraxEnvState, environment.EnvParams]):
@@ -81,7 +81,7 @@ class BraxEnvironment(environment.Environment[BraxEnvState, environment.EnvParam
         inner = self.brax_env.reset(key)
         return inner.obs, BraxEnvState(inner=inner, time=jnp.zeros((), jnp.int32))
 
-    def step_env(self, key: jax.Array, state: BraxEnvState, action: jax.Array, params: Any):
+    def step_env(self, key: jax.Array, state: BraxEnvState, action: float | jax.Array, params: Any):
         """Step without a reset; `key` is not used, brax keeps its own."""
         inner = self.brax_env.step(state.inner, jnp.clip(action, -1.0, 1.0))
         metrics = inner.metrics

@@ -34,7 +34,8 @@ def _columns(space: gymnasium.Space, obs: Any) -> np.ndarray:
     if isinstance(space, gymnasium.spaces.Box | gymnasium.spaces.MultiBinary):
         values = np.asarray(obs)
         return values.reshape(len(values), -1)
-    return np.stack([gymnasium.spaces.flatten(space, one) for one in obs])
+    rows: list[Any] = [gymnasium.spaces.flatten(space, one) for one in obs]
+    return np.stack(rows)
 
 
 @dataclasses.dataclass

@@ -43,7 +43,7 @@ class Maze2DState(environment.EnvState):
         goal: (x, y), float32 `[2]`.
     """
 
-    time: jax.Array
+    time: jax.Array  # pyright: ignore[reportIncompatibleVariableOverride]  # gymnax: int
     position: jax.Array
     goal: jax.Array
 
@@ -176,14 +176,16 @@ class Maze2D(environment.Environment[Maze2DState, Maze2DParams]):
     def observation_space(self, params: Maze2DParams | None = None) -> spaces.Box:
         """Three positions in the world, `[6]`."""
         del params
-        high = np.tile(np.array([self.width, self.height], np.float32), 3)
-        return spaces.Box(np.zeros(6, np.float32), high, (6,), jnp.float32)
+        low: Any = np.zeros(6, np.float32)  # gymnax's types ask for arrays of JAX
+        high: Any = np.tile(np.array([self.width, self.height], np.float32), 3)
+        return spaces.Box(low, high, (6,), jnp.float32)
 
     def state_space(self, params: Maze2DParams | None = None) -> spaces.Dict:
         """Spaces of the state's fields."""
         limit = (params or self.default_params).max_steps_in_episode
-        world = np.array([self.width, self.height], np.float32)
-        box = spaces.Box(np.zeros(2, np.float32), world, (2,), jnp.float32)
+        low: Any = np.zeros(2, np.float32)
+        high: Any = np.array([self.width, self.height], np.float32)
+        box = spaces.Box(low, high, (2,), jnp.float32)
         return spaces.Dict({"position": box, "goal": box, "time": spaces.Discrete(limit + 1)})
 
     @partial(jax.jit, static_argnames=("self",))
@@ -222,7 +224,7 @@ class Maze2D(environment.Environment[Maze2DState, Maze2DParams]):
         return obs, state, reward, terminated, truncated, info
 
     def step_env(
-        self, key: jax.Array, state: Maze2DState, action: jax.Array, params: Maze2DParams
+        self, key: jax.Array, state: Maze2DState, action: float | jax.Array, params: Maze2DParams
     ) -> tuple[jax.Array, Maze2DState, jax.Array, jax.Array, dict[str, jax.Array]]:
         """Step without a reset; `key` is not used.
 
@@ -272,9 +274,9 @@ class Maze2D(environment.Environment[Maze2DState, Maze2DParams]):
 
     def observe(
         self,
-        key: jax.Array,
+        key: jax.Array | None,
         state: Maze2DState,
-        action: jax.Array | None,
+        action: float | jax.Array | None,
         params: Maze2DParams | None = None,
     ) -> jax.Array:
         """Observation `[6]` of a state: achieved goal, desired goal, position."""
@@ -314,7 +316,7 @@ class Maze2D(environment.Environment[Maze2DState, Maze2DParams]):
             f"Use a smaller margin than {margin:g}."
         )
 
-    def _move(self, position: jax.Array, action: jax.Array) -> jax.Array:
+    def _move(self, position: jax.Array, action: float | jax.Array) -> jax.Array:
         """Position `[2]` after a step with the velocity `action` `[2]`."""
         # Components apart: arrays of [n] vectorise, arrays of [n, 2] hardly do.
         x, y = position[0], position[1]

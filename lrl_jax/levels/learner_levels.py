@@ -189,7 +189,7 @@ class LearnerLevel(Level):
 
     def _random_action(self, learner: AlgorithmLearner, key: jax.Array) -> jax.Array:
         # The algorithm draws from `key` itself: fold in what none of its splits reaches.
-        return learner.action_space.sample(jax.random.fold_in(key, Salt.RANDOM_ACTION))
+        return learner.action_space.sample(jax.random.fold_in(key, Salt.RANDOM_MODE))
 
     def act(self, learner, memory, obs, ctx: Context) -> Decision:
         state = self.algorithm.at(learner.state, ctx.env_steps)

@@ -356,7 +356,7 @@ class PlannerLevel(Level):
 
     def _own_key(self, key: jax.Array) -> jax.Array:
         # `act` gets the same key: fold in a number that none of its splits reaches.
-        return jax.random.fold_in(key, Salt.RANDOM_ACTION)
+        return jax.random.fold_in(key, Salt.RANDOM_MODE)
 
     def _held(self, action, memory, planning):
         """What `draft` returns: no plan is needed while the last one's action is held."""

@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
-from lrl_jax import spaces
+from lrl_jax import spaces, struct
 from lrl_jax.models import mixture, standardizer, symmetry
 from lrl_jax.nets import (
     MixtureNetwork,
     activation_fn,
+    apply_function,
     check_hidden,
     check_periods,
     fourier_features,
@@ -25,8 +25,7 @@ from lrl_jax.nets import (
 MODES = ("heaviest", "mean")
 
 
-@struct.dataclass
-class ModelStats:
+class ModelStats(struct.Node):
     """What predictions need besides the network's parameters."""
 
     sigma_d: jax.Array  # [D] float32, unit of the network's outputs
@@ -35,8 +34,7 @@ class ModelStats:
     n_total_env_steps: jax.Array  # [] float32
 
 
-@struct.dataclass
-class MixturePrediction:
+class MixturePrediction(struct.Node):
     """Mixture over d = s' - s in state units, members in front."""
 
     log_weight: jax.Array  # [M, ..., J], normalised
@@ -213,7 +211,7 @@ class ProbabilisticEnsemble:
         x = jnp.concatenate([jnp.broadcast_to(p, (*lead, p.shape[-1])) for p in parts], -1)
 
         def apply(p, x):
-            return self.network.apply({"params": p}, x)
+            return apply_function(self.network, p, x)
 
         if self.n_models == 1:  # no batched matrix product for the common case
             return apply(params, x)
@@ -261,6 +259,7 @@ class ProbabilisticEnsemble:
         if self.sb_start_duration:
             share = self.network_share(stats)
             linear_map = self.linear_map(stats) if linear_map is None else linear_map
+            assert linear_map is not None  # as sb_start_duration is not 0
             linear = self.linear_mean(linear_map, action)[..., None, :]
             # share = 0 must give exactly the linear model, even if the network overflows.
             mean = jnp.where(share > 0, share * mean, 0.0) + (1.0 - share) * linear

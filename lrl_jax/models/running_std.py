@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from flax import struct
+
+from lrl_jax import struct
 
 MIN_STD = 1e-6
 
 
-@struct.dataclass
-class RunningStd:
+class RunningStd(struct.Node):
     """Root of a running second moment; the mean is not removed."""
 
     second_moment: jax.Array  # [D] float32

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lrl_jax.nets.apply import apply_function
 from lrl_jax.nets.mlp import check_hidden
 from lrl_jax.nets.normed_mlp import NormedMLP
 from lrl_jax.nets.simnorm import check_groups
@@ -101,19 +102,19 @@ class LatentModel:
 
     def encode(self, params: Params, obs: jax.Array) -> jax.Array:
         """Latent states [..., L] of observations [..., X]."""
-        return self._net("encoder").apply({"params": params["encoder"]}, obs)
+        return apply_function(self._net("encoder"), params["encoder"], obs)
 
     def next_latent(self, params: Params, latent: jax.Array, action: jax.Array) -> jax.Array:
         """Predicted next latent states [..., L] after actions [..., A]."""
         x = jnp.concatenate([latent, action], -1)
-        return self._net("dynamics").apply({"params": params["dynamics"]}, x)
+        return apply_function(self._net("dynamics"), params["dynamics"], x)
 
     def reward(
         self, params: Params, latent: jax.Array, action: jax.Array, condition: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Reward of actions [..., A]: logits [..., bins] and the number [...]."""
         x = _inputs(latent, action, condition)
-        logits = self._net("reward").apply({"params": params["reward"]}, x)
+        logits = apply_function(self._net("reward"), params["reward"], x)
         return logits, self.two_hot.decode(logits)
 
     def q_values(
@@ -138,7 +139,7 @@ class LatentModel:
         net = self._net("q")
         # Heads one by one: a product of two matrices each, which CPUs do faster than a batched one.
         logits = [
-            net.apply({"params": _head(heads, i)}, x, None if keep is None else keep[i])
+            apply_function(net, _head(heads, i), x, None if keep is None else keep[i])
             for i in range(len(jax.tree.leaves(heads)[0]))
         ]
         logits = jnp.stack(logits)
@@ -150,7 +151,7 @@ class LatentModel:
         """Actions [..., A] for standard normal `noise` [..., A] and their log density [...]."""
         x = _inputs(latent, condition)
         net = self._net("policy", noise.shape[-1])
-        mean, raw = jnp.split(net.apply({"params": params["policy"]}, x), 2, -1)
+        mean, raw = jnp.split(apply_function(net, params["policy"], x), 2, -1)
         return tanh_gaussian(mean, squash_log_std(raw, self.log_std_min, self.log_std_max), noise)
 
     def termination(self, params: Params, latent: jax.Array, condition: jax.Array) -> jax.Array:
@@ -158,16 +159,14 @@ class LatentModel:
         if not self.learn_termination:
             return jnp.full(latent.shape[:-1], -jnp.inf)
         x = _inputs(latent, condition)
-        return self._net("termination").apply({"params": params["termination"]}, x)[..., 0]
+        return apply_function(self._net("termination"), params["termination"], x)[..., 0]
 
 
 def _inputs(latent: jax.Array, *parts: jax.Array) -> jax.Array:
     """Put inputs side by side; a condition may lack the leading axes of the latent states."""
     lead = latent.shape[:-1]
-    parts = [
-        p if p.shape[:-1] == lead else jnp.broadcast_to(p, (*lead, p.shape[-1])) for p in parts
-    ]
-    return jnp.concatenate([latent, *parts], -1)
+    wide = [p if p.shape[:-1] == lead else jnp.broadcast_to(p, (*lead, p.shape[-1])) for p in parts]
+    return jnp.concatenate([latent, *wide], -1)
 
 
 def _head(heads: Any, i: int) -> Any:

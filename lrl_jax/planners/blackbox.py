@@ -8,15 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from lrl_jax import struct
 from lrl_jax.planners.common import PlanState
 from lrl_jax.settings import check_float
 from lrl_jax.spaces import Space
 
 
-@struct.dataclass
-class Rollout:
+class Rollout(struct.Node):
     """Predicted outcome of N plans under M models with P particles each.
 
     Predictors may return a class of their own with these fields.

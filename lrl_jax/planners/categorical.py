@@ -7,16 +7,15 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from lrl_jax import struct
 from lrl_jax.planners import common
 from lrl_jax.planners.common import Best, CostFn, PlanState
 from lrl_jax.settings import check_choice, check_float, check_int
 from lrl_jax.spaces import Discrete
 
 
-@struct.dataclass
-class _Search:
+class _Search(struct.Node):
     """Carry of the iterations; n is the number of actions, E the number of kept elites."""
 
     probs: jax.Array  # [H, n]

@@ -8,9 +8,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.scipy.special import ndtr, ndtri
 
+from lrl_jax import struct
 from lrl_jax.planners import common
 from lrl_jax.planners.common import Best, CostFn, PlanState
 from lrl_jax.planners.noise import colouring_matrix
@@ -20,8 +20,7 @@ from lrl_jax.spaces import Box
 SAMPLING = ("clip", "truncated_normal")
 
 
-@struct.dataclass
-class _Search:
+class _Search(struct.Node):
     """Carry of the iterations; F is the flattened action's size, E the number of kept elites."""
 
     mean: jax.Array  # [H, F]

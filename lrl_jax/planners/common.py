@@ -7,15 +7,15 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from flax import struct
+
+from lrl_jax import struct
 
 CostFn = Callable[[jax.Array], jax.Array]
 
 RETURN_MODES = ("mean", "best", "sample")
 
 
-@struct.dataclass
-class PlanState:
+class PlanState(struct.Node):
     """What an optimiser keeps of an instance from one decision to the next.
 
     H is the horizon, E the number of kept elites (0 where none are kept).
@@ -26,8 +26,7 @@ class PlanState:
     has_elites: jax.Array  # [] bool, false until the first plan
 
 
-@struct.dataclass
-class Best:
+class Best(struct.Node):
     """The cheapest plan seen so far."""
 
     plan: jax.Array  # [H, *A]

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from lrl_jax import struct
 from lrl_jax.settings import check_float, check_int
 
 ValueFn = Callable[[jax.Array], jax.Array]
@@ -17,16 +17,14 @@ ValueFn = Callable[[jax.Array], jax.Array]
 _WORST = -1e30
 
 
-@struct.dataclass
-class MPPIMemory:
+class MPPIMemory(struct.Node):
     """What is kept of an instance from one decision to the next."""
 
     mean: jax.Array  # [H, A] float32, mean of the last fit
     fresh: jax.Array  # [] bool, true until the first plan
 
 
-@struct.dataclass
-class Fit:
+class Fit(struct.Node):
     """A Gaussian fitted to the elites, best first, and the elites; E is their number."""
 
     mean: jax.Array  # [H, A]

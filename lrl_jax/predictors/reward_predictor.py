@@ -19,6 +19,7 @@ from lrl_jax.predictors.compiled import compiled
 from lrl_jax.predictors.optim import adam_update, clip_per_tensor, init_adam
 from lrl_jax.predictors.targets import n_step_windows, valid_starts
 from lrl_jax.predictors.types import ModelBatch, PredictorState, TargetBatch
+from lrl_jax.randomness import Salt
 from lrl_jax.schedules import Schedule, check_setting
 from lrl_jax.settings import check_float, check_int
 
@@ -399,7 +400,7 @@ class RewardPredictor(Predictor):
         ps = ps.replace(running_std=running)
         start = model_batch
         if self.state_noise and key is not None:
-            start = self._disturbed(ps, model_batch, jax.random.fold_in(key, 1))
+            start = self._disturbed(ps, model_batch, jax.random.fold_in(key, Salt.NOISE))
 
         def loss_fn(params):
             return self._loss(ps, batch, model_batch, start, params)

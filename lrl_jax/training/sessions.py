@@ -26,12 +26,11 @@ from lrl_jax.collectors import (
 )
 from lrl_jax.collectors.rollout import mean_over_updates, specs
 from lrl_jax.hierarchies import HierarchyState
+from lrl_jax.randomness import Salt
 from lrl_jax.training.config import TrainConfig
 from lrl_jax.training.train import Trainer
 
-_FINAL_TEST_STREAM = 0xF17A
 _MOST_TEST_TICKS = 100_000
-_INTERIM_SEED = 2**30  # of tests on the host, apart from the final test's
 
 
 class Session(Protocol):
@@ -98,7 +97,7 @@ def _keys(seeds: Sequence[int]) -> jax.Array:
 
 
 def _test_key(key: jax.Array) -> jax.Array:
-    return jax.random.fold_in(key, _FINAL_TEST_STREAM)
+    return jax.random.fold_in(key, Salt.FINAL_TEST)
 
 
 # Functions for `hierarchy.jitted`; `many` maps them over agents.
@@ -375,7 +374,7 @@ def _no_storage(device: Any, actor: Any, algo: Any) -> None:
 
 
 def _test_metrics_on_host(trainer: Trainer, state: HierarchyState, i: int) -> dict[str, Any]:
-    seed = _INTERIM_SEED + i
+    seed = Salt.INTERIM_TEST_ON_HOST + i
     episodes = _episodes(_test_on_host(trainer, state, trainer.config.test_episodes, seed))
     metrics = {
         "test_return": episodes.episode_return.mean(),
@@ -392,7 +391,7 @@ def _test_on_host(trainer: Trainer, state: HierarchyState, n: int, seed: int) ->
     env = trainer.make_test_env(min(n, trainer.config.n_env_instances))
     try:
         hierarchy = trainer.hierarchy.eval()
-        key = jax.random.fold_in(jax.random.key(seed), _FINAL_TEST_STREAM)
+        key = jax.random.fold_in(jax.random.key(seed), Salt.FINAL_TEST)
         test_state = hierarchy.for_testing(state, key, env.num_envs)
         collector = Collector(hierarchy, env, state=test_state)
         collector.reset(seed=int(jax.random.randint(key, (), 0, 2**31 - 1)))

@@ -16,10 +16,10 @@ from lrl_jax.envs import Maze2D
 from lrl_jax.envs.gymnasium_adapter import is_gymnasium
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
 from lrl_jax.levels import SkillLevel
+from lrl_jax.randomness import Salt
 from lrl_jax.training.config import TrainConfig
 from lrl_jax.training.skill_tests import skill_quality
 
-_TEST_STREAM = 0x7E57
 _TESTED_SKILLS = 512
 
 
@@ -55,7 +55,7 @@ class Trainer:
         hierarchy = Hierarchy(levels, env, params, obs_maps and obs_maps(env))
         starts = None
         if isinstance(env, Maze2D) and isinstance(hierarchy.levels[-1], SkillLevel):
-            starts = env.free_positions(jax.random.key(_TEST_STREAM), _TESTED_SKILLS)
+            starts = env.free_positions(jax.random.key(Salt.TEST), _TESTED_SKILLS)
         success = _tells_success(hierarchy, env, params)
         return cls(config, hierarchy, env, params, success, starts)
 
@@ -126,7 +126,7 @@ class Trainer:
         test_return, test_return_std and, where the environment tells success, test_success (at any
         step) and test_success_at_end; for skills in mazes also what `skill_quality` returns.
         """
-        key = jax.random.fold_in(jax.random.key(_TEST_STREAM), chunk)
+        key = jax.random.fold_in(jax.random.key(Salt.TEST), chunk)
         episodes = self.test(state, key, self.config.test_episodes)
         metrics = {
             "test_return": episodes.episode_return.mean(),
