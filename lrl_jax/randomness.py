@@ -17,8 +17,8 @@ class Salt(enum.IntEnum):
     same key. Members are of three kinds:
 
     - Salts of a tick, below 256: `Stream.instance_keys(n, salt)` and `Stream.tick_key(salt)`. Of a
-      hierarchy's stream: DECIDE, AFTER_TRANSITION, LEARN. Of the collector's: STEP, RANDOM_ACTION, RESET_BY_USER,
-      RESTART.
+      hierarchy's stream: DECIDE, AFTER_TRANSITION, LEARN. Of the collector's: STEP, RANDOM_ACTION,
+      RESET_BY_USER, RESTART.
     - Words that `jax.random.fold_in` mixes into a key.
     - Seeds, from which whole streams are made.
 

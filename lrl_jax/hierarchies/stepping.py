@@ -66,7 +66,8 @@ def get_action(levels, maps, training, state, obs, mask) -> tuple[HierarchyState
             assert below is not None
             first = select(decides, below.per_ring("count"), level_state.first_child)
             level_state = level_state.replace(first_child=first)
-        args = (mapped, level_input, state.stream.instance_keys(n, Salt.DECIDE + i), explores, control)
+        keys = state.stream.instance_keys(n, Salt.DECIDE + i)
+        args = (mapped, level_input, keys, explores, control)
         ticks = math.prod(below.control_interval or 1 for below in levels[i + 1 :])
         decide = functools.partial(_decide, level, ticks)
         row = devices.by_instance(n)
