@@ -37,6 +37,9 @@ class Mix(Level):
     early: bool = False  # hands back also after some rewards: instances drift apart
     buffer_size: int = 0
     chunk_size: int | None = 0
+    asks: bool = False  # asks for greedy behaviour below, now and then
+    reward_discount: float = 1.0
+    needs: tuple[str, ...] = ()
 
     def input_space(self):
         return self.input
@@ -60,7 +63,9 @@ class Mix(Level):
         else:
             action = (0.5 * total + jnp.arange(space.dim, dtype=jnp.float32)).reshape(space.shape)
         acts = memory["acts"] + 1
-        return Decision(action, {**memory, "acts": acts}, {"acts": acts})
+        store = {"acts": acts, "explores": ctx.explores}
+        greedy = jnp.floor(4 * total).astype(jnp.int32) % 2 == 0 if self.asks else False
+        return Decision(action, {**memory, "acts": acts}, store, greedy)
 
     def after_transition(self, learner, memory, row, ctx):
         memory, hand_back = super().after_transition(learner, memory, row, ctx)
@@ -82,7 +87,7 @@ class PlainMix:
     """What Mix does."""
 
     def __init__(self, level: Mix, action_space):
-        self.level, self.space = level, action_space
+        self.level, self.space, self.greedy = level, action_space, False
 
     def fresh(self):
         return [0, 0.0]
@@ -93,6 +98,7 @@ class PlainMix:
 
         total = weighted(obs) + 0.5 * weighted(level_input) + 0.25 * memory[0] + memory[1]
         memory[0] += 1
+        self.greedy = self.level.asks and math.floor(4 * total) % 2 == 0
         if isinstance(self.space, Discrete):
             return [math.floor(4 * total) % self.space.n]
         return [0.5 * total + j for j in range(self.space.dim)]
@@ -103,15 +109,15 @@ class PlainMix:
         early = self.level.early and math.floor(8 * rew) % 3 == 0
         return early or (interval is not None and n_in_control >= interval)
 
-    def fields(self, memory, n_in_control):
-        return {"acts": memory[0], "k": n_in_control - 1}
+    def fields(self, memory, n_in_control, explores):
+        return {"acts": memory[0], "k": n_in_control - 1, "explores": explores}
 
 
 class PlainScripted:
     """ConstantLevel, ActionSequenceLevel and ActionRepeatLevel."""
 
     def __init__(self, level, action_space):
-        self.level = level
+        self.level, self.greedy = level, False
 
     def fresh(self):
         return [0]
@@ -129,7 +135,7 @@ class PlainScripted:
         interval = self.level.control_interval
         return interval is not None and n_in_control >= interval
 
-    def fields(self, memory, n_in_control):
+    def fields(self, memory, n_in_control, explores):
         return {}
 
 
@@ -142,10 +148,16 @@ class PlainLevel:
     memory: list
     obs: list
     action: list
+    discount: float = 1.0
     cum_reward: float = 0.0
+    signals: dict = dataclasses.field(default_factory=dict)
+    greedy: bool = False
+    explores: bool = True
+    first_child: int = 0
     elapsed: int = 0
     in_control: int = 0
     rows: list = dataclasses.field(default_factory=list)
+    children: list = dataclasses.field(default_factory=list)  # of each row, places among the rows
 
 
 class PlainInstance:
@@ -162,7 +174,10 @@ class PlainInstance:
             map_obs = MAPS[name][1]
             obs = [0.0] * len(map_obs([0.0] * math.prod(entry.obs_shape)))
             action = [0.0] * (space.dim if isinstance(space, Box) else 1)
-            self.levels.append(PlainLevel(does, map_obs, does.fresh(), obs, action))
+            discount = level.reward_discount
+            plain = PlainLevel(does, map_obs, does.fresh(), obs, action, discount)
+            plain.signals = dict.fromkeys(entry.signals, 0.0)
+            self.levels.append(plain)
 
     def input_of(self, i):
         return self.levels[i - 1].action if i else []
@@ -171,13 +186,20 @@ class PlainInstance:
         for i, level in enumerate(self.levels):
             if self.active == i:
                 level.obs = level.map_obs(obs)
+                level.explores = not any(above.greedy for above in self.levels[:i])
                 level.action = level.does.act(level.memory, level.obs, self.input_of(i))
+                level.greedy = level.does.greedy
+                if i < len(self.levels) - 1:
+                    level.first_child = len(self.levels[i + 1].rows)
                 if i < len(self.levels) - 1:
                     self.active = i + 1
 
-    def process_transition(self, obs_next, rew, terminated, truncated):
+    def process_transition(self, obs_next, rew, terminated, truncated, signals):
         for level in self.levels:
-            level.cum_reward += rew
+            weight = level.discount**level.elapsed
+            level.cum_reward += weight * rew
+            for name, x in signals.items():
+                level.signals[name] += weight * x
             level.elapsed += 1
         for i in reversed(range(len(self.levels))):
             if self.active != i:
@@ -194,7 +216,12 @@ class PlainInstance:
                 "truncated": truncated,
                 "elapsed_env_steps": level.elapsed,
             }
-            level.rows.append(row | level.does.fields(level.memory, level.in_control))
+            row |= {f"signals/{name}": x for name, x in level.signals.items()}
+            row |= level.does.fields(level.memory, level.in_control, level.explores)
+            n_children = len(self.levels[i + 1].rows) if i < len(self.levels) - 1 else 0
+            level.children.append(range(level.first_child, n_children))
+            level.rows.append(row)
+            level.greedy, level.signals = False, dict.fromkeys(level.signals, 0.0)
             back = level.does.hand_back(level.memory, level.cum_reward, level.in_control)
             level.cum_reward, level.elapsed = 0.0, 0
             if terminated or truncated:
@@ -234,6 +261,7 @@ class Entry:
     obs_shape: tuple[int, ...] = (3,)
     action_space: Any = free_box(2)
     masked: bool = True
+    signals: tuple[str, ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "maps", self.maps or ("same",) * len(self.levels))
@@ -255,6 +283,7 @@ class Spaces:
         return self._entry.action_space
 
 
+CHILDREN = ("children",)
 SMALL, BIG = free_box(1), free_box(2)
 KIND = Discrete(3)
 SEQUENCE = ActionSequenceLevel([[1.0], [2.0], [-0.5]], repeat=2, buffer_size=7)
@@ -327,6 +356,39 @@ TABLE = {
         n=2,
         masked=False,
     ),
+    # greedy behaviour below, signals, discounted rewards, children
+    "two, asks": Entry((mix(asks=True), mix(BIG, 3)), n=4),
+    "three, asks": Entry((mix(asks=True), mix(SMALL, 2, asks=True), mix(BIG, 3)), n=3),
+    "three, asks, gated": Entry(
+        (mix(asks=True, chunk_size=None), mix(KIND, 2, asks=True, chunk_size=2), mix(BIG, 2)), n=5
+    ),
+    "one, signals": Entry((mix(),), signals=("cost", "health")),
+    "two, signals": Entry((mix(), mix(SMALL, 3, early=True)), n=2, signals=("cost",)),
+    "one, discounted": Entry((mix(reward_discount=0.5),), n=2, masked=False),
+    "two, discounted": Entry(
+        (mix(reward_discount=0.5), mix(BIG, 4, reward_discount=0.25)), n=4, signals=("cost",)
+    ),
+    "three, discounted": Entry(
+        (mix(reward_discount=0.5), mix(SMALL, 2), mix(BIG, 2, early=True)), n=2, signals=("cost",)
+    ),
+    "two, children": Entry((mix(needs=CHILDREN), mix(BIG, 3, 20)), n=4),
+    "two, few children kept": Entry((mix(needs=CHILDREN, buffer_size=30), mix(BIG, 2, 9)), n=3),
+    "two, children, early": Entry(
+        (mix(needs=CHILDREN), mix(SMALL, 4, 40, early=True)), n=5, masked=False
+    ),
+    "three, children": Entry(
+        (mix(needs=CHILDREN), mix(SMALL, 2, 12, needs=CHILDREN), mix(BIG, 2, 24)), n=3
+    ),
+    "three, all of it": Entry(
+        (
+            mix(needs=CHILDREN, asks=True, reward_discount=0.5),
+            mix(SMALL, 2, 12, needs=CHILDREN, early=True, asks=True),
+            mix(KIND, 2, 24, reward_discount=0.5),
+        ),
+        n=3,
+        action_space=KIND,
+        signals=("cost", "health"),
+    ),
 }
 
 
@@ -335,12 +397,18 @@ def build(name: str) -> tuple[lrl.Hierarchy, Callable]:
     """The hierarchy, and a function that plays all ticks of a case."""
     entry = TABLE[name]
     maps = [MAPS[m][0] for m in entry.maps]
-    hierarchy = lrl.Hierarchy(entry.levels, Spaces(entry), env_obs_maps=maps)
+    hierarchy = lrl.Hierarchy(entry.levels, Spaces(entry), env_obs_maps=maps, signals=entry.signals)
 
     def tick(state, x):
         decided, action = hierarchy.get_action(state, x["obs"], x.get("act_mask"))
         after = hierarchy.process_transition(
-            decided, x["obs_next"], x["rew"], x["terminated"], x["truncated"], x.get("step_mask")
+            decided,
+            x["obs_next"],
+            x["rew"],
+            x["terminated"],
+            x["truncated"],
+            x.get("step_mask"),
+            {name: x[name] for name in entry.signals},
         )
         return after, (decided, action, after)
 
@@ -374,6 +442,7 @@ def make_inputs(name: str, seed: int, p_end: float, p_both: float, p_mask: float
         "terminated": terminated,
         "truncated": truncated,
     }
+    inputs |= {name: eighths() for name in entry.signals}
     if entry.masked:
         # An instance may decide and yet not be stepped.
         inputs["act_mask"] = rng.random(shape) < p_mask
@@ -403,7 +472,8 @@ def per_instance(state, i: int) -> dict[str, np.ndarray]:
     """All leaves of a state that belong to instance i."""
     leaves = {"active_level": state.active_level[i]}
     for j, level in enumerate(state.levels):
-        own = dataclasses.asdict(level.replace(buffer=None, learner=None, owed=None, learn_from=None, learn_until=None))
+        shared = ("buffer", "learner", "owed", "learn_from", "learn_until")
+        own = dataclasses.asdict(level.replace(**dict.fromkeys(shared)))
         own = jax.tree.leaves_with_path({"memory": level.memory, **own})
         leaves |= {f"{j}{jax.tree_util.keystr(path)}": x[i] for path, x in own}
         if level.buffer is not None:
@@ -434,6 +504,10 @@ def compare_state(state, instances: list[PlainInstance], tick: str) -> None:
         agree(level.n_steps_in_control, [x.in_control for x in plain], f"in control {where}")
         agree(level.action, [x.action for x in plain], f"action {where}")
         agree(level.obs, [x.obs for x in plain], f"observation {where}")
+        for name, value in level.signals.items():
+            agree(value, [x.signals[name] for x in plain], f"{name} {where}")
+        if level.greedy is not None:
+            agree(level.greedy, [x.greedy for x in plain], f"greedy {where}")
         if isinstance(plain[0].does, PlainMix):
             agree(level.memory["acts"], [x.memory[0] for x in plain], f"memory {where}")
             agree(level.memory["heard"], [x.memory[1] for x in plain], f"memory {where}")
@@ -480,7 +554,9 @@ def test_agrees_with_a_plain_simulation(name, case):
                 rew, terminated, truncated = (
                     plain[k][t][i][0] for k in ("rew", "terminated", "truncated")
                 )
-                instance.process_transition(plain["obs_next"][t][i], rew, terminated, truncated)
+                signals = {name: plain[name][t][i][0] for name in entry.signals}
+                obs_next = plain["obs_next"][t][i]
+                instance.process_transition(obs_next, rew, terminated, truncated, signals)
             else:
                 what = f"by process_transition at {t} outside the mask"
                 same_bits(per_instance(state, i), per_instance(stepped, i), what)
@@ -489,10 +565,42 @@ def test_agrees_with_a_plain_simulation(name, case):
         assert int(stepped.n_total_env_steps) == total
         before = stepped
     compare_rows(before, instances, entry.levels)
+    compare_children(before, instances, entry.levels)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def children_of(buffer, below, most):
+    """Children of all slots of a ring, by row id, with the field that tells rows apart."""
+    replay = lrl.buffers.Replay(buffer, below)
+    ids = jnp.arange(buffer.capacity * buffer.n_env_instances)
+    children, mask = replay.children(replay._rows(ids), most)
+    return children.obs, children.rew, mask
+
+
+def compare_children(state, instances: list[PlainInstance], levels: tuple) -> None:
+    """The rows of the level below inside each stored row, as far as they are stored."""
+    n, most = len(instances), 3
+    for j, settings_ in enumerate(levels):
+        if "children" not in settings_.needs:
+            continue
+        buffer, below = state.levels[j].buffer, state.levels[j + 1].buffer
+        obs, rew, mask = map(np.asarray, children_of(buffer, below, most))
+        for i, instance in enumerate(instances):
+            own, lower = instance.levels[j], instance.levels[j + 1].rows
+            forgotten = len(lower) - int(below.size[i])
+            for place in range(len(own.rows) - int(buffer.size[i]), len(own.rows)):
+                at = (place % buffer.capacity) * n + i
+                expected = list(own.children[place])[:most]
+                kept = [c >= forgotten for c in expected] + [False] * (most - len(expected))
+                assert mask[:, at].tolist() == kept, f"children of row {place} of level {j}"
+                for k, child in enumerate(expected):
+                    if kept[k]:
+                        agree(obs[k, at], lower[child]["obs"], "a child's observation")
+                        agree(rew[k, at], lower[child]["rew"], "a child's reward")
 
 
 def test_the_table_is_large_enough():
-    assert len(TABLE) >= 24 and len(TABLE) * N_EXAMPLES >= 1000
+    assert len(TABLE) >= 40 and len(TABLE) * N_EXAMPLES >= 1700
     assert {len(entry.levels) for entry in TABLE.values()} == {1, 2, 3, 4}
     assert {entry.n for entry in TABLE.values()} == {1, 2, 3, 4, 5}
     # Rings wrap: the last level of most entries closes a row at every tick.
@@ -512,7 +620,13 @@ def test_eager_equals_jit(name):
             x = {k: v[t] for k, v in inputs.items()}
             state, action = hierarchy.get_action(state, x["obs"], x.get("act_mask"))
             state = hierarchy.process_transition(
-                state, x["obs_next"], x["rew"], x["terminated"], x["truncated"], x.get("step_mask")
+                state,
+                x["obs_next"],
+                x["rew"],
+                x["terminated"],
+                x["truncated"],
+                x.get("step_mask"),
+                {signal: x[signal] for signal in TABLE[name].signals},
             )
             agree(action, actions[t], f"action at {t}")
             expected = jax.tree.map(lambda x, t=t: x[t], after)

@@ -37,11 +37,12 @@ class Buffer:
     Attributes:
         words: packed rows, uint32 [capacity, n, W]; capacity is `buffer_size // n`. None where the
             rings are aligned.
-        columns: fields of aligned rings by name, [capacity, n, *shape]; else None.
+        columns: fields of aligned rings by name, [capacity + 1, n, *shape]; else None. The slot at
+            the cursor is free, so that what is written there and does not count does no harm.
         cursor: where the next row goes, int32 [n], or [] where the rings are aligned.
-        size: rows stored, likewise.
         count: rows ever written, modulo 2**32, uint32, likewise.
-        fresh: rows written since they were last marked as seen, int32, likewise.
+        forgotten: rows written before those that are stored, as far as it matters, likewise.
+        before: rows written when they were last marked as seen, likewise.
         position: rows so far of the trajectory that the next row continues, int32 [n].
         frames: observations of `FRAME_BYTES` and more, [F, n, *shape] in their own dtype: a row's
             next observation is the frame behind its own, and the next row's own where it goes on
@@ -55,9 +56,9 @@ class Buffer:
     words: jax.Array | None
     columns: dict[str, jax.Array] | None
     cursor: jax.Array
-    size: jax.Array
     count: jax.Array
-    fresh: jax.Array
+    forgotten: jax.Array
+    before: jax.Array
     position: jax.Array
     frames: jax.Array | None
     frame: jax.Array | None
@@ -71,7 +72,22 @@ class Buffer:
     @property
     def capacity(self) -> int:
         """Rows one ring can hold."""
+        return self.slots if self.columns is None else self.slots - 1
+
+    @property
+    def slots(self) -> int:
+        """Places for rows in one ring."""
         return self.words.shape[-3] if self.columns is None else self.columns[POSITION].shape[-2]
+
+    @property
+    def size(self) -> jax.Array:
+        """Rows stored, int32 [n], or [] where the rings are aligned."""
+        return jnp.minimum(self.count - self.forgotten, self.capacity).astype(jnp.int32)
+
+    @property
+    def fresh(self) -> jax.Array:
+        """Rows written since they were last marked as seen, likewise."""
+        return (self.count - self.before).astype(jnp.int32)
 
     @property
     def n_env_instances(self) -> int:
@@ -116,9 +132,9 @@ def create(example: Mapping[str, Any], n_env_instances: int, buffer_size: int) -
         words=jnp.zeros((capacity, n, layout[-1].stop), jnp.uint32),
         columns=None,
         cursor=jnp.zeros(n, jnp.int32),
-        size=jnp.zeros(n, jnp.int32),
         count=jnp.zeros(n, jnp.uint32),
-        fresh=jnp.zeros(n, jnp.int32),
+        forgotten=jnp.zeros(n, jnp.uint32),
+        before=jnp.zeros(n, jnp.uint32),
         position=jnp.zeros(n, jnp.int32),
         frames=frames,
         frame=frame,
@@ -149,9 +165,9 @@ def specs(buffer: Buffer) -> Any:
         words=None if buffer.aligned else P(None, *ring),
         columns=buffer.columns and dict.fromkeys(buffer.columns, P(None, *ring)),
         cursor=own,
-        size=own,
         count=own,
-        fresh=own,
+        forgotten=own,
+        before=own,
         position=ring,
         frames=None if buffer.frames is None else P(None, *ring),
         frame=None if buffer.frame is None else ring,
@@ -160,7 +176,7 @@ def specs(buffer: Buffer) -> Any:
 
 # ------------------------------------------------------------------ alignment
 
-_CURSORS = ("cursor", "size", "count", "fresh")
+_CURSORS = ("cursor", "count", "forgotten", "before")
 
 
 def align(buffer: Buffer, known: bool = False) -> Buffer:
@@ -180,26 +196,27 @@ def align(buffer: Buffer, known: bool = False) -> Buffer:
         if not all(_is_concrete(x) and (np.asarray(x) == np.asarray(x)[:1]).all() for x in cursors):
             return buffer
     cursors = {k: x[0] for k, x in zip(_CURSORS, cursors, strict=True)}
-    return buffer.replace(
-        words=None, columns=packing.unpack(buffer.layout, buffer.words), **cursors
-    )
+    slot = jnp.arange(buffer.capacity + 1)
+    own = jnp.where(slot <= cursors["cursor"], slot, slot - 1)
+    columns = packing.unpack(buffer.layout, buffer.words)
+    columns = {name: x.at[own].get(mode="clip") for name, x in columns.items()}
+    return buffer.replace(words=None, columns=columns, **cursors)
 
 
 def unalign(buffer: Buffer) -> Buffer:
     """The same rows with a cursor for each ring, as masks need them."""
     if not buffer.aligned:
         return buffer
-    shape = buffer.position.shape
-    cursors = {k: jnp.broadcast_to(getattr(buffer, k)[..., None], shape) for k in _CURSORS}
-    return buffer.replace(words=_packed(buffer), columns=None, **cursors)
-
-
-def _packed(buffer: Buffer) -> jax.Array:
-    """Columns of aligned rings as words, [..., capacity, n, W]."""
-    lead = (*buffer.position.shape[:-1], buffer.capacity, buffer.n_env_instances)
-    size = math.prod(lead)
-    flat = {k: x.reshape(size, *x.shape[len(lead) :]) for k, x in buffer.columns.items()}
-    return packing.pack(buffer.layout, flat).reshape(*lead, -1)
+    if buffer.position.ndim > 1:  # of several seeds
+        return jax.vmap(unalign)(buffer)
+    capacity, n = buffer.capacity, buffer.n_env_instances
+    slot = jnp.arange(capacity)
+    own = jnp.where(slot < buffer.cursor, slot, slot + 1)
+    flat = {k: x[own].reshape(capacity * n, *x.shape[2:]) for k, x in buffer.columns.items()}
+    words = packing.pack(buffer.layout, flat).reshape(capacity, n, -1)
+    cursors = {k: jnp.broadcast_to(getattr(buffer, k), (n,)) for k in _CURSORS}
+    cursors["cursor"] = jax.lax.rem(cursors["cursor"], jnp.int32(capacity))
+    return buffer.replace(words=words, columns=None, **cursors)
 
 
 def _is_concrete(x: Any) -> bool:
@@ -236,31 +253,28 @@ def _add(buffer: Buffer, rows: dict[str, Any], mask: jax.Array | None) -> Buffer
     rows = {**rows, POSITION: position}
     step = jnp.ones((), jnp.int32) if mask is None else mask.astype(jnp.int32)
     if buffer.aligned:
-        buffer = buffer.replace(columns=_with_tick(buffer, rows, mask))
+        buffer = buffer.replace(columns=_with_tick(buffer, rows))
     else:
         words = packing.pack(buffer.layout, rows)
         where = buffer.cursor if mask is None else jnp.where(mask, buffer.cursor, capacity)
         written = buffer.words.at[where, jnp.arange(n)].set(words, mode="drop", unique_indices=True)
         buffer = buffer.replace(words=written)
     return buffer.replace(
-        cursor=jax.lax.rem(buffer.cursor + step, jnp.int32(capacity)),
-        size=jnp.minimum(buffer.size + step, capacity),
+        cursor=jax.lax.rem(buffer.cursor + step, jnp.int32(buffer.slots)),
         count=buffer.count + step.astype(jnp.uint32),
-        fresh=jnp.minimum(buffer.fresh + step, 2**30),
         position=following if mask is None else jnp.where(mask, following, position),
     )
 
 
-def _with_tick(buffer: Buffer, rows: dict[str, Any], mask: jax.Array | None) -> dict[str, Any]:
-    """Columns of aligned rings with the rows of one tick, or as they are where `mask` is false."""
+def _with_tick(buffer: Buffer, rows: dict[str, Any]) -> dict[str, Any]:
+    """Columns of aligned rings with the rows of one tick at the cursor."""
     packing.check_fields(buffer.layout, rows)
-    out = {}
-    for name, old in buffer.columns.items():
-        new, start = rows[name].astype(old.dtype)[None], (buffer.cursor,) + (0,) * (old.ndim - 1)
-        if mask is not None:
-            new = jnp.where(mask, new, jax.lax.dynamic_slice(old, start, new.shape))
-        out[name] = jax.lax.dynamic_update_slice(old, new, start)
-    return out
+
+    def written(name, old):
+        start = (buffer.cursor,) + (0,) * (old.ndim - 1)
+        return jax.lax.dynamic_update_slice(old, rows[name].astype(old.dtype)[None], start)
+
+    return {name: written(name, old) for name, old in buffer.columns.items()}
 
 
 def _add_frames(
@@ -290,7 +304,8 @@ def _add_frames(
     frames = buffer.frames.at[jnp.where(new, behind, n_frames), ring].set(obs, mode="drop")
     frames = frames.at[jnp.where(mask, following, n_frames), ring].set(obs_next, mode="drop")
     frame = jnp.where(mask, following, buffer.frame)
-    return buffer.replace(frames=frames, frame=frame, size=size), own
+    forgotten = buffer.count - size.astype(jnp.uint32)
+    return buffer.replace(frames=frames, frame=frame, forgotten=forgotten), own
 
 
 def _bits(x: jax.Array) -> jax.Array:
@@ -315,7 +330,16 @@ def cut(buffer: Buffer, mask: jax.Array | None = None) -> Buffer:
 
 def seen(buffer: Buffer) -> Buffer:
     """Mark all rows as seen: `fresh` starts at 0."""
-    return buffer.replace(fresh=jnp.zeros_like(buffer.fresh))
+    return settled(buffer).replace(before=buffer.count)
+
+
+def settled(buffer: Buffer) -> Buffer:
+    """The same rows, told by recent counts, which must not be 2**32 rows apart."""
+    fresh = jnp.minimum(buffer.fresh, 2**30)
+    return buffer.replace(
+        forgotten=buffer.count - buffer.size.astype(jnp.uint32),
+        before=buffer.count - fresh.astype(jnp.uint32),
+    )
 
 
 def n_rows(buffer: Buffer) -> jax.Array:
@@ -341,15 +365,15 @@ def _locate(buffer: Buffer, key: jax.Array, batch_size: int) -> tuple[jax.Array,
 
 def _slot(buffer: Buffer, instance: jax.Array, rank: jax.Array) -> jax.Array:
     """Where in its ring the row of that age rank lies."""
-    oldest = (buffer.per_ring("cursor") - buffer.per_ring("size"))[instance] + buffer.capacity
-    return jax.lax.rem(oldest + rank, jnp.int32(buffer.capacity))
+    oldest = (buffer.per_ring("cursor") - buffer.per_ring("size"))[instance] + buffer.slots
+    return jax.lax.rem(oldest + rank, jnp.int32(buffer.slots))
 
 
 def rank_of(buffer: Buffer, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Instance and age rank of rows, 0 the oldest of its ring, both int32 of the shape of `ids`."""
     slot, instance = jnp.divmod(ids, buffer.n_env_instances)
-    oldest = (buffer.per_ring("cursor") - buffer.per_ring("size"))[instance] + buffer.capacity
-    rank = jax.lax.rem(slot - oldest + 2 * buffer.capacity, jnp.int32(buffer.capacity))
+    oldest = (buffer.per_ring("cursor") - buffer.per_ring("size"))[instance] + buffer.slots
+    rank = jax.lax.rem(slot - oldest + 2 * buffer.slots, jnp.int32(buffer.slots))
     return instance, rank
 
 
@@ -500,7 +524,7 @@ def rows_after(buffer: Buffer, ids: jax.Array, counter: str | None = None) -> ja
 def ids_after(buffer: Buffer, ids: jax.Array, steps: jax.Array) -> jax.Array:
     """Ids of the rows that lie `steps` behind those of `ids` in their rings, both int32 [...]."""
     slot, instance = jnp.divmod(ids, buffer.n_env_instances)
-    slot = jax.lax.rem(slot + steps, jnp.int32(buffer.capacity))
+    slot = jax.lax.rem(slot + steps, jnp.int32(buffer.slots))
     return slot * buffer.n_env_instances + instance
 
 
@@ -604,9 +628,14 @@ def clear(buffer: Buffer, capacity: int | None = None) -> Buffer:
         if frames is not None:
             frames = jnp.zeros((capacity + max(4, capacity // 16), *frames.shape[1:]), frames.dtype)
         buffer = buffer.replace(words=words, frames=frames)
-    zeroed = {name: jnp.zeros_like(getattr(buffer, name)) for name in ("cursor", "size", "fresh")}
     frame = None if buffer.frame is None else jnp.zeros_like(buffer.frame)
-    return buffer.replace(frame=frame, **zeroed)
+    count = buffer.count
+    return buffer.replace(
+        frame=frame,
+        cursor=jnp.zeros_like(buffer.cursor),
+        forgotten=jnp.copy(count),
+        before=jnp.copy(count),
+    )
 
 
 def redistribute(

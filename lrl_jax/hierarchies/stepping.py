@@ -362,5 +362,8 @@ def _learn_level(levels, spec, state: HierarchyState, i: int):
         owed = jnp.where(settled, 0, s.owed)
     else:
         owed = s.owed - due * per
-    fresh = jnp.where(settled, 0, buffer.fresh)
-    return s.replace(learner=learner, owed=owed, buffer=buffer.replace(fresh=fresh)), means
+    seen = buffers.seen(buffer)
+    buffer = buffer.replace(
+        forgotten=seen.forgotten, before=jnp.where(settled, seen.before, buffer.before)
+    )
+    return s.replace(learner=learner, owed=owed, buffer=buffer), means
