@@ -36,7 +36,7 @@ def build(n: int, **agent: Any) -> tuple[Hierarchy, Any, Any, RolloutCarry]:
     # The preset explores between plans; here every decision is a plan.
     levels = [dataclasses.replace(planner, alternate_with_noise=False, only_noise=False), hold]
     hierarchy = lrl.Hierarchy(levels, env, params)
-    carry = lrl.collectors.init_carry(hierarchy, env, params, jax.random.key(0), n)
+    carry = lrl.init_carry(hierarchy, jax.random.key(0), n)
     return hierarchy, env, params, carry
 
 
@@ -67,7 +67,7 @@ def phases(n: int, n_ticks: int, repeats: int, **agent: Any) -> list[Row]:
     hierarchy, env, params, carry = build(n, **agent)
 
     def run(carry):
-        return lrl.rollout(hierarchy, env, params, carry, n_steps=n_ticks)
+        return lrl.rollout(hierarchy, carry, n_steps=n_ticks)
 
     planner: Any = hierarchy.levels[0]
     # One program for both: it is the state that differs.
@@ -104,10 +104,10 @@ def seeds(n: int, n_ticks: int, repeats: int, **agent: Any) -> list[Row]:
     hierarchy, env, params, carry = build(n, **agent)
 
     def init(key):
-        return lrl.collectors.init_carry(hierarchy, env, params, key, n)
+        return lrl.init_carry(hierarchy, key, n)
 
     def run(carry):
-        return lrl.rollout(hierarchy, env, params, carry, n_steps=n_ticks)
+        return lrl.rollout(hierarchy, carry, n_steps=n_ticks)
 
     keys = jax.random.split(jax.random.key(1), N_SEEDS)
     carry = held(hierarchy, carry, False)

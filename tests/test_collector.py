@@ -388,12 +388,8 @@ def test_test_keys():
     result = collector.test(7, test_state, n_steps=30)
     assert set(result) == TEST_KEYS
     key = jax.random.fold_in(test_state.stream.key, 0x7E57)
-    carry = lrl.collectors.init_carry(
-        collector.hierarchy.eval(), ENV, ENV.default_params, key, 5, test_state
-    )
-    _, out = lrl.rollout(
-        collector.hierarchy.eval(), ENV, ENV.default_params, carry, n_steps=30, record=True
-    )
+    carry = lrl.init_carry(collector.hierarchy.eval(), key, 5, test_state)
+    _, out = lrl.rollout(collector.hierarchy.eval(), carry, n_steps=30, record=True)
     done = episodes_of(out.transitions, 5)
     assert done
     np.testing.assert_allclose(result["test_reward"], out.transitions.rew.mean(), rtol=1e-5)
@@ -505,11 +501,9 @@ def test_updates_follow_each_tick_at_the_exact_ratio(n):
 )
 def test_rollout_metrics(learn, learn_interval):
     hierarchy, params = hierarchy_for(two=False), ENV.default_params
-    start = lrl.collectors.init_carry(hierarchy, ENV, params, jax.random.key(0), N)
+    start = lrl.init_carry(hierarchy, jax.random.key(0), N)
     carry, out = lrl.rollout(
         hierarchy,
-        ENV,
-        params,
         start,
         n_steps=18,
         learn=learn,
@@ -543,23 +537,23 @@ def kinds(tree) -> list:
 def test_rollout_equals_ticks():
     """The loop settles each step in the next iteration, which shows nowhere."""
     hierarchy, params = hierarchy_for(), ENV.default_params
-    carry = lrl.collectors.init_carry(hierarchy, ENV, params, jax.random.key(1), N)
-    end, out = lrl.rollout(hierarchy, ENV, params, carry, n_steps=5, record=True)
-    tick = jax.jit(functools.partial(lrl.collectors.tick, hierarchy, ENV, params))
+    carry = lrl.init_carry(hierarchy, jax.random.key(1), N)
+    end, out = lrl.rollout(hierarchy, carry, n_steps=5, record=True)
+    tick = jax.jit(functools.partial(lrl.collectors.tick, hierarchy))
     for t in range(5):
         carry, step, _ = tick(carry)
         assert_same(step, jax.tree.map(lambda x, t=t: x[t], out.transitions))
     assert_same(carry, end)
     # A rollout within a jit of one's own, with the parameters traced.
-    inner = jax.jit(lambda c, p: lrl.rollout(hierarchy, ENV, p, c, n_steps=5)[1].metrics)
-    start = lrl.collectors.init_carry(hierarchy, ENV, params, jax.random.key(1), N)
+    inner = jax.jit(lambda c, p: lrl.rollout(hierarchy, c, n_steps=5, env_params=p)[1].metrics)
+    start = lrl.init_carry(hierarchy, jax.random.key(1), N)
     np.testing.assert_allclose(inner(start, params)["reward_mean"], out.metrics["reward_mean"])
 
 
 def test_rollout_without_an_episode_gives_zeros():
     hierarchy, params = hierarchy_for(), ENV.default_params
-    carry = lrl.collectors.init_carry(hierarchy, ENV, params, jax.random.key(1), N)
-    _, out = lrl.rollout(hierarchy, ENV, params, carry, n_steps=1, learn=True)
+    carry = lrl.init_carry(hierarchy, jax.random.key(1), N)
+    _, out = lrl.rollout(hierarchy, carry, n_steps=1, learn=True)
     assert out.transitions is None
     for name in ("n_episodes", "return_sum", "length_sum", "success_sum", "level0/n_updates"):
         assert float(out.metrics[name]) == 0

@@ -221,7 +221,7 @@ def test_environments_that_never_end_are_given_up():
 
 
 def test_many_total_steps_are_not_cut(monkeypatch):
-    from lrl_jax.collectors import collector as module
+    from lrl_jax.collectors import requests as module
 
     monkeypatch.setattr(module, "_MAX_STEPS", 5)
     assert new_collector([[3], [4]]).collect(n_total_steps=31).n_collected_steps == 31

@@ -12,7 +12,7 @@ from scripted import Params, Scripted, label, table
 from scripted_gym import ScriptedGym
 
 import lrl_jax as lrl
-from lrl_jax.collectors.device_engine import Way
+from lrl_jax.collectors.requests import Way
 from lrl_jax.envs.gymnasium_adapter import HostEnv, flat_space, flatten_batch
 from lrl_jax.levels import ActionRepeatLevel, RandomLevel
 
