@@ -37,7 +37,7 @@ def build(n: int, **agent: Any) -> tuple[Hierarchy, Any, Any, RolloutCarry]:
     levels = [dataclasses.replace(planner, alternate_with_noise=False, only_noise=False), hold]
     hierarchy = lrl.Hierarchy(levels, env, params)
     carry = lrl.init_carry(hierarchy, jax.random.key(0), n)
-    return hierarchy, env, params, carry
+    return hierarchy, carry
 
 
 def held(hierarchy: Hierarchy, carry: RolloutCarry, spread: bool) -> RolloutCarry:
@@ -64,7 +64,7 @@ def n_planned(carry: RolloutCarry) -> int:
 
 def phases(n: int, n_ticks: int, repeats: int, **agent: Any) -> list[Row]:
     """Rollouts with all instances in phase against phases spread evenly."""
-    hierarchy, env, params, carry = build(n, **agent)
+    hierarchy, carry = build(n, **agent)
 
     def run(carry):
         return lrl.rollout(hierarchy, carry, n_steps=n_ticks)
@@ -101,7 +101,7 @@ def phases(n: int, n_ticks: int, repeats: int, **agent: Any) -> list[Row]:
 
 def seeds(n: int, n_ticks: int, repeats: int, **agent: Any) -> list[Row]:
     """Vmapped seeds against one."""
-    hierarchy, env, params, carry = build(n, **agent)
+    hierarchy, carry = build(n, **agent)
 
     def init(key):
         return lrl.init_carry(hierarchy, key, n)

@@ -500,7 +500,7 @@ def test_updates_follow_each_tick_at_the_exact_ratio(n):
     ("learn", "learn_interval"), [(False, 1), (True, 1), (True, 4), (True, 50)]
 )
 def test_rollout_metrics(learn, learn_interval):
-    hierarchy, params = hierarchy_for(two=False), ENV.default_params
+    hierarchy = hierarchy_for(two=False)
     start = lrl.init_carry(hierarchy, jax.random.key(0), N)
     carry, out = lrl.rollout(
         hierarchy,
@@ -551,7 +551,7 @@ def test_rollout_equals_ticks():
 
 
 def test_rollout_without_an_episode_gives_zeros():
-    hierarchy, params = hierarchy_for(), ENV.default_params
+    hierarchy = hierarchy_for()
     carry = lrl.init_carry(hierarchy, jax.random.key(1), N)
     _, out = lrl.rollout(hierarchy, carry, n_steps=1, learn=True)
     assert out.transitions is None
