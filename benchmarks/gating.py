@@ -22,7 +22,7 @@ N_SEEDS = 4
 SIZES = {"num_samples": 128, "n_iterations": 4, "horizon": 15, "elite_ratio": 0.1}
 
 
-def build(n: int, **agent: Any) -> tuple[Hierarchy, Any, Any, RolloutCarry]:
+def build(n: int, **agent: Any) -> tuple[Hierarchy, RolloutCarry]:
     """A planner over held actions that plans from the first decision on and never learns."""
     env, params = lrl.make(ENV)
     settings = {

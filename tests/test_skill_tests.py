@@ -130,7 +130,7 @@ def test_a_skill_of_single_steps_is_held(dads):
 
 
 def test_quality(splates, dads):
-    for hierarchy, env, params, state, _ in (splates, dads):
+    for hierarchy, env, _, state, _ in (splates, dads):
         starts, _ = drawn(env)
         quality = skill_quality(hierarchy, state, starts, jax.random.key(4), n_steps=10)
         assert set(quality) == {"phi", "abs_delta_0", "abs_delta_1", "model_error"}

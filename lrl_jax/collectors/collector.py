@@ -10,12 +10,7 @@ from typing import Any
 import jax
 
 from lrl_jax.buffers import Buffer
-from lrl_jax.collectors.base import (
-    BaseCollector,
-    checked_hierarchy,
-    make_engine,
-    warn_of_open,
-)
+from lrl_jax.collectors.base import BaseCollector, checked_hierarchy, make_engine, warn_of_open
 from lrl_jax.collectors.evaluation import run_test
 from lrl_jax.collectors.preprocess import Preprocess
 from lrl_jax.collectors.requests import Request, due

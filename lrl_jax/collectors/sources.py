@@ -12,13 +12,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-from lrl_jax.envs.gymnasium_adapter import (
-    HostEnv,
-    HostStep,
-    flatten_batch,
-    merged,
-    success_in,
-)
+from lrl_jax.envs.gymnasium_adapter import HostEnv, HostStep, flatten_batch, merged, success_in
 
 
 class Source(Protocol):

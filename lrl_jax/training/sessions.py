@@ -14,13 +14,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from lrl_jax import devices, envs
-from lrl_jax.collectors import (
-    CollectionSettings,
-    Collector,
-    CWorkerSet,
-    Episodes,
-    weights_of,
-)
+from lrl_jax.collectors import CollectionSettings, Collector, CWorkerSet, Episodes, weights_of
 from lrl_jax.collectors.evaluation import whole_episodes
 from lrl_jax.collectors.stats import mean_over_updates
 from lrl_jax.collectors.tick import specs
