@@ -65,7 +65,7 @@ class Episodes:
         episode_return: float, as far as it went.
         length: int32.
         success: bool, at any step.
-        success_at_end: bool, at its latest step.
+        success_at_end: bool, at its last step; False before that.
         finished: bool, whether it has ended.
     """
 
@@ -109,7 +109,7 @@ class Sums:
             episode_return=self.episode_return + rew,
             length=self.length + (1 if mask is None else mask),
             success=self.success | success,
-            success_at_end=success,
+            success_at_end=success & done,
             finished=done,
         )
         return Sums(

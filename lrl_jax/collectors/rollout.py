@@ -139,7 +139,9 @@ def _rollout(hierarchy, env, settings, params, carry) -> tuple[RolloutCarry, Rol
         n_rounds, rest = divmod(settings.n_steps, settings.learn_interval)
         whole = functools.partial(round_of, settings.learn_interval)
         scanned, (recorded, metrics) = jax.lax.scan(whole, (carry, sums), length=n_rounds)
-        recorded = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), recorded)
+        recorded = jax.tree.map(
+            lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), recorded
+        )
         if rest:
             scanned, (last, last_metrics) = round_of(rest, scanned, None)
             join = functools.partial(jax.tree.map, lambda a, b: jnp.concatenate([a, b]))
