@@ -403,7 +403,9 @@ def per_instance(state, i: int) -> dict[str, np.ndarray]:
     """All leaves of a state that belong to instance i."""
     leaves = {"active_level": state.active_level[i]}
     for j, level in enumerate(state.levels):
-        own = dataclasses.asdict(level.replace(buffer=None, learner=None, owed=None, learn_from=None, learn_until=None))
+        own = dataclasses.asdict(
+            level.replace(buffer=None, learner=None, owed=None, learn_from=None, learn_until=None)
+        )
         own = jax.tree.leaves_with_path({"memory": level.memory, **own})
         leaves |= {f"{j}{jax.tree_util.keystr(path)}": x[i] for path, x in own}
         if level.buffer is not None:

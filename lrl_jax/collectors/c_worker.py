@@ -27,11 +27,11 @@ from lrl_jax.collectors.worker_data import checked_weights, compress, concatenat
 from lrl_jax.devices import resolve_device
 from lrl_jax.envs.gymnasium_adapter import is_gymnasium
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
+from lrl_jax.randomness import Salt
 from lrl_jax.settings import check_float, check_int
 
 COMPONENTS = ("actor", "algo", "storage", "envs_train", "envs_test")
 _SLICES = 16  # times that a worker looks whether it was told to stop, behind its least samples
-_EVALUATION = 0xE7A1
 
 
 @dataclasses.dataclass
@@ -391,7 +391,7 @@ class CWorker:
             )
         env, params, n = _parts(self.envs_test)
         env, params = own_env(self.actor, env, params)
-        key = jax.random.key((self._seed ^ _EVALUATION) & 0x7FFFFFFF)
+        key = jax.random.key((self._seed ^ Salt.WORKER_TEST) & 0x7FFFFFFF)
         episodes = self.algo.num_test_episodes
         stats = whole_episodes(self.actor, self._present, key, episodes, n, env, params)
         return float(stats.returns.mean())

@@ -20,9 +20,8 @@ from lrl_jax.collectors.video import VideoLogger
 from lrl_jax.devices import resolve_device
 from lrl_jax.envs.gymnasium_adapter import is_gymnasium
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
+from lrl_jax.randomness import Salt
 from lrl_jax.settings import check_int
-
-_TEST = 0x7E57  # sets the random stream of a test apart
 
 
 class Collector(BaseCollector):
@@ -392,7 +391,7 @@ class Collector(BaseCollector):
     ) -> Collected:
         """Carry out a request in the test environment."""
         stream = state.stream if key is None else None
-        key = jax.random.fold_in(state.stream.key, _TEST) if key is None else key
+        key = jax.random.fold_in(state.stream.key, Salt.TEST) if key is None else key
         try:
             return run_test(
                 request, self.hierarchy, state, key, n, self.test_env, self.test_env_params,

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from flax import struct
 
+from lrl_jax import struct
 from lrl_jax.collectors.records import module_of
 
 #: n_steps counts ticks, n_total_steps steps summed over instances, n_steps_or_more those that
@@ -18,8 +18,7 @@ from lrl_jax.collectors.records import module_of
 MODES = ("n_steps", "n_total_steps", "n_steps_or_more", "n_episodes", "n_episodes_quota")
 
 
-@struct.dataclass
-class Owed:
+class Owed(struct.Node):
     """What is still to be collected.
 
     Attributes:

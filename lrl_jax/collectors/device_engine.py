@@ -16,7 +16,7 @@ from lrl_jax.collectors.stats import Record
 from lrl_jax.collectors.store import Store
 from lrl_jax.collectors.tick import RolloutCarry, begun, full_tick, is_traced
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
-from lrl_jax.randomness import Stream
+from lrl_jax.randomness import Salt, Stream
 
 
 def _chunk(hierarchy, env, way, preprocess, params, owned, owed, n_ticks):
@@ -129,12 +129,12 @@ class DeviceEngine:
             if seed is not None or self.carry is None:
                 key = jax.random.key(seed or 0)
             else:
-                key = self.carry.stream.tick_key(255)
+                key = self.carry.stream.tick_key(Salt.RESTART)
         carry = begun(hierarchy, self.env, self.params, key, self.n, state)
         if self.preprocess is not None:
             carry = carry.replace(obs=self.preprocess.on_reset(carry.obs, jnp.arange(self.n)))
         if seed is not None:
-            stream = Stream.create(jax.random.fold_in(key, 0xDEC1))
+            stream = Stream.create(jax.random.fold_in(key, Salt.DECISIONS))
             carry = carry.replace(hierarchy=carry.hierarchy.replace(stream=stream))
         self.carry, self.shared = carry, True
         if self.store is not None:
@@ -158,9 +158,10 @@ class DeviceEngine:
         if is_traced(self.carry):
             self.carry, self.shared = self._before_trace, True
 
-    def begin(self, hierarchy: Hierarchy, owed: Owed, reset_kwargs: dict[str, Any] | None) -> Owed:
+    def begin(
+        self, hierarchy: Hierarchy, way: Way, owed: Owed, reset_kwargs: dict[str, Any] | None
+    ) -> Owed:
         """Before the first tick of a call."""
-        del hierarchy
         if reset_kwargs:
             raise ValueError(
                 f"gym_reset_kwargs={reset_kwargs} has no meaning while collecting in a gymnax "
@@ -172,6 +173,9 @@ class DeviceEngine:
                 "the state is being differentiated or traced: pass no_grad=False with n_steps and "
                 "record_transitions=True, or use lrl_jax.rollout, which is pure."
             )
+        # Masks of instances need a cursor for each of the lowest level's rings.
+        laid_out = hierarchy.aligned if way.mode == "n_steps" else hierarchy.unaligned
+        self.carry = self.carry.replace(hierarchy=laid_out(self.carry.hierarchy))
         return jax.tree.map(jnp.asarray, owed)
 
     def settle(self, hierarchy: Hierarchy) -> None:

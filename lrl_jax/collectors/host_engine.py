@@ -29,9 +29,10 @@ from lrl_jax.collectors.requests import Way
 from lrl_jax.collectors.sources import Source
 from lrl_jax.collectors.stats import Record
 from lrl_jax.collectors.store import Store
+from lrl_jax.collectors.tick import signals_of
 from lrl_jax.envs.gymnasium_adapter import success_in
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
-from lrl_jax.randomness import Stream
+from lrl_jax.randomness import Salt, Stream
 from lrl_jax.spaces import Box
 
 # Functions for `hierarchy.jitted`; states come and go as plain leaves, see `_Flat`.
@@ -48,7 +49,8 @@ def _decide(hierarchy, flat, levels, raw, obs, mask):
 
 def _settle(hierarchy, flat, levels, learn, raw, step, mask):
     """What follows a step: bookkeeping, and the updates owed. Returns also who is active."""
-    state = hierarchy.process_transition(flat.state(raw), *step, mask)
+    *step, signals = step
+    state = hierarchy.process_transition(flat.state(raw), *step, mask, signals)
     active = state.active_level if levels else None
     state, metrics = hierarchy.learn(state) if learn else (state, {})
     return flat.raw(state), metrics, active
@@ -78,9 +80,9 @@ def _replay(hierarchy, flat, raw, ticks, n_ticks):
     """The bookkeeping of `n_ticks` ticks, of observations and steps [capacity, n, ...]."""
 
     def body(t, state):
-        obs, *step = (x[t] for x in ticks)
+        obs, *step, signals = jax.tree.map(lambda x: x[t], ticks)
         state, _ = hierarchy.get_action(state, obs)
-        return hierarchy.process_transition(state, *step)
+        return hierarchy.process_transition(state, *step, None, signals)
 
     return flat.raw(jax.lax.fori_loop(0, n_ticks, body, flat.state(raw)))
 
@@ -129,7 +131,7 @@ class _Tick:
 
     obs: Any
     act: Any
-    step: tuple[Any, ...]  # obs_next, rew, terminated, truncated
+    step: tuple[Any, ...]  # obs_next, rew, terminated, truncated, signals
     ready: np.ndarray | None  # whose steps these are, all if None
     decided: np.ndarray | None  # those of them that the hierarchy decided, all if None
     episodes: Episodes
@@ -154,7 +156,7 @@ class HostEngine:
     def __init__(
         self, hierarchy: Hierarchy, env: Any, source: Source, preprocess: Preprocess | None = None
     ):
-        if any(getattr(level, "stagger", False) for level in hierarchy.levels):
+        if any(level.stagger for level in hierarchy.levels):
             raise ValueError(
                 "stagger=True sets the clocks of environments, which Gymnasium's do not show: "
                 "switch it off."
@@ -208,7 +210,7 @@ class HostEngine:
         else:
             state = hierarchy.reset(checks.state_of(state, self.n))
         if seed is not None:
-            state = state.replace(stream=Stream.create(jax.random.fold_in(key, 0xDEC1)))
+            state = state.replace(stream=Stream.create(jax.random.fold_in(key, Salt.DECISIONS)))
             self._rng = np.random.default_rng(seed)
         self._begin_anew(state, env_seed, **kwargs)
 
@@ -260,11 +262,14 @@ class HostEngine:
 
     # -------------------------------------------------------------- collecting
 
-    def begin(self, hierarchy: Hierarchy, owed: Owed, reset_kwargs: dict[str, Any] | None) -> Owed:
+    def begin(
+        self, hierarchy: Hierarchy, way: Way, owed: Owed, reset_kwargs: dict[str, Any] | None
+    ) -> Owed:
         """Before the first tick of a call; `reset_kwargs["options"]` goes to resets on the way.
 
         After an error, and where instances that sat out cannot be reset alone, all are reset.
         """
+        del way
         kwargs = reset_arguments(reset_kwargs)
         self.source.options = kwargs.pop("options", None)
         if kwargs:
@@ -329,7 +334,7 @@ class HostEngine:
                     self._keep(hierarchy, before, record)  # while the environments are busy
             else:  # all that are owed something are under way
                 self._finish(hierarchy, way, before, record)
-            before = self._received(way, owed.active)
+            before = self._received(hierarchy, way, owed.active)
             if not everyone:
                 owed = owed.after(way.mode, before.episodes.finished, before.ready)
         self._finish(hierarchy, way, before, record)
@@ -367,15 +372,19 @@ class HostEngine:
             return self._rng.uniform(space.low_array, space.high_array, shape).astype(space.dtype)
         return self._rng.integers(0, space.n, shape, space.dtype)
 
-    def _received(self, way: Way, active: np.ndarray) -> _Tick:
+    def _received(self, hierarchy: Hierarchy, way: Way, active: np.ndarray) -> _Tick:
         """The environments' answer, with the sums of the episodes."""
         answer = self.source.receive()
         ready, obs, act, following = answer.ready, self.obs, self._act, answer.obs
-        step = (answer.obs_next, answer.rew, answer.terminated, answer.truncated)
-        if self.preprocess is None:
-            success = self._success(answer.info, ready)
-        else:
-            step, success, act, following = self._preprocessed(self.preprocess, answer, ready)
+        step, info = (answer.obs_next, answer.rew, answer.terminated, answer.truncated), answer.info
+        if self.preprocess is not None:
+            step, info, act, following = self._preprocessed(self.preprocess, answer, ready)
+        seen = success_in(info, self.n if ready is None else int(ready.sum()))
+        success = np.zeros(self.n, bool) if seen is None else self._of_all(seen, ready)
+        signals: dict[str, np.ndarray] = {}
+        if hierarchy.signals:
+            told = signals_of(hierarchy, info, self.n if ready is None else int(ready.sum()))
+            signals = {name: self._of_all(np.asarray(x), ready) for name, x in told.items()}
         self.obs = _merged(ready, following, obs)
         _, rew, terminated, truncated = step
         self._sums, episodes = self._sums.after(rew, terminated | truncated, success, ready)
@@ -384,17 +393,14 @@ class HostEngine:
             episodes = episodes.replace(finished=episodes.finished & active)
             decided = ready & ~self._random
         levels = self._levels if way.record == "levels" else None
-        return _Tick(obs, act, step, ready, decided, episodes, levels)
+        return _Tick(obs, act, (*step, signals), ready, decided, episodes, levels)
 
-    def _success(self, info: dict[str, Any], ready: np.ndarray | None) -> np.ndarray:
-        """Whether the steps tell success, [n]."""
+    def _of_all(self, rows: np.ndarray, ready: np.ndarray | None) -> np.ndarray:
+        """Values [n] of those in `ready` in order, zero elsewhere."""
         if ready is None:
-            seen = success_in(info, self.n)
-            return np.zeros(self.n, bool) if seen is None else seen
-        out = np.zeros(self.n, bool)
-        seen = success_in(info, int(ready.sum()))
-        if seen is not None:
-            out[ready] = seen
+            return rows
+        out = np.zeros(self.n, rows.dtype)
+        out[ready] = rows
         return out
 
     def _preprocessed(self, preprocess: Preprocess, answer: Any, ready: np.ndarray | None) -> Any:
@@ -418,7 +424,7 @@ class HostEngine:
         following = _merged(done, following, obs_next)
         if done.any():
             following[done] = preprocess.on_reset(following[done], self._ids[done])
-        return step, self._success(info, ready), self._act, following
+        return step, info, self._act, following
 
     def _finish(
         self, hierarchy: Hierarchy, way: Way, before: _Tick | None, record: _Recorder
@@ -486,7 +492,7 @@ class HostEngine:
                 self.source.send(sent[t], None)
                 if ticks:
                     self._keep(hierarchy, ticks[-1], record)  # while the environments are busy
-                ticks.append(self._received(way, owed.active))
+                ticks.append(self._received(hierarchy, way, owed.active))
             self._keep(hierarchy, ticks[-1], record)
         finally:  # what was stepped before an error is not lost
             if ticks:
@@ -497,14 +503,13 @@ class HostEngine:
         """The bookkeeping of ticks whose actions were drawn ahead."""
         padding = way.capacity - len(ticks)
 
-        def column(arrays):
+        def padded(*arrays):
             stacked = np.stack(arrays)
             return np.pad(stacked, [(0, padding)] + [(0, 0)] * (stacked.ndim - 1))
 
-        columns = [column([tick.obs for tick in ticks])]
-        columns += [column(values) for values in zip(*(tick.step for tick in ticks), strict=True)]
+        columns = jax.tree.map(padded, *((tick.obs, *tick.step) for tick in ticks))
         replay = hierarchy.jitted(_replay, self._flat, donate=0)
-        self._raw = replay(self._owned(), tuple(columns), np.int32(len(ticks)))
+        self._raw = replay(self._owned(), columns, np.int32(len(ticks)))
 
 
 def _merged(mask: np.ndarray | None, new: Any, old: Any) -> np.ndarray:
@@ -525,7 +530,7 @@ class _Recorder:
         if metrics:
             self._metrics.append(metrics)
         if tick.levels is not None:
-            _, _, terminated, truncated = tick.step
+            _, _, terminated, truncated, _ = tick.step
             done = terminated | truncated
             tick.levels = closings(tick.levels, np.asarray(active), done, tick.ready)
 
@@ -537,7 +542,7 @@ class _Recorder:
 
     def transitions(self, tick: _Tick) -> Transitions:
         """Of one tick, leaves [n, ...]."""
-        obs_next, rew, terminated, truncated = tick.step
+        obs_next, rew, terminated, truncated, _ = tick.step
         valid = np.ones(len(rew), bool) if tick.ready is None else tick.ready
         obs, act = self._hierarchy.env_spec.obs_space, self._hierarchy.action_space
         out = Transitions(

@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
+
+from lrl_jax import struct
 
 
-@struct.dataclass
-class Transitions:
+class Transitions(struct.Node):
     """Recorded environment transitions, leaves [ticks, n, ...]; rows not valid are zero.
 
     Attributes:
@@ -36,8 +36,7 @@ class Transitions:
     valid: Any
 
 
-@struct.dataclass
-class LevelTransitions:
+class LevelTransitions(struct.Node):
     """What one level did in each tick, leaves [ticks, n, ...]; zero where no step was taken.
 
     Attributes:
@@ -57,8 +56,7 @@ class LevelTransitions:
     hands_back: Any = None
 
 
-@struct.dataclass
-class Episodes:
+class Episodes(struct.Node):
     """An episode of each instance, [n] each.
 
     Attributes:
@@ -76,8 +74,7 @@ class Episodes:
     finished: Any
 
 
-@struct.dataclass
-class Sums:
+class Sums(struct.Node):
     """Sums over the episode that each instance is in, [n] each.
 
     Attributes:
@@ -153,7 +150,7 @@ def decisions(
                 decided=decided if mask is None else decided & mask,
                 level_input=state.levels[i - 1].action if i else jnp.zeros((n, 0), jnp.float32),
                 act=level.action,
-                store=getattr(level, "store", {}),
+                store=level.store,
             )
         )
     return tuple(out)

@@ -206,7 +206,7 @@ def carry_out(
     """
     way, n = request.way, engine.n
     owed = Owed.begin(way.mode, request.amount, n)
-    owed = engine.begin(hierarchy, owed, request.gym_reset_kwargs)
+    owed = engine.begin(hierarchy, way, owed, request.gym_reset_kwargs)
     out, t = Collected(way.mode, [], owed, 0.0), request.start
     shown = Frames(hierarchy, engine.env, request.video_logger, request.render, not way.random)
     bar = tqdm(total=request.end, initial=t, disable=not request.verbose, unit="tick")

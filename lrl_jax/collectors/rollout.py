@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.sharding import PartitionSpec as P
 
-from lrl_jax import devices
+from lrl_jax import devices, struct
 from lrl_jax.collectors.records import Episodes, LevelTransitions, Transitions
 from lrl_jax.collectors.stats import mean_over_updates
 from lrl_jax.collectors.tick import (
@@ -31,8 +31,7 @@ from lrl_jax.hierarchies.gating import select
 from lrl_jax.settings import check_int
 
 
-@struct.dataclass
-class RolloutOutput:
+class RolloutOutput(struct.Node):
     """Result of a rollout.
 
     Attributes:
@@ -72,7 +71,6 @@ def _ticks(hierarchy, env, params, settings, carry, sums, n_ticks):
     computed again in every loop that XLA makes of the bookkeeping (`benchmarks/throughput.py`: a
     third of the time). Where levels are recorded too, each tick settles its own step.
     """
-    n = carry.n_env_instances
 
     def whole(scanned, _):
         carry, transitions, episodes, levels = full_tick(
@@ -87,7 +85,7 @@ def _ticks(hierarchy, env, params, settings, carry, sums, n_ticks):
 
     def later(scanned, _):
         carry, sums, step, is_pending = scanned
-        carry, sums = settled(carry, sums, step, jnp.broadcast_to(is_pending, (n,)))
+        carry, sums = settled(carry, sums, step, is_pending)
         obs = carry.obs
         carry, step, action = decide_and_step(hierarchy, env, params, carry)
         carry = devices.pin(carry, specs)
@@ -97,7 +95,7 @@ def _ticks(hierarchy, env, params, settings, carry, sums, n_ticks):
     if settings.record == "levels":
         (carry, sums), out = jax.lax.scan(whole, (carry, sums), length=n_ticks)
         return carry, sums, out
-    start = (carry, sums, Step.none(carry.obs), jnp.zeros((), bool))
+    start = (carry, sums, Step.none(carry.obs, hierarchy.signals), jnp.zeros((), bool))
     (carry, sums, step, _), out = jax.lax.scan(later, start, length=n_ticks, unroll=settings.unroll)
     return *settled(carry, sums, step, None), out
 
@@ -179,7 +177,8 @@ def rollout(
         learn: make the updates owed every `learn_interval` ticks and at the end.
         record: True returns the transitions; "levels" also what each level did.
         env, env_params: see `init_carry`.
-        learn_interval: ticks of a round.
+        learn_interval: ticks of a round; fewer where an on-policy level learns more often, a
+            divisor of both.
         unroll: ticks that one iteration of the loop does.
 
     Returns:
@@ -195,6 +194,8 @@ def rollout(
         raise TypeError(f"carry must come from init_carry, got {type(carry).__name__}.")
     env, params = traced_env(hierarchy, env, env_params)
     record = check_record("record", record)
+    if learn and hierarchy.learn_ticks is not None:  # updates on-policy fall due at fixed ticks
+        learn_interval = math.gcd(learn_interval, hierarchy.learn_ticks)
     settings = _Settings(n_steps, bool(learn), record, learn_interval, unroll)
     run = hierarchy.jitted(_rollout, env, settings)
     with devices.use(devices.mesh_of(carry)):

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
+from lrl_jax import struct
 from lrl_jax.collectors.counting import Owed, n_open
 from lrl_jax.collectors.records import Episodes, LevelTransitions, Transitions
 
@@ -133,8 +133,7 @@ def mean_over_updates(metrics: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-@struct.dataclass
-class Record:
+class Record(struct.Node):
     """Some ticks on the host.
 
     Attributes:

@@ -6,9 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
-from lrl_jax import buffers
+from lrl_jax import buffers, struct
 from lrl_jax.collectors.records import Transitions
 from lrl_jax.hierarchies import Hierarchy
 from lrl_jax.settings import check_int
@@ -16,17 +15,14 @@ from lrl_jax.settings import check_int
 _FIELDS = ("obs", "act", "rew", "obs_next", "terminated", "truncated")
 
 
-@struct.dataclass
-class Store:
+class Store(struct.Node):
     """A replay buffer of environment transitions that a collector fills.
 
     Attributes:
         buffer: rows obs, act, rew, obs_next, terminated, truncated; see `buffers.stored`.
-        seam: instances whose next row does not continue the one before, bool [n].
     """
 
     buffer: buffers.Buffer
-    seam: jax.Array
 
     @classmethod
     def create(cls, hierarchy: Hierarchy, n: int, buffer: Any) -> Store:
@@ -48,7 +44,7 @@ class Store:
         }
         if not isinstance(buffer, buffers.Buffer):
             size = check_int("buffer", buffer, n)
-            return cls(buffers.create(example, n, size), jnp.ones(n, bool))
+            return cls(buffers.create(example, n, size))
         empty = jax.eval_shape(lambda: buffers.create(example, n, n))
         if buffer.n_env_instances != n or buffer.layout != empty.layout:
             raise ValueError(
@@ -56,21 +52,17 @@ class Store:
                 f"{buffer.n_env_instances} instances, but rows here are {sorted(example)} of {n}: "
                 f"give the number of rows instead, or the buffer of such a collector."
             )
-        return cls(jax.tree.map(jnp.copy, buffer), jnp.ones(n, bool))
+        return cls(buffers.cut(jax.tree.map(jnp.copy, buffer)))
 
     def add(self, transitions: Transitions) -> Store:
         """With one tick's transitions, leaves [n, ...], where they are valid."""
         rows = {name: getattr(transitions, name) for name in _FIELDS}
-        valid = transitions.valid
-        buffer = buffers.add(self.buffer, rows, valid, first=self.seam)
-        done = transitions.terminated | transitions.truncated
-        return Store(buffer, jnp.where(valid, done, self.seam))
+        return Store(buffers.add(self.buffer, rows, transitions.valid))
 
     def cut(self, mask: Any = None) -> Store:
         """After a reset in mid-episode of the instances in `mask`, all if None."""
-        ones = jnp.ones_like(self.seam)
-        return self.replace(seam=ones if mask is None else self.seam | mask)
+        return Store(buffers.cut(self.buffer, mask))
 
     def cleared(self) -> Store:
         """Without rows."""
-        return Store(buffers.clear(self.buffer), jnp.ones_like(self.seam))
+        return Store(buffers.cut(buffers.clear(self.buffer)))

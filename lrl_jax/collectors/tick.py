@@ -9,11 +9,11 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
-from flax import struct
+import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from lrl_jax import devices
+from lrl_jax import devices, struct
 from lrl_jax.collectors.preprocess import Preprocess
 from lrl_jax.collectors.records import (
     Episodes,
@@ -24,23 +24,18 @@ from lrl_jax.collectors.records import (
     decisions,
     zeroed,
 )
-from lrl_jax.envs.gymnasium_adapter import is_gymnasium
+from lrl_jax.env_spec import env_spec, is_gymnasium
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
-from lrl_jax.hierarchies.env_spec import env_spec
 from lrl_jax.hierarchies.gating import select
 from lrl_jax.hierarchies.state import specs as state_specs
-from lrl_jax.randomness import Stream
+from lrl_jax.randomness import Salt, Stream
 from lrl_jax.settings import check_int
-
-# What keys of a tick are for, beside the steps of the environments.
-_RANDOM, _ENDED_BY_USER = 0xA0, 0xA1
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-@struct.dataclass
-class RolloutCarry:
+class RolloutCarry(struct.Node):
     """What a rollout carries from tick to tick.
 
     Attributes:
@@ -187,14 +182,14 @@ def begun(
     """`init_carry` in an environment that was checked."""
     stream_key, reset_key, state_key = jax.random.split(key, 3)
     if state is None:
-        state = hierarchy.init(state_key, n)
+        state = hierarchy.aligned(hierarchy.init(state_key, n), known=True)
     elif state.n_env_instances != n:
         raise ValueError(
             f"the state has {state.n_env_instances} instances, but {n} were asked for: use "
             f"hierarchy.set_n_env_instances(state, {n})."
         )
     else:
-        state = hierarchy.reset(state)
+        state = hierarchy.aligned(hierarchy.reset(state))
     reset_keys = Stream.create(reset_key).instance_keys(n)
     obs, env_state = jax.vmap(env.reset, in_axes=(0, None))(reset_keys, params)
     if hierarchy.training:
@@ -203,7 +198,7 @@ def begun(
             hierarchy,
             env_state,
             params,
-            jax.random.fold_in(reset_key, 0x57A6),
+            jax.random.fold_in(reset_key, Salt.STAGGER),
             (total.high == 0) & (total.low == 0),
         )
     return RolloutCarry(
@@ -226,7 +221,7 @@ def _stagger(
     """
     interval, asked = 1, None
     for level in reversed(hierarchy.levels):
-        asked = interval if getattr(level, "stagger", False) else asked
+        asked = interval if level.stagger else asked
         interval *= level.control_interval or 1
     if asked is None:
         return env_state
@@ -277,8 +272,7 @@ def shard(carry: RolloutCarry, mesh: Mesh) -> RolloutCarry:
 # -------------------------------------------------------------------------- tick
 
 
-@struct.dataclass
-class Step:
+class Step(struct.Node):
     """A step of the environments whose bookkeeping is still to be done, [n, ...] each."""
 
     obs_next: jax.Array
@@ -286,12 +280,14 @@ class Step:
     terminated: jax.Array
     truncated: jax.Array
     success: jax.Array
+    signals: dict[str, jax.Array]
 
     @classmethod
-    def none(cls, obs: jax.Array) -> Step:
+    def none(cls, obs: jax.Array, signals: tuple[str, ...]) -> Step:
         """A step that nobody took, for observations [n, ...]."""
         n = obs.shape[0]
-        return cls(jnp.zeros_like(obs), *(jnp.zeros(n, d) for d in (jnp.float32, bool, bool, bool)))
+        numbers = (jnp.zeros(n, d) for d in (jnp.float32, bool, bool, bool))
+        return cls(jnp.zeros_like(obs), *numbers, {name: jnp.zeros(n) for name in signals})
 
     def recorded(self, obs: jax.Array, action: jax.Array, mask: jax.Array | None) -> Transitions:
         """As it is recorded, zero outside the mask."""
@@ -308,6 +304,30 @@ def success_of(info: dict[str, Any], n: int) -> jax.Array:
     return jnp.zeros(n, bool)
 
 
+def signals_of(hierarchy: Hierarchy, info: dict[str, Any], n: int) -> dict[str, Any]:
+    """The hierarchy's signals in the step's info, float32 [n] each, NumPy or JAX.
+
+    Raises:
+        ValueError: where the info lacks one, by name.
+    """
+    missing = [name for name in hierarchy.signals if name not in info]
+    if missing:
+        raise ValueError(
+            f"the hierarchy's signals {missing} are not in the info of the environment's step, "
+            f"which has {sorted(info)}."
+        )
+    out = {}
+    for name in hierarchy.signals:
+        values = info[name] if isinstance(info[name], jax.Array) else np.asarray(info[name])
+        if values.size != n:
+            raise ValueError(
+                f"the signal {name!r} must be a number per instance, but has shape "
+                f"{values.shape} for {n} instances."
+            )
+        out[name] = values.reshape(n).astype(np.float32)
+    return out
+
+
 def decide_and_step(
     hierarchy: Hierarchy,
     env: Any,
@@ -321,10 +341,10 @@ def decide_and_step(
     n, space = carry.n_env_instances, hierarchy.action_space
     if random:
         state = carry.hierarchy
-        action = jax.vmap(space.sample)(carry.stream.instance_keys(n, salt=_RANDOM))
+        action = jax.vmap(space.sample)(carry.stream.instance_keys(n, salt=Salt.RANDOM_ACTION))
     else:
         state, action = hierarchy.get_action(carry.hierarchy, carry.obs, mask)
-    keys = carry.stream.instance_keys(n)
+    keys = carry.stream.instance_keys(n, salt=Salt.STEP)
     obs, env_state, rew, terminated, truncated, info = jax.vmap(env.step, in_axes=(0, 0, 0, None))(
         keys, carry.env_state, space.clip(action), params
     )
@@ -339,13 +359,14 @@ def decide_and_step(
         )
         if may_end:
             ended = (terminated | truncated) & ~done
-            reset_keys = carry.stream.instance_keys(n, salt=_ENDED_BY_USER)
+            reset_keys = carry.stream.instance_keys(n, salt=Salt.RESET_BY_USER)
             again = jax.vmap(env.reset, in_axes=(0, None))(reset_keys, params)
             again = jax.tree.map(lambda x, y: x.astype(y.dtype), again, (obs, env_state))
             obs, env_state = select(ended, again, (obs, env_state))
             done = done | ended
         obs = select(done, preprocess.on_reset(obs, ids), obs_next)
-    step = Step(obs_next, rew, terminated, truncated, success_of(info, n))
+    signals = signals_of(hierarchy, info, n)
+    step = Step(obs_next, rew, terminated, truncated, success_of(info, n), signals)
     env_state = jax.tree.map(lambda x, old: x.astype(old.dtype), env_state, carry.env_state)
     if mask is not None:
         env_state, obs = select(mask, (env_state, obs), (carry.env_state, carry.obs))
@@ -366,7 +387,7 @@ def settle(
     state = carry.hierarchy
     if not random:
         state = hierarchy.process_transition(
-            state, step.obs_next, step.rew, step.terminated, step.truncated, mask
+            state, step.obs_next, step.rew, step.terminated, step.truncated, mask, step.signals
         )
     done = step.terminated | step.truncated
     sums, episodes = carry.sums.after(step.rew, done, step.success, mask)

@@ -146,7 +146,7 @@ class Frames:
         plans: bool = True,
     ):
         self._hierarchy, self._env, self._video, self._render = hierarchy, env, video, render
-        planned = getattr(hierarchy.levels[0], "planned_states", None)
+        planned = hierarchy.levels[0].planned_states
         self._plans = plans and planned is not None and video is not None
         self._plan: Any = None
         self._decides, self._obs = False, None

@@ -19,12 +19,11 @@ from lrl_jax.collectors.evaluation import whole_episodes
 from lrl_jax.collectors.stats import mean_over_updates
 from lrl_jax.collectors.tick import specs
 from lrl_jax.hierarchies import HierarchyState
+from lrl_jax.randomness import Salt
 from lrl_jax.training.config import TrainConfig
 from lrl_jax.training.train import Trainer
 
-_FINAL_TEST_STREAM = 0xF17A
 _MOST_TEST_TICKS = 100_000
-_INTERIM_SEED = 2**30  # of tests on the host, apart from the final test's
 
 
 class Session(Protocol):
@@ -91,7 +90,7 @@ def _keys(seeds: Sequence[int]) -> jax.Array:
 
 
 def _test_key(key: jax.Array) -> jax.Array:
-    return jax.random.fold_in(key, _FINAL_TEST_STREAM)
+    return jax.random.fold_in(key, Salt.FINAL_TEST)
 
 
 # Functions for `hierarchy.jitted`; `many` maps them over agents.
@@ -369,7 +368,7 @@ def _no_storage(device: Any, actor: Any, algo: Any) -> None:
 
 def _test_metrics_on_host(trainer: Trainer, state: HierarchyState, i: int) -> dict[str, Any]:
     return trainer.means_of(
-        _test_on_host(trainer, state, trainer.config.test_episodes, _INTERIM_SEED + i)
+        _test_on_host(trainer, state, trainer.config.test_episodes, Salt.INTERIM_TEST_ON_HOST + i)
     )
 
 
