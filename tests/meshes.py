@@ -46,8 +46,8 @@ def trained(hierarchy, n_devices, n_updates, **more):
     carry = carry_of(hierarchy, n_devices, **more)
     # The round's 160 rows owe one update: the number of updates changes nothing that is compiled.
     (level,) = carry.hierarchy.levels
-    owed = level.new_rows + 160 * (n_updates - 1)
-    carry = carry.replace(hierarchy=carry.hierarchy.replace(levels=(level.replace(new_rows=owed),)))
+    owed = level.owed + 160 * (n_updates - 1)
+    carry = carry.replace(hierarchy=carry.hierarchy.replace(levels=(level.replace(owed=owed),)))
     carry, _ = rollout(hierarchy, carry, 10, learn=True, learn_interval=10)
     return carry.hierarchy.levels[0].learner.state
 

@@ -275,9 +275,9 @@ def test_what_cannot_be_recorded_is_refused():
     with pytest.raises(ValueError, match="leaves the levels alone"):
         collector.collect(n_steps=2, random=True, record_transitions="levels")
     fns = [functools.partial(ScriptedGym, 0, [5])]
-    with lrl.AsyncCollector(stacked(ScriptedGym(0, [5])), fns) as asynchronous:
-        with pytest.raises(ValueError, match="under way.*use Collector"):
-            asynchronous.collect(n_total_steps=2, record_transitions="levels")
+    asynchronous = lrl.AsyncCollector(stacked(ScriptedGym(0, [5])), fns)
+    with asynchronous, pytest.raises(ValueError, match="under way.*use Collector"):
+        asynchronous.collect(n_total_steps=2, record_transitions="levels")
 
 
 # --- evaluation -----------------------------------------------------------------------------------
@@ -389,3 +389,64 @@ def test_what_is_no_whole_number(value):
     if value is not None:
         with pytest.raises(ValueError, match="n_steps must be a whole number of at least 1, got "):
             collector.collect(n_steps=value)
+
+
+# --- signals --------------------------------------------------------------------------------------
+
+
+class Tired(Short):
+    """Tells how much strength a step has cost: 1, 2, 3, ..."""
+
+    def step(self, key, state, action, params=None):
+        *out, info = super().step(key, state, action, params)
+        spent = jnp.asarray(state.time + 1, jnp.float32)
+        return *out, {**info, "spent": spent}
+
+
+class TiredGym(ScriptedGym):
+    """Its twin."""
+
+    def step(self, action):
+        *out, info = super().step(action)
+        return *out, {**info, "spent": float(self.time)}
+
+
+def spent_on_device():
+    h = stacked(Tired(), signals=("spent",))
+    return lrl.Collector(h, n_env_instances=2, exploration_noise=True), {"n_steps": 6}
+
+
+def spent_on_host():
+    env = SyncVectorEnv([functools.partial(TiredGym, i, [5]) for i in range(2)])
+    h = stacked(env, signals=("spent",))
+    return lrl.Collector(h, exploration_noise=True), {"n_steps": 6}
+
+
+def spent_alone():
+    fns = [functools.partial(TiredGym, i, [5]) for i in range(2)]
+    h = stacked(TiredGym(0, [5]), signals=("spent",))
+    return lrl.AsyncCollector(h, fns, exploration_noise=True), {"n_total_steps": 12}
+
+
+@pytest.mark.parametrize("make", [spent_on_device, spent_on_host, spent_alone])
+def test_signals_are_passed_on(make):
+    collector, asked = make()
+    collector.collect(**asked)
+    top = lrl.buffers.stored(collector.state.levels[0].buffer)
+    names = [name for name in top if "spent" in name]
+    assert len(names) == 1, sorted(top)
+    # Rows of two steps, the last of an episode of five alone: 1 + 2, 3 + 4, 5.
+    mine = top[names[0]][top["instance"] == 0]
+    assert mine.tolist() == [3.0, 7.0, 5.0]
+
+
+def test_a_signal_that_is_not_told_is_refused_by_name():
+    h = stacked(Short(), signals=("health",))
+    with pytest.raises(ValueError, match=r"signals \['health'\] are not in the info"):
+        lrl.Collector(h).collect(n_steps=2)
+    carry = lrl.init_carry(h, jax.random.key(0), 1)
+    with pytest.raises(ValueError, match=r"signals \['health'\]"):
+        lrl.rollout(h, carry, 2)
+    h = stacked(ScriptedGym(0, [5]), signals=("health",))
+    with pytest.raises(ValueError, match=r"signals \['health'\]"):
+        lrl.Collector(h).collect(n_steps=2)

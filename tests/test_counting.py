@@ -294,8 +294,8 @@ def test_gradients_go_through_a_rollout():
         def init_learner(self, key, spec):
             return jnp.float32(0.3)
 
-        def act(self, learner, memory, obs, level_input, key, *, parent, training):
-            return jnp.broadcast_to(learner, (1,)), memory
+        def act(self, learner, memory, obs, ctx):
+            return lrl.levels.Decision(jnp.broadcast_to(learner, (1,)), memory)
 
     hierarchy = lrl.Hierarchy([Push()], ENV, params)
     collector = lrl.Collector(hierarchy, ENV, env_params=params, n_env_instances=2)

@@ -18,8 +18,8 @@ class StaggeredLevel(lrl.levels.Level):
 
     stagger: bool = True
 
-    def act(self, learner, memory, obs, level_input, key, *, parent, training):
-        return jnp.zeros(2), memory
+    def act(self, learner, memory, obs, ctx):
+        return lrl.levels.Decision(jnp.zeros(2), memory)
 
 
 def first_lengths(stagger: bool, training: bool = True) -> np.ndarray:
