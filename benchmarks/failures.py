@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrl_jax.collectors.rollout import init_carry, tick
+from lrl_jax.collectors import init_carry, tick
 
 FREE_STEPS = 100  # at the end of an episode, in which a body that goes nowhere is stuck
 STUCK = 0.5  # longest way along one axis of a body that is stuck
@@ -34,23 +34,23 @@ def path_lengths(layout: Any) -> dict[tuple[int, int], dict[tuple[int, int], int
 
 
 def follow_episodes(
-    hierarchy: Any, env: Any, params: Any, state: Any, n: int, seed: int = 0
+    hierarchy: Any, state: Any, n: int, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positions [T + 1, n, 2] in one whole episode of each of n instances, and goals [n, 2]."""
-    run = hierarchy.eval().jitted(_follow, env, n)
-    return jax.device_get(run(params, state, jax.random.key(seed)))
+    run = hierarchy.eval().jitted(_follow, n)
+    return jax.device_get(run(state, jax.random.key(seed)))
 
 
-def _follow(hierarchy, env, n, params, state, key):
+def _follow(hierarchy, n, state, key):
     state_key, carry_key = jax.random.split(key)
     test_state = hierarchy.for_testing(state, state_key, n)
-    carry = init_carry(hierarchy, env, params, carry_key, n, test_state)
+    carry = init_carry(hierarchy, carry_key, n, test_state)
 
     def step(carry, _):
-        carry, transitions, _ = tick(hierarchy, env, params, carry)
+        carry, transitions, _ = tick(hierarchy, carry)
         return carry, transitions.obs_next[:, :2]
 
-    _, positions = jax.lax.scan(step, carry, length=env.max_steps)
+    _, positions = jax.lax.scan(step, carry, length=hierarchy.env.max_steps)
     return jnp.concatenate([carry.obs[None, :, :2], positions]), carry.obs[:, 2:4]
 
 

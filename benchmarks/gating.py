@@ -22,7 +22,7 @@ N_SEEDS = 4
 SIZES = {"num_samples": 128, "n_iterations": 4, "horizon": 15, "elite_ratio": 0.1}
 
 
-def build(n: int, **agent: Any) -> tuple[Hierarchy, Any, Any, RolloutCarry]:
+def build(n: int, **agent: Any) -> tuple[Hierarchy, RolloutCarry]:
     """A planner over held actions that plans from the first decision on and never learns."""
     env, params = lrl.make(ENV)
     settings = {
@@ -36,8 +36,8 @@ def build(n: int, **agent: Any) -> tuple[Hierarchy, Any, Any, RolloutCarry]:
     # The preset explores between plans; here every decision is a plan.
     levels = [dataclasses.replace(planner, alternate_with_noise=False, only_noise=False), hold]
     hierarchy = lrl.Hierarchy(levels, env, params)
-    carry = lrl.collectors.init_carry(hierarchy, env, params, jax.random.key(0), n)
-    return hierarchy, env, params, carry
+    carry = lrl.init_carry(hierarchy, jax.random.key(0), n)
+    return hierarchy, carry
 
 
 def held(hierarchy: Hierarchy, carry: RolloutCarry, spread: bool) -> RolloutCarry:
@@ -64,10 +64,10 @@ def n_planned(carry: RolloutCarry) -> int:
 
 def phases(n: int, n_ticks: int, repeats: int, **agent: Any) -> list[Row]:
     """Rollouts with all instances in phase against phases spread evenly."""
-    hierarchy, env, params, carry = build(n, **agent)
+    hierarchy, carry = build(n, **agent)
 
     def run(carry):
-        return lrl.rollout(hierarchy, env, params, carry, n_steps=n_ticks)
+        return lrl.rollout(hierarchy, carry, n_steps=n_ticks)
 
     planner: Any = hierarchy.levels[0]
     # One program for both: it is the state that differs.
@@ -101,13 +101,13 @@ def phases(n: int, n_ticks: int, repeats: int, **agent: Any) -> list[Row]:
 
 def seeds(n: int, n_ticks: int, repeats: int, **agent: Any) -> list[Row]:
     """Vmapped seeds against one."""
-    hierarchy, env, params, carry = build(n, **agent)
+    hierarchy, carry = build(n, **agent)
 
     def init(key):
-        return lrl.collectors.init_carry(hierarchy, env, params, key, n)
+        return lrl.init_carry(hierarchy, key, n)
 
     def run(carry):
-        return lrl.rollout(hierarchy, env, params, carry, n_steps=n_ticks)
+        return lrl.rollout(hierarchy, carry, n_steps=n_ticks)
 
     keys = jax.random.split(jax.random.key(1), N_SEEDS)
     carry = held(hierarchy, carry, False)

@@ -16,8 +16,7 @@ import numpy as np
 import lrl_jax as lrl
 from benchmarks import Row, slower
 from lrl_jax import benchmark
-from lrl_jax.collectors import CollectionSettings, CWorker, CWorkerSet
-from lrl_jax.collectors.rollout import init_carry, rollout, shard
+from lrl_jax.collectors import CollectionSettings, CWorker, CWorkerSet, init_carry, rollout, shard
 from lrl_jax.levels import SACLevel
 
 STEP_SECONDS = 1e-3
@@ -114,7 +113,7 @@ def meshes(n_instances: int, ticks: int, repeats: int) -> list[Row]:
     level = SACLevel(buffer_size=100_000, update_interval=64, warm_up_steps=0)
     hierarchy = lrl.Hierarchy([level], env, params)
     sizes = [n for n in (1, 2, 4, 8) if n <= jax.device_count()]
-    carry = init_carry(hierarchy, env, params, jax.random.key(0), n_instances)
+    carry = init_carry(hierarchy, jax.random.key(0), n_instances)
     cases, notes = {}, {}
     for n in sizes:
         placed = carry if n == 1 else shard(carry, lrl.make_mesh(n))
@@ -125,7 +124,7 @@ def meshes(n_instances: int, ticks: int, repeats: int) -> list[Row]:
         notes[name] = f"{share:,} bytes of replay a device"
 
         def run(placed=placed):
-            return rollout(hierarchy, env, params, placed, ticks, learn=True, learn_interval=ticks)[
+            return rollout(hierarchy, placed, ticks, learn=True, learn_interval=ticks)[
                 0
             ].episode_return
 

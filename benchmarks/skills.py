@@ -85,7 +85,7 @@ class Trained:
         """Success over whole episodes, with another highest level if given."""
         t = self.trainer
         hierarchy = t.hierarchy if level is None else self.below(level)
-        return success_of(hierarchy, t.env, t.params, self.state, t.episode_ticks, seed)
+        return success_of(hierarchy, self.state, seed)
 
     def below(self, level: Any) -> lrl.Hierarchy:
         """The hierarchy with another highest level."""
@@ -100,7 +100,7 @@ class Trained:
         for horizon in (planner.optimizer.horizon, *horizons):
             optimizer = dataclasses.replace(planner.optimizer, horizon=horizon)
             hierarchy = self.below(dataclasses.replace(planner, optimizer=optimizer))
-            paths = follow_episodes(hierarchy, t.env, t.params, self.state, n)
+            paths = follow_episodes(hierarchy, self.state, n)
             described[f"horizon {horizon}"] = describe(t.env, *paths)
         return described
 
@@ -108,30 +108,25 @@ class Trained:
         """`skill_quality` over the free space, at least `margin` from walls."""
         t = self.trainer
         starts = t.env.free_positions(jax.random.key(1), n, margin)
-        run = t.hierarchy.jitted(_quality, t.env)
-        values = run(t.params, self.state, starts, jax.random.key(2))
+        run = t.hierarchy.jitted(_quality)
+        values = run(self.state, starts, jax.random.key(2))
         return {name: float(value) for name, value in values.items()}
 
     def push_errors(self) -> dict[str, float]:
         """`push_error`: relative errors of the end, with a push of 0.3 and without."""
         t = self.trainer
-        pushed, free = push_error(t.hierarchy, t.env, t.params, self.state, jax.random.key(3))
+        pushed, free = push_error(t.hierarchy, self.state, jax.random.key(3))
         return {"with_push": pushed, "without_push": free}
 
 
-def _quality(hierarchy, env, params, state, starts, key):
-    return skill_quality(hierarchy, env, params, state, starts, key, n_steps=STEPS)
+def _quality(hierarchy, state, starts, key):
+    return skill_quality(hierarchy, state, starts, key, n_steps=STEPS)
 
 
-def success_of(hierarchy, env, params, state, ticks: int, seed: int) -> float:
+def success_of(hierarchy, state, seed: int) -> float:
     """Fraction of EPISODES with success at any step; the highest level may be another."""
-    run = hierarchy.jitted(_success, env, ticks)
-    return float(run(params, state, jax.random.key(seed + 10_000)))
-
-
-def _success(hierarchy, env, ticks, params, state, key):
-    episodes = evaluate(hierarchy, env, params, state, key, EPISODES, ticks)
-    return episodes.success.mean(dtype=jnp.float32)
+    episodes = evaluate(hierarchy, state, jax.random.key(seed + 10_000), EPISODES)
+    return float(episodes.success.mean(dtype=jnp.float32))
 
 
 def train(config: TrainConfig) -> Trained:
@@ -164,7 +159,7 @@ def straight_line() -> dict[str, Any]:
     env, params = lrl.make("Maze2D-Medium-v0")
     hierarchy = lrl.Hierarchy([StraightLine()], env, params)
     state = hierarchy.init(jax.random.key(0), 1)
-    return {"success": success_of(hierarchy, env, params, state, env.max_steps, 0)}
+    return {"success": success_of(hierarchy, state, 0)}
 
 
 def medium(seed: int) -> dict[str, Any]:

@@ -68,10 +68,10 @@ def _bare_case(env, params, n, n_ticks):
 
 def _level_case(env, params, levels, n, n_ticks):
     hierarchy = lrl.Hierarchy(levels, env, params)
-    carry = lrl.collectors.init_carry(hierarchy, env, params, jax.random.key(0), n)
+    carry = lrl.init_carry(hierarchy, jax.random.key(0), n)
 
     def run(carry):
-        return lrl.rollout(hierarchy, env, params, carry, n_steps=n_ticks)
+        return lrl.rollout(hierarchy, carry, n_steps=n_ticks)
 
     return run, (carry,)
 

@@ -24,6 +24,8 @@ from lrl_jax.collectors import (  # noqa: E402
     Collector,
     CollectStats,
     Transitions,
+    evaluate,
+    init_carry,
     rollout,
 )
 from lrl_jax.devices import make_mesh  # noqa: E402
@@ -47,7 +49,9 @@ __all__ = [
     "collectors",
     "devices",
     "envs",
+    "evaluate",
     "hierarchies",
+    "init_carry",
     "levels",
     "load_run",
     "make",

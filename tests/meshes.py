@@ -8,7 +8,7 @@ import lrl_jax as lrl
 from lrl_jax import devices
 from lrl_jax.algorithms import SAC
 from lrl_jax.collectors import init_carry, rollout
-from lrl_jax.collectors.rollout import specs
+from lrl_jax.collectors.tick import specs
 from lrl_jax.levels import SACLevel
 from lrl_jax.training import TrainConfig
 from lrl_jax.training.agents import SACAgent
@@ -32,7 +32,7 @@ def carry_of(hierarchy, n_devices, seed=0, cast=lambda state: state):
     """A carry on a mesh, made there: of several processes, each makes its own part."""
 
     def init(key):
-        carry = init_carry(hierarchy, ENV, PARAMS, key, N)
+        carry = init_carry(hierarchy, key, N)
         return carry.replace(hierarchy=cast(carry.hierarchy))
 
     if n_devices == 1:
@@ -46,9 +46,9 @@ def trained(hierarchy, n_devices, n_updates, **more):
     carry = carry_of(hierarchy, n_devices, **more)
     # The round's 160 rows owe one update: the number of updates changes nothing that is compiled.
     (level,) = carry.hierarchy.levels
-    owed = level.new_rows + 160 * (n_updates - 1)
-    carry = carry.replace(hierarchy=carry.hierarchy.replace(levels=(level.replace(new_rows=owed),)))
-    carry, _ = rollout(hierarchy, ENV, PARAMS, carry, 10, learn=True, learn_interval=10)
+    owed = level.owed + 160 * (n_updates - 1)
+    carry = carry.replace(hierarchy=carry.hierarchy.replace(levels=(level.replace(owed=owed),)))
+    carry, _ = rollout(hierarchy, carry, 10, learn=True, learn_interval=10)
     return carry.hierarchy.levels[0].learner.state
 
 

@@ -77,9 +77,9 @@ def test_a_reset_waits_and_forgets():
     with lrl.AsyncCollector(hierarchy(), fns, wait_num=1, buffer=300) as collector:
         collector.reset(seed=0)
         collector.collect(n_total_steps=1, random=True)
-        assert collector._source.n_busy > 0
+        assert collector._source.busy.any()
         collector.reset_env()
-        assert collector._source.n_busy == 0
+        assert not collector._source.busy.any()
         stats, batch = collector.collect(n_total_steps=6, random=True, record_transitions=True)
         first = [batch.obs[:, i][batch.valid[:, i]] for i in range(3)]
         # The first step seen of each instance is the first of its second episode.

@@ -103,7 +103,7 @@ def test_rows_of_levels_are_those_of_a_collector():
     collector.collect(n_steps=60)
     for mine, theirs in zip(state.levels, collector.state.levels, strict=True):
         equal(buffers.stored(mine.buffer), buffers.stored(theirs.buffer))
-        assert int(mine.new_rows) == int(theirs.new_rows)
+        assert int(mine.owed) == int(theirs.owed)
         # Trajectories run on over the seams between rollouts.
         ids, length, _ = buffers.sample_partial_trajectories(mine.buffer, jax.random.key(0), 64, 3)
         pieces = buffers.gather(mine.buffer, ids)

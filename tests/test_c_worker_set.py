@@ -86,7 +86,7 @@ def test_rollouts_of_workers_are_joined(pair):
     # What workers send fits a state that has their instances.
     state = alone[0].actor.init(jax.random.key(0), 2 * N)
     state = alone[0].actor.add_rows(state, data["levels"], 80)
-    assert int(state.levels[1].new_rows) == 80
+    assert int(state.levels[1].owed) == 80
 
 
 def test_weights_reach_all_workers(pair):

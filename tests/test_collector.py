@@ -13,7 +13,7 @@ from gymnax.environments import spaces as gymnax_spaces
 
 import lrl_jax as lrl
 from lrl_jax import buffers
-from lrl_jax.levels import ActionRepeatLevel, ConstantLevel, Level
+from lrl_jax.levels import ActionRepeatLevel, ConstantLevel, Decision, Level
 from lrl_jax.spaces import Box
 
 N = 3
@@ -94,11 +94,11 @@ class Counted(Level):
     def init_learner(self, key, spec):
         return {"n": jnp.zeros((), jnp.int32)}
 
-    def act(self, learner, memory, obs, level_input, key, *, parent, training):
-        noise = jax.random.uniform(key) if training else 0.0
-        return (obs[:1] - 2 + noise) / 4, memory
+    def act(self, learner, memory, obs, ctx):
+        noise = jax.random.uniform(ctx.key) if ctx.training else 0.0
+        return Decision((obs[:1] - 2 + noise) / 4, memory)
 
-    def learn(self, learner, buffer, key, *, parent):
+    def learn(self, learner, replay, ctx):
         return {"n": learner["n"] + 1}, {"number": learner["n"].astype(jnp.float32)}
 
 
@@ -308,7 +308,9 @@ def test_intervals(tmp_path, start, stop, interval, due):
     for folder, ticks in zip(folders, taken, strict=True):
         saved = collector.hierarchy.load(folder)
         assert int(saved.n_total_env_steps) == (ticks - start) * N
-    assert_same(collector.hierarchy.load(folders[-1]), collector.state)
+    # A checkpoint has a cursor for each ring.
+    now = collector.hierarchy.unaligned(collector.state)
+    assert_same(collector.hierarchy.load(folders[-1]), now)
 
 
 def test_scalars_between_callbacks_cover_the_interval():
@@ -388,12 +390,8 @@ def test_test_keys():
     result = collector.test(7, test_state, n_steps=30)
     assert set(result) == TEST_KEYS
     key = jax.random.fold_in(test_state.stream.key, 0x7E57)
-    carry = lrl.collectors.init_carry(
-        collector.hierarchy.eval(), ENV, ENV.default_params, key, 5, test_state
-    )
-    _, out = lrl.rollout(
-        collector.hierarchy.eval(), ENV, ENV.default_params, carry, n_steps=30, record=True
-    )
+    carry = lrl.init_carry(collector.hierarchy.eval(), key, 5, test_state)
+    _, out = lrl.rollout(collector.hierarchy.eval(), carry, n_steps=30, record=True)
     done = episodes_of(out.transitions, 5)
     assert done
     np.testing.assert_allclose(result["test_reward"], out.transitions.rew.mean(), rtol=1e-5)
@@ -445,7 +443,8 @@ def test_reset():
     after = on_host(collector.state)
     assert not after.active_level.any()
     for a, b in zip(after.levels, state.levels, strict=True):
-        assert_same((a.learner, a.buffer), (b.learner, b.buffer))
+        rows = [(s.learner, buffers.stored(s.buffer)) for s in (a, b)]
+        assert_same(*rows)
     assert not np.asarray(collector._engine.obs)[:, 0].any()
     # The same seed, the same run; and a running return does not outlive a reset.
     runs = []
@@ -482,7 +481,7 @@ def test_updates_follow_each_tick_at_the_exact_ratio(n):
     def callback(t, obs_next):
         state = collector.state.levels[0]
         assert int(state.learner["n"]) == (t + 1) * n // 4 * 3
-        assert int(state.new_rows) == (t + 1) * n % 4
+        assert int(state.owed) == (t + 1) * n % 4
         numbers.append(int(state.learner["n"]))
 
     stats = collector.collect(n_steps=9, learn=True, post_step_callback=callback)
@@ -504,12 +503,10 @@ def test_updates_follow_each_tick_at_the_exact_ratio(n):
     ("learn", "learn_interval"), [(False, 1), (True, 1), (True, 4), (True, 50)]
 )
 def test_rollout_metrics(learn, learn_interval):
-    hierarchy, params = hierarchy_for(two=False), ENV.default_params
-    start = lrl.collectors.init_carry(hierarchy, ENV, params, jax.random.key(0), N)
+    hierarchy = hierarchy_for(two=False)
+    start = lrl.init_carry(hierarchy, jax.random.key(0), N)
     carry, out = lrl.rollout(
         hierarchy,
-        ENV,
-        params,
         start,
         n_steps=18,
         learn=learn,
@@ -543,23 +540,23 @@ def kinds(tree) -> list:
 def test_rollout_equals_ticks():
     """The loop settles each step in the next iteration, which shows nowhere."""
     hierarchy, params = hierarchy_for(), ENV.default_params
-    carry = lrl.collectors.init_carry(hierarchy, ENV, params, jax.random.key(1), N)
-    end, out = lrl.rollout(hierarchy, ENV, params, carry, n_steps=5, record=True)
-    tick = jax.jit(functools.partial(lrl.collectors.tick, hierarchy, ENV, params))
+    carry = lrl.init_carry(hierarchy, jax.random.key(1), N)
+    end, out = lrl.rollout(hierarchy, carry, n_steps=5, record=True)
+    tick = jax.jit(functools.partial(lrl.collectors.tick, hierarchy))
     for t in range(5):
         carry, step, _ = tick(carry)
         assert_same(step, jax.tree.map(lambda x, t=t: x[t], out.transitions))
     assert_same(carry, end)
     # A rollout within a jit of one's own, with the parameters traced.
-    inner = jax.jit(lambda c, p: lrl.rollout(hierarchy, ENV, p, c, n_steps=5)[1].metrics)
-    start = lrl.collectors.init_carry(hierarchy, ENV, params, jax.random.key(1), N)
+    inner = jax.jit(lambda c, p: lrl.rollout(hierarchy, c, n_steps=5, env_params=p)[1].metrics)
+    start = lrl.init_carry(hierarchy, jax.random.key(1), N)
     np.testing.assert_allclose(inner(start, params)["reward_mean"], out.metrics["reward_mean"])
 
 
 def test_rollout_without_an_episode_gives_zeros():
-    hierarchy, params = hierarchy_for(), ENV.default_params
-    carry = lrl.collectors.init_carry(hierarchy, ENV, params, jax.random.key(1), N)
-    _, out = lrl.rollout(hierarchy, ENV, params, carry, n_steps=1, learn=True)
+    hierarchy = hierarchy_for()
+    carry = lrl.init_carry(hierarchy, jax.random.key(1), N)
+    _, out = lrl.rollout(hierarchy, carry, n_steps=1, learn=True)
     assert out.transitions is None
     for name in ("n_episodes", "return_sum", "length_sum", "success_sum", "level0/n_updates"):
         assert float(out.metrics[name]) == 0

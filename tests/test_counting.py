@@ -221,7 +221,7 @@ def test_environments_that_never_end_are_given_up():
 
 
 def test_many_total_steps_are_not_cut(monkeypatch):
-    from lrl_jax.collectors import collector as module
+    from lrl_jax.collectors import requests as module
 
     monkeypatch.setattr(module, "_MAX_STEPS", 5)
     assert new_collector([[3], [4]]).collect(n_total_steps=31).n_collected_steps == 31
@@ -294,8 +294,8 @@ def test_gradients_go_through_a_rollout():
         def init_learner(self, key, spec):
             return jnp.float32(0.3)
 
-        def act(self, learner, memory, obs, level_input, key, *, parent, training):
-            return jnp.broadcast_to(learner, (1,)), memory
+        def act(self, learner, memory, obs, ctx):
+            return lrl.levels.Decision(jnp.broadcast_to(learner, (1,)), memory)
 
     hierarchy = lrl.Hierarchy([Push()], ENV, params)
     collector = lrl.Collector(hierarchy, ENV, env_params=params, n_env_instances=2)

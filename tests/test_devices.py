@@ -53,10 +53,10 @@ def values(tree):
 @pytest.mark.parametrize("n_devices", MESHES)
 def test_rollouts_of_random_levels_are_those_of_one_device(n_devices):
     hierarchy = random_levels()
-    carry = init_carry(hierarchy, ENV, PARAMS, jax.random.key(0), N)
-    want = rollout(hierarchy, ENV, PARAMS, carry, 40, record=True)
+    carry = init_carry(hierarchy, jax.random.key(0), N)
+    want = rollout(hierarchy, carry, 40, record=True)
     carry = shard(carry, lrl.make_mesh(n_devices))
-    got = rollout(hierarchy, ENV, PARAMS, carry, 40, record=True)
+    got = rollout(hierarchy, carry, 40, record=True)
     jax.tree.map(np.testing.assert_array_equal, values(got), values(want))
     for level in got[0].hierarchy.levels:
         shards = level.buffer.words.addressable_shards
@@ -275,7 +275,7 @@ def test_bad_meshes():
     for n in (0, True, 2.0):
         with pytest.raises(ValueError, match="whole number"):
             lrl.make_mesh(n)
-    carry = init_carry(random_levels(), ENV, PARAMS, jax.random.key(0), 6)
+    carry = init_carry(random_levels(), jax.random.key(0), 6)
     with pytest.raises(ValueError, match=r"6 instances.*4 devices.*n_env_instances=4 or 8"):
         shard(carry, lrl.make_mesh(4))
     with pytest.raises(ValueError, match=r"16 instances.*3 devices.*15 or 18"):

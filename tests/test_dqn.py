@@ -231,8 +231,8 @@ def cartpole():
 
 def run(key):
     env, params, hierarchy = cartpole()
-    carry = lrl.collectors.init_carry(hierarchy, env, params, key, 4)
-    return lrl.rollout(hierarchy, env, params, carry, 40, learn=True)
+    carry = lrl.init_carry(hierarchy, key, 4)
+    return lrl.rollout(hierarchy, carry, 40, learn=True)
 
 
 single = jax.jit(run)

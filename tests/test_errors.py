@@ -168,13 +168,13 @@ def other_collector():
 def carry_of(**wrong):
     env, params = mountain_car()
     right = {"key": jax.random.key(0), "n_env_instances": 2}
-    return lrl.collectors.init_carry(car_hierarchy(), env, params, **(right | wrong))
+    return lrl.init_carry(car_hierarchy(), **(right | wrong))
 
 
 def rollout_of(**wrong):
     env, params = mountain_car()
     right = {"carry": carry_of(), "n_steps": 2}
-    return lrl.rollout(car_hierarchy(), env, params, **(right | wrong))
+    return lrl.rollout(car_hierarchy(), **(right | wrong))
 
 
 def f32(*shape):

@@ -279,7 +279,7 @@ class Wider(ScriptedGym):
     [
         (None, {"buffer": 1}, ValueError),
         (None, {"preprocess_fn": 3}, TypeError),
-        (None, {"timeout": "a"}, TypeError),
+        (None, {"timeout": "a"}, ValueError),
         (None, {"state": 3}, TypeError),
         (raising, {}, Broken),
         (Wider, {}, ValueError),

@@ -12,9 +12,9 @@ from scripted import Params, Scripted, label, table
 from scripted_gym import ScriptedGym
 
 import lrl_jax as lrl
-from lrl_jax.collectors.device_engine import Way
+from lrl_jax.collectors.requests import Way
 from lrl_jax.envs.gymnasium_adapter import HostEnv, flat_space, flatten_batch
-from lrl_jax.levels import ActionRepeatLevel, RandomLevel
+from lrl_jax.levels import ActionRepeatLevel, Decision, RandomLevel
 
 ENV = Scripted()
 LENGTHS = [[3, 5], [4, 2], [7, 1]]
@@ -343,8 +343,8 @@ def test_levels_that_look_are_asked_each_tick():
 
     @dataclasses.dataclass(frozen=True)
     class Looks(RandomLevel):
-        def act(self, learner, memory, obs, level_input, key, *, parent, training):
-            return jnp.clip(obs[2:3] / 10, -1, 1), memory
+        def act(self, learner, memory, obs, ctx):
+            return Decision(jnp.clip(obs[2:3] / 10, -1, 1), memory)
 
     assert RandomLevel().is_blind and not Looks().is_blind
     env = vector("sync", "next")

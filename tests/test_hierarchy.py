@@ -359,8 +359,8 @@ def test_keys_are_used_once():
         state = hierarchy.set_n_env_instances(state, 2)
         env, params = gymnax.make("MountainCarContinuous-v0")
         random = lrl.RandomHierarchy(env)
-        carry = lrl.collectors.init_carry(random, env, params, jax.random.key(0), 2)
-        lrl.rollout(random, env, params, carry, n_steps=3)
+        carry = lrl.init_carry(random, jax.random.key(0), 2)
+        lrl.rollout(random, carry, n_steps=3)
 
 
 def test_works_under_x64():
@@ -411,8 +411,8 @@ def test_an_instance_does_not_depend_on_its_neighbours():
     assert hierarchy.action_space == box
     outs = {}
     for n in (64, 256):
-        carry = lrl.collectors.init_carry(hierarchy, env, params, jax.random.key(5), n)
-        outs[n] = lrl.rollout(hierarchy, env, params, carry, n_steps=12, record=True)[1]
+        carry = lrl.init_carry(hierarchy, jax.random.key(5), n)
+        outs[n] = lrl.rollout(hierarchy, carry, n_steps=12, record=True)[1]
     for name in ("obs", "act", "rew", "obs_next"):
         a, b = (np.asarray(getattr(outs[n].transitions, name)) for n in (64, 256))
         assert a.tobytes() == b[:, :64].copy().tobytes(), name
@@ -606,8 +606,8 @@ def test_a_level_need_not_inherit(cls):
 def test_random_hierarchy_on_gymnax(name):
     env, params = gymnax.make(name)
     hierarchy = lrl.RandomHierarchy(env, env_params=params)
-    carry = lrl.collectors.init_carry(hierarchy, env, params, jax.random.key(0), 8)
-    carry, out = lrl.rollout(hierarchy, env, params, carry, n_steps=60, record=True)
+    carry = lrl.init_carry(hierarchy, jax.random.key(0), 8)
+    carry, out = lrl.rollout(hierarchy, carry, n_steps=60, record=True)
     acts = np.asarray(out.transitions.act)
     if name == "CartPole-v1":
         assert acts.dtype == np.int32 and set(acts.ravel().tolist()) == {0, 1}

@@ -79,7 +79,7 @@ def random_episodes():
     levels = [RandomLevel(), ActionRepeatLevel(CONFIG.agent.action_repeat)]
     hierarchy = lrl.Hierarchy(levels, env, params)
     state = hierarchy.init(jax.random.key(0), 1)
-    return evaluate(hierarchy, env, params, state, jax.random.key(2), EPISODES, MAX_STEPS)
+    return evaluate(hierarchy, state, jax.random.key(2), EPISODES, max_steps=MAX_STEPS)
 
 
 def test_a_trained_planner_reaches_goals_that_random_actions_do_not():

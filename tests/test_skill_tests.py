@@ -43,8 +43,8 @@ N = 24
 def build(agent, env_id="Maze2D-Medium-v0", n=8, ticks=20):
     env, params = lrl.make(env_id)
     hierarchy = lrl.Hierarchy(agent.levels(env, 10_000), env, params, agent.obs_maps(env))
-    carry = lrl.collectors.init_carry(hierarchy, env, params, jax.random.key(0), n)
-    carry, out = lrl.rollout(hierarchy, env, params, carry, ticks, learn=True, learn_interval=ticks)
+    carry = lrl.init_carry(hierarchy, jax.random.key(0), n)
+    carry, out = lrl.rollout(hierarchy, carry, ticks, learn=True, learn_interval=ticks)
     return hierarchy, env, params, carry.hierarchy, out.metrics
 
 
@@ -80,7 +80,7 @@ def test_skills_are_followed_as_the_level_acts(splates):
     """Against the level's own `act`, step by step, with its place in the skill."""
     hierarchy, env, params, state, _ = splates
     starts, skills = drawn(env)
-    paths = follow_skills(hierarchy, env, params, state, starts, skills, jax.random.key(3))
+    paths = follow_skills(hierarchy, state, starts, skills, jax.random.key(3))
     level, learner, parent = hierarchy.levels[1], state.levels[1].learner, state.levels[0].learner
     position = jnp.asarray(starts)
 
@@ -110,7 +110,7 @@ def test_a_push_moves_the_body(splates):
     hierarchy, env, params, state, _ = splates
     starts, skills = drawn(env)
     by = jnp.full((N, 2), 0.05)
-    args = (hierarchy, env, params, state, starts, skills, jax.random.key(3))
+    args = (hierarchy, state, starts, skills, jax.random.key(3))
     plain, pushed = follow_skills(*args), follow_skills(*args, push=(4, by))
     np.testing.assert_array_equal(plain.positions[:5], pushed.positions[:5])
     np.testing.assert_allclose(pushed.positions[5] - plain.positions[5], by, atol=1e-6)
@@ -121,20 +121,18 @@ def test_a_skill_of_single_steps_is_held(dads):
     """Its model is iterated as often as it is held."""
     hierarchy, env, params, state, _ = dads
     starts, skills = drawn(env)
-    args = (hierarchy, env, params, state, starts, skills, jax.random.key(3))
+    args = (hierarchy, state, starts, skills, jax.random.key(3))
     ten, one = follow_skills(*args, n_steps=10), follow_skills(*args, n_steps=1)
     np.testing.assert_allclose(ten.positions[1], one.positions[1], atol=1e-6)
-    again = follow_skills(*args[:4], ten.positions[4], skills, jax.random.key(3), n_steps=1)
+    again = follow_skills(*args[:2], ten.positions[4], skills, jax.random.key(3), n_steps=1)
     np.testing.assert_allclose(ten.positions[5], again.positions[1], atol=1e-5)
     assert float(jnp.abs(ten.predicted - one.predicted).max()) > 1e-3
 
 
 def test_quality(splates, dads):
-    for hierarchy, env, params, state, _ in (splates, dads):
+    for hierarchy, env, _, state, _ in (splates, dads):
         starts, _ = drawn(env)
-        quality = skill_quality(
-            hierarchy, env, params, state, starts, jax.random.key(4), n_steps=10
-        )
+        quality = skill_quality(hierarchy, state, starts, jax.random.key(4), n_steps=10)
         assert set(quality) == {"phi", "abs_delta_0", "abs_delta_1", "model_error"}
         assert float(quality["phi"]) <= math.log(101) and all(
             math.isfinite(float(x)) for x in quality.values()
@@ -142,13 +140,11 @@ def test_quality(splates, dads):
         # Reach and error are those of the same skills followed.
         keys = jax.random.split(jax.random.key(4), 3)
         skills = hierarchy.levels[1].draw_skills(keys[0], N)
-        paths = follow_skills(hierarchy, env, params, state, starts, skills, keys[1], 10)
+        paths = follow_skills(hierarchy, state, starts, skills, keys[1], 10)
         delta = np.abs(paths.positions[-1] - paths.positions[0]).mean(0)
         np.testing.assert_allclose(quality["abs_delta_0"], delta[0], rtol=1e-5)
         np.testing.assert_allclose(quality["abs_delta_1"], delta[1], rtol=1e-5)
-        pushed, free = push_error(
-            hierarchy, env, params, state, jax.random.key(5), n_skills=16, margin=0.2
-        )
+        pushed, free = push_error(hierarchy, state, jax.random.key(5), n_skills=16, margin=0.2)
         assert pushed > 0 and free > 0
 
 
@@ -158,17 +154,20 @@ def test_wrong_hierarchies_are_refused(splates):
     state = flat.init(jax.random.key(0), 1)
     starts, skills = drawn(env)
     with pytest.raises(TypeError, match="none of the hierarchy's levels"):
-        follow_skills(flat, env, params, state, starts, skills, jax.random.key(0))
+        follow_skills(flat, state, starts, skills, jax.random.key(0))
     hierarchy, _, params, state, _ = splates
     with pytest.raises(ValueError, match="no multiple"):
-        follow_skills(hierarchy, env, params, state, starts, skills, jax.random.key(0), 15)
+        follow_skills(hierarchy, state, starts, skills, jax.random.key(0), 15)
+    flat_car = lrl.RandomHierarchy(lrl.make("MountainCarContinuous-v0")[0])
     with pytest.raises(TypeError, match="only in a Maze2D"):
-        follow_skills(hierarchy, None, params, state, starts, skills, jax.random.key(0))
+        follow_skills(
+            flat_car, flat_car.init(jax.random.key(0), 1), starts, skills, jax.random.key(0)
+        )
 
 
 def test_pictures(splates, tmp_path):
     hierarchy, env, params, state, _ = splates
-    path = skills_picture(hierarchy, env, params, state, tmp_path / "skills.png", about="seed 0")
+    path = skills_picture(hierarchy, state, tmp_path / "skills.png", about="seed 0")
     assert path.stat().st_size > 10_000
     skills, colours = fan_of_skills(Box(-1, 1, (2,)))
     assert skills.shape == (48, 2) and np.abs(skills).max() == 1 and colours.shape == (48, 3)
@@ -185,7 +184,7 @@ def test_pictures(splates, tmp_path):
 def test_plans_are_recorded_where_they_are_made(dads):
     """DADS decides every step; each action of a plan is held for ten."""
     hierarchy, env, params, state, _ = dads
-    paths = record_paths(hierarchy, env, params, state, jax.random.key(0), 2, 30)
+    paths = record_paths(hierarchy, state, jax.random.key(0), 2, 30)
     np.testing.assert_array_equal(np.flatnonzero(paths.decided[:, 0]), [0, 10, 20])
     assert paths.plans.shape[:2] == (30, 2)
 
@@ -320,13 +319,13 @@ def test_skills_become_distinguishable():
     trainer = Trainer.build(config)
     carry = trainer.init(jax.random.key(0))
     starts = trainer.env.free_positions(jax.random.key(1), 256, margin=0.9)
-    run = trainer.hierarchy.jitted(_quality, trainer.env)
-    before = run(trainer.params, carry.hierarchy, starts)
+    run = trainer.hierarchy.jitted(_quality)
+    before = run(carry.hierarchy, starts)
     carry, _ = jax.jit(trainer.chunk)(carry)
-    after = run(trainer.params, carry.hierarchy, starts)
+    after = run(carry.hierarchy, starts)
     assert float(before["phi"]) < 0.3 and float(after["phi"]) > 0.9, (before, after)
     assert min(float(after["abs_delta_0"]), float(after["abs_delta_1"])) > 0.2
 
 
-def _quality(hierarchy, env, params, state, starts):
-    return skill_quality(hierarchy, env, params, state, starts, jax.random.key(2))
+def _quality(hierarchy, state, starts):
+    return skill_quality(hierarchy, state, starts, jax.random.key(2))

@@ -18,8 +18,8 @@ class StaggeredLevel(lrl.levels.Level):
 
     stagger: bool = True
 
-    def act(self, learner, memory, obs, level_input, key, *, parent, training):
-        return jnp.zeros(2), memory
+    def act(self, learner, memory, obs, ctx):
+        return lrl.levels.Decision(jnp.zeros(2), memory)
 
 
 def first_lengths(stagger: bool, training: bool = True) -> np.ndarray:
@@ -27,8 +27,8 @@ def first_lengths(stagger: bool, training: bool = True) -> np.ndarray:
     levels = [StaggeredLevel(stagger), lrl.levels.ActionRepeatLevel(5)]
     hierarchy = lrl.Hierarchy(levels, env, params)
     hierarchy = hierarchy if training else hierarchy.eval()
-    carry = lrl.collectors.init_carry(hierarchy, env, params, jax.random.key(0), 64)
-    _, out = lrl.rollout(hierarchy, env, params, carry, 80, record=True)
+    carry = lrl.init_carry(hierarchy, jax.random.key(0), 64)
+    _, out = lrl.rollout(hierarchy, carry, 80, record=True)
     truncated = np.asarray(out.transitions.truncated)
     first = truncated.argmax(0) + 1
     # Episodes behind the first have their whole length.

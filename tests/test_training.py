@@ -402,9 +402,9 @@ def lengths_hierarchy():
 def test_evaluate_counts_the_first_episode_of_each_instance_alone(max_steps):
     env, params, hierarchy, state = lengths_hierarchy()
     n = 48
-    episodes = evaluate(hierarchy, env, params, state, jax.random.key(3), n, max_steps)
+    episodes = evaluate(hierarchy, state, jax.random.key(3), n, max_steps=max_steps)
     # With this reward, the first step's tells the length: 10 * length + 1.
-    one = evaluate(hierarchy, env, params, state, jax.random.key(3), n, 1)
+    one = evaluate(hierarchy, state, jax.random.key(3), n, max_steps=1)
     lengths = ((np.asarray(one.episode_return) - 1) / 10).astype(int)
     assert set(lengths) == set(range(1, 7))
     for i, length in enumerate(lengths):
@@ -415,9 +415,9 @@ def test_evaluate_counts_the_first_episode_of_each_instance_alone(max_steps):
 def test_evaluate_leaves_the_state_alone_and_repeats_itself():
     env, params, hierarchy, state = lengths_hierarchy()
     before = [np.asarray(x) for x in jax.tree.leaves(state.levels)]
-    run = functools.partial(evaluate, hierarchy, env, params, state)
-    first, again = (run(jax.random.key(3), 6, 5) for _ in range(2))
-    other = run(jax.random.key(4), 6, 5)
+    run = functools.partial(evaluate, hierarchy, state, n_episodes=6, max_steps=5)
+    first, again = (run(jax.random.key(3)) for _ in range(2))
+    other = run(jax.random.key(4))
     for a, b in zip(before, jax.tree.leaves(state.levels), strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(first.episode_return, again.episode_return)

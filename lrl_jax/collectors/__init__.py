@@ -4,18 +4,11 @@ from lrl_jax.collectors.async_collector import AsyncCollector
 from lrl_jax.collectors.c_worker import CollectionSettings, CWorker
 from lrl_jax.collectors.c_worker_set import CWorkerSet
 from lrl_jax.collectors.collector import Collector
-from lrl_jax.collectors.evaluate import Episodes, evaluate
 from lrl_jax.collectors.ray_pool import WorkerError
-from lrl_jax.collectors.rollout import (
-    RolloutCarry,
-    RolloutOutput,
-    Transitions,
-    init_carry,
-    rollout,
-    shard,
-    tick,
-)
+from lrl_jax.collectors.records import Episodes, LevelTransitions, Transitions
+from lrl_jax.collectors.rollout import RolloutOutput, evaluate, rollout
 from lrl_jax.collectors.stats import CollectStats, CollectStatsBase, SequenceSummaryStats
+from lrl_jax.collectors.tick import RolloutCarry, init_carry, shard, tick
 from lrl_jax.collectors.video import VideoLogger
 from lrl_jax.collectors.worker_data import decompress, weights_of
 
@@ -28,6 +21,7 @@ __all__ = [
     "CollectionSettings",
     "Collector",
     "Episodes",
+    "LevelTransitions",
     "RolloutCarry",
     "RolloutOutput",
     "SequenceSummaryStats",

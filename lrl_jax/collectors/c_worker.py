@@ -21,16 +21,17 @@ import numpy as np
 
 from lrl_jax import buffers
 from lrl_jax.collectors.collector import Collector
-from lrl_jax.collectors.rollout import check_env
+from lrl_jax.collectors.evaluation import whole_episodes
+from lrl_jax.collectors.tick import own_env
 from lrl_jax.collectors.worker_data import checked_weights, compress, concatenate, pack, unpack
 from lrl_jax.devices import resolve_device
 from lrl_jax.envs.gymnasium_adapter import is_gymnasium
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
+from lrl_jax.randomness import Salt
 from lrl_jax.settings import check_float, check_int
 
 COMPONENTS = ("actor", "algo", "storage", "envs_train", "envs_test")
 _SLICES = 16  # times that a worker looks whether it was told to stop, behind its least samples
-_EVALUATION = 0xE7A1
 
 
 @dataclasses.dataclass
@@ -66,7 +67,7 @@ class CWorker:
             0; a worker keeps those of a rollout only, whatever their number.
         storage_factory: (device, actor, algo) -> replay buffer of transitions, or how many rows it
             holds, or None for none.
-        fraction_samples: least fraction of its samples with which a worker stops when told to.
+        fraction_samples: fraction of its rollout a worker must finish before it obeys a stop.
         compress_data_to_send: whether data is compressed; `decompress` undoes it, to the bit.
         train_envs_factory, test_envs_factory: (device, index_worker, index_parent, mode) -> a
             Gymnasium environment, single or vector; (env, params, n) for n instances of a gymnax
@@ -152,7 +153,6 @@ class CWorker:
         if envs is None:
             return None, actor.init(first, 1) if state is None else state
         env, params, n = _parts(envs)
-        n = getattr(env, "num_envs", 1) if n is None else n
         _check_ticks(self.algo, envs, n)
         if state is None:
             state = actor.init(first, n)
@@ -390,19 +390,10 @@ class CWorker:
                 f"worker {self.index_worker} has no test environments: give test_envs_factory."
             )
         env, params, n = _parts(self.envs_test)
-        n = getattr(env, "num_envs", 1) if n is None else n
-        seed = (self._seed ^ _EVALUATION) & 0x7FFFFFFF
-        hierarchy = self.actor.eval()
-        state = hierarchy.for_testing(self._present, jax.random.key(seed), n)
-        collector = Collector(hierarchy, env, env_params=params, n_env_instances=n, state=state)
-        collector.reset(seed=seed)
-        episodes = check_int("num_test_episodes", self.algo.num_test_episodes, 1)
-        stats = collector.collect(n_episodes=episodes, episode_allocation="quota")
-        if stats.truncated_by_limit:
-            raise ValueError(
-                f"{stats.truncated_by_limit} of {episodes} test episodes have not ended: give the "
-                f"environment a time limit."
-            )
+        env, params = own_env(self.actor, env, params)
+        key = jax.random.key((self._seed ^ Salt.WORKER_TEST) & 0x7FFFFFFF)
+        episodes = self.algo.num_test_episodes
+        stats = whole_episodes(self.actor, self._present, key, episodes, n, env, params)
         return float(stats.returns.mean())
 
     # ----------------------------------------------------------------- changes
@@ -491,8 +482,7 @@ class CWorker:
 
     def _check_test_envs(self, actor: Hierarchy, envs: Any) -> None:
         if envs is not None:
-            env, params, _ = _parts(envs)
-            check_env(actor, env, params)
+            own_env(actor, *_parts(envs)[:2])
 
     def _set_algo(self, algo: Any) -> None:
         algo = _checked_settings(algo)
@@ -602,10 +592,10 @@ def _checked_actor(actor: Any) -> Hierarchy:
     return actor.train()
 
 
-def _parts(envs: Any) -> tuple[Any, Any, int | None]:
+def _parts(envs: Any) -> tuple[Any, Any, int]:
     """Environment, parameters and instances of what a factory returned."""
     if is_gymnasium(envs):
-        return envs, None, None
+        return envs, None, getattr(envs, "num_envs", 1)
     if isinstance(envs, tuple) and len(envs) == 3:
         env, params, n = envs
         return env, params, check_int("instances of the environment", n, 1)

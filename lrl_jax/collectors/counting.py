@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
-#: n_steps counts ticks, n_total_steps steps of all instances, the others episodes.
-MODES = ("n_steps", "n_total_steps", "n_episodes", "n_episodes_quota")
+from lrl_jax import struct
+from lrl_jax.collectors.records import module_of
+
+#: n_steps counts ticks, n_total_steps steps summed over instances, n_steps_or_more those that
+#: arrive from environments that step on their own, the others episodes.
+MODES = ("n_steps", "n_total_steps", "n_steps_or_more", "n_episodes", "n_episodes_quota")
 
 
-@struct.dataclass
-class Owed:
+class Owed(struct.Node):
     """What is still to be collected.
 
     Attributes:
@@ -45,7 +45,7 @@ class Owed:
                 f"{mode}={amount} is more than one call counts ({most}): collect in several calls."
             )
         index = np.arange(n)
-        if mode == "n_steps":
+        if mode in ("n_steps", "n_steps_or_more"):
             return cls(np.ones(n, bool), np.int32(amount))
         if mode == "n_total_steps":
             return cls(index < amount, np.int32(amount))
@@ -55,14 +55,22 @@ class Owed:
         quota = (amount // n + (index < amount % n)).astype(np.int32)
         return cls(quota > 0, quota)
 
-    def after(self, mode: str, done: Any) -> Owed:
-        """After a step of the active instances, in which `done` [n] ended an episode."""
-        xp = jnp if isinstance(done, jax.Array) else np
+    def after(self, mode: str, done: Any, stepped: Any = None) -> Owed:
+        """After a step in which `done` [n] ended an episode.
+
+        Args:
+            mode: one of MODES.
+            done: bool [n].
+            stepped: bool [n], whose steps arrived, for n_steps_or_more; the active ones if None.
+        """
+        xp = module_of(done)
         if mode == "n_steps":
-            left = self.left - 1
-            return self.replace(active=self.active & (left > 0), left=left)
-        if mode == "n_total_steps":
-            left = self.left - self.active.sum(dtype=xp.int32)
+            return self.after_ticks(1)
+        if mode in ("n_total_steps", "n_steps_or_more"):
+            taken = self.active if stepped is None else stepped
+            left = self.left - taken.sum(dtype=xp.int32)
+            if mode == "n_steps_or_more":
+                return self.replace(active=self.active & (left > 0), left=left)
             return self.replace(active=xp.arange(len(done)) < left, left=left)
         done = done & self.active
         if mode == "n_episodes":
@@ -73,6 +81,11 @@ class Owed:
             return self.replace(active=(self.active & ~done) | goes_on, left=left)
         left = self.left - done.astype(xp.int32)
         return self.replace(active=left > 0, left=left)
+
+    def after_ticks(self, n_ticks: int) -> Owed:
+        """After so many ticks of all instances, where ticks are counted."""
+        left = self.left - n_ticks
+        return self.replace(active=self.active & (left > 0), left=left)
 
 
 def n_open(owed: Owed, mode: str) -> int:

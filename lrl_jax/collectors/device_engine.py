@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lrl_jax.collectors.counting import Owed
 from lrl_jax.collectors.preprocess import Preprocess, reset_arguments
-from lrl_jax.collectors.recording import Record, Store
-from lrl_jax.collectors.rollout import RolloutCarry, init_carry, tick
+from lrl_jax.collectors.requests import Way
+from lrl_jax.collectors.stats import Record
+from lrl_jax.collectors.store import Store
+from lrl_jax.collectors.tick import RolloutCarry, begun, full_tick, is_traced
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
-from lrl_jax.randomness import Stream
-
-
-@dataclasses.dataclass(frozen=True)
-class Way:
-    """How ticks are taken.
-
-    Attributes:
-        mode: of counting, see `counting.MODES`.
-        learn: make the updates owed after each tick.
-        record: keep the transitions.
-        random: act at random and leave the hierarchy alone.
-        capacity: most ticks of a chunk; 1 also keeps the next observation.
-    """
-
-    mode: str = "n_steps"
-    learn: bool = False
-    record: bool = False
-    random: bool = False
-    capacity: int = 128
+from lrl_jax.randomness import Salt, Stream
 
 
 def _chunk(hierarchy, env, way, preprocess, params, owned, owed, n_ticks):
@@ -47,24 +30,26 @@ def _chunk(hierarchy, env, way, preprocess, params, owned, owed, n_ticks):
     def step(owned, owed):
         carry, store = owned
         mask = None if everyone else owed.active
-        carry, transitions, ended = tick(
-            hierarchy, env, params, carry, mask, random=way.random, preprocess=preprocess
-        )
+        carry, transitions, episodes, levels = full_tick(
+            hierarchy, env, params, carry, mask,
+            random=way.random, preprocess=preprocess, levels=way.record == "levels",
+        )  # fmt: skip
         metrics = {}
         if way.learn:
             state, metrics = hierarchy.learn(carry.hierarchy)
             carry = carry.replace(hierarchy=state)
         if store is not None:
             store = store.add(transitions)
-        out = {
-            "ended": ended,
-            "reward": transitions.rew.sum(),
-            "steps": transitions.valid.sum(dtype=jnp.int32),
-            "metrics": metrics,
-            "transitions": transitions if way.record else None,
-            "obs_next": transitions.obs_next if way.capacity == 1 else None,
-        }
-        return (carry, store), owed.after(way.mode, ended.done), out
+        out = Record(
+            episodes=episodes,
+            reward=transitions.rew.sum(),
+            steps=transitions.valid.sum(dtype=jnp.int32),
+            metrics=metrics,
+            transitions=transitions if way.record else None,
+            levels=levels,
+            obs_next=transitions.obs_next if way.capacity == 1 else None,
+        )
+        return (carry, store), owed.after(way.mode, episodes.finished), out
 
     def goes_on(loop):
         i, _, owed, _ = loop
@@ -84,40 +69,35 @@ def _chunk(hierarchy, env, way, preprocess, params, owned, owed, n_ticks):
     return owned, owed, i, out
 
 
-def _restart(hierarchy, env, preprocess, params, key, n, state):
-    carry = init_carry(hierarchy, env, params, key, n, state)
-    if preprocess is not None:
-        obs = preprocess.on_reset(carry.obs, jnp.arange(n))
-        carry = carry.replace(obs=obs)
-    return carry
+def _recorded_ticks(hierarchy, env, n_ticks, params, carry):
+    """Transitions and episodes, leaves [n_ticks, n, ...], for gradients."""
+
+    def step(carry, _):
+        carry, transitions, episodes, _ = full_tick(hierarchy, env, params, carry)
+        return carry, (transitions, episodes)
+
+    return jax.lax.scan(step, carry, length=n_ticks)[1]
 
 
-def _is_traced(tree: Any) -> bool:
-    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
-
-
-@dataclasses.dataclass
 class DeviceEngine:
     """Environments, hierarchy and buffer of a collector that live on the device.
 
-    Attributes:
+    Args:
         env, params: gymnax environment and its parameters.
         n: number of instances.
         preprocess: sees the data first, or None.
+
+    Attributes:
         carry: state of the rollout; None before the first reset.
         store: replay buffer, or None.
         shared: whether somebody else may hold the arrays of the carry.
     """
 
-    env: Any
-    params: Any
-    n: int
-    preprocess: Preprocess | None = None
-    carry: RolloutCarry | None = None
-    store: Store | None = None
-    shared: bool = True
-
-    def __post_init__(self):
+    def __init__(self, env: Any, params: Any, n: int, preprocess: Preprocess | None = None):
+        self.env, self.params, self.n, self.preprocess = env, params, n, preprocess
+        self.carry: Any = None
+        self.store: Store | None = None
+        self.shared = True
         self._before_trace: RolloutCarry | None = None
 
     def reset(
@@ -146,15 +126,15 @@ class DeviceEngine:
                 f"environment, whose resets take a seed only: use env_params for settings."
             )
         if key is None:
-            if seed is not None:
-                key = jax.random.key(seed)
-            elif self.carry is None:
-                key = jax.random.key(0)
+            if seed is not None or self.carry is None:
+                key = jax.random.key(seed or 0)
             else:
-                key = self.carry.stream.tick_key(255)
-        carry = _restart(hierarchy, self.env, self.preprocess, self.params, key, self.n, state)
+                key = self.carry.stream.tick_key(Salt.RESTART)
+        carry = begun(hierarchy, self.env, self.params, key, self.n, state)
+        if self.preprocess is not None:
+            carry = carry.replace(obs=self.preprocess.on_reset(carry.obs, jnp.arange(self.n)))
         if seed is not None:
-            stream = Stream.create(jax.random.fold_in(key, 0xDEC1))
+            stream = Stream.create(jax.random.fold_in(key, Salt.DECISIONS))
             carry = carry.replace(hierarchy=carry.hierarchy.replace(stream=stream))
         self.carry, self.shared = carry, True
         if self.store is not None:
@@ -163,35 +143,39 @@ class DeviceEngine:
     def state(self) -> HierarchyState:
         """State of the hierarchy. Stays valid when the engine goes on."""
         self.shared = True
-        assert self.carry is not None
         return self.carry.hierarchy
 
-    def set_state(self, state: HierarchyState) -> None:
+    def set_state(self, hierarchy: Hierarchy, state: HierarchyState) -> None:
         """Go on with another state, of n instances."""
-        assert self.carry is not None
-        if _is_traced(state) and not _is_traced(self.carry):
+        del hierarchy
+        if is_traced(state) and not is_traced(self.carry):
             self._before_trace = self.carry
         self.shared = True
         self.carry = self.carry.replace(hierarchy=state)
 
-    @property
-    def is_traced(self) -> bool:
-        """Whether the state holds values that are traced."""
-        return _is_traced(self.carry)
-
-    def drop_traced(self) -> None:
+    def _drop_traced(self) -> None:
         """Go back to before a traced state was set, if one was."""
-        if _is_traced(self.carry):
+        if is_traced(self.carry):
             self.carry, self.shared = self._before_trace, True
 
-    def begin(self, hierarchy: Hierarchy, owed: Owed, reset_kwargs: dict[str, Any] | None) -> Owed:
+    def begin(
+        self, hierarchy: Hierarchy, way: Way, owed: Owed, reset_kwargs: dict[str, Any] | None
+    ) -> Owed:
         """Before the first tick of a call."""
-        del hierarchy
         if reset_kwargs:
             raise ValueError(
                 f"gym_reset_kwargs={reset_kwargs} has no meaning while collecting in a gymnax "
                 f"environment, which resets itself: pass them to reset."
             )
+        if is_traced(self.carry):
+            self._drop_traced()
+            raise ValueError(
+                "the state is being differentiated or traced: pass no_grad=False with n_steps and "
+                "record_transitions=True, or use lrl_jax.rollout, which is pure."
+            )
+        # Masks of instances need a cursor for each of the lowest level's rings.
+        laid_out = hierarchy.aligned if way.mode == "n_steps" else hierarchy.unaligned
+        self.carry = self.carry.replace(hierarchy=laid_out(self.carry.hierarchy))
         return jax.tree.map(jnp.asarray, owed)
 
     def settle(self, hierarchy: Hierarchy) -> None:
@@ -210,25 +194,41 @@ class DeviceEngine:
         owned, owed, taken, out = run(self.params, owned, owed, jnp.asarray(n_ticks, jnp.int32))
         self.carry, self.store = owned
         taken, out = jax.device_get((taken, out))
-        out = jax.tree.map(lambda x: x[: int(taken)], out)
-        obs_next = out.pop("obs_next")
-        record = Record(**out, obs_next=None if obs_next is None else obs_next[-1])
+        record: Record = jax.tree.map(lambda x: x[: int(taken)], out)
+        if record.obs_next is not None:
+            record = record.replace(obs_next=record.obs_next[-1])
         return record, owed
 
-    def end(self, hierarchy: Hierarchy, way: Way, owed: Owed) -> None:
+    def differentiable(self, hierarchy: Hierarchy, n_ticks: int, allowed: bool) -> Any:
+        """Transitions that carry gradients, and their Record, None while it is traced."""
+        try:
+            if not allowed or self.preprocess is not None:
+                raise ValueError(
+                    "no_grad=False goes with n_steps and record_transitions=True and nothing else, "
+                    "without a preprocess_fn: gradients go through a fixed number of ticks to the "
+                    "transitions."
+                )
+            run = hierarchy.jitted(_recorded_ticks, self.env, n_ticks)
+            transitions, episodes = run(self.params, self.carry)
+        finally:
+            self._drop_traced()
+        rew, episodes = jax.lax.stop_gradient((transitions.rew, episodes))
+        if is_traced((rew, episodes)):
+            return transitions, None
+        rew, episodes = jax.device_get((rew, episodes))
+        return transitions, Record(episodes, rew.sum(1), np.full(n_ticks, self.n), {}, None)
+
+    def end(self, hierarchy: Hierarchy, way: Way) -> None:
         """After the last tick of a call."""
-        del owed
         if way.random:
             # The environments have moved on under the hierarchy: it starts anew.
-            self.set_state(hierarchy.reset(self.state()))
+            self.set_state(hierarchy, hierarchy.reset(self.state()))
 
     def frame(self) -> Any:
         """State of the first instance's environment."""
-        assert self.carry is not None
         return jax.tree.map(lambda x: x[0], self.carry.env_state)
 
     @property
     def obs(self) -> Any:
         """Observations to act on next, [n, ...]."""
-        assert self.carry is not None
         return self.carry.obs

@@ -1,4 +1,4 @@
-"""Statistics of collected experience."""
+"""What a stretch of collecting leaves behind, and its statistics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from lrl_jax import struct
+from lrl_jax.collectors.counting import Owed, n_open
+from lrl_jax.collectors.records import Episodes, LevelTransitions, Transitions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +85,17 @@ class CollectStats(CollectStatsBase, Mapping):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, SequenceSummaryStats.of(values))
 
+    @property
+    def episodes(self) -> Episodes:
+        """The finished episodes, leaves [N]."""
+        return Episodes(
+            episode_return=self.returns,
+            length=self.lens,
+            success=self.successes,
+            success_at_end=self.successes_at_end,
+            finished=np.ones(len(self.lens), bool),
+        )
+
     def _mapping(self) -> dict[str, Any]:
         some = len(self.returns) > 0
         return {
@@ -101,3 +118,95 @@ class CollectStats(CollectStatsBase, Mapping):
 
     def __len__(self) -> int:
         return len(self._mapping())
+
+
+def mean_over_updates(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Combine metrics of several calls of learn, [rounds] each, weighted by their updates."""
+    out = {}
+    for name, value in metrics.items():
+        level, _, short = name.partition("/")
+        weight = metrics[f"{level}/n_updates"]
+        if short == "n_updates":
+            out[name] = value.sum()
+        else:
+            out[name] = (value * weight).sum() / jnp.maximum(weight.sum(), 1.0)
+    return out
+
+
+class Record(struct.Node):
+    """Some ticks on the host.
+
+    Attributes:
+        episodes: that each instance is in, leaves [ticks, n]; those finished count.
+        reward: sum over the steps of a tick, float [ticks].
+        steps: steps taken in a tick, summed over instances, int [ticks].
+        metrics: of the updates, leaves [ticks].
+        transitions: leaves [ticks, n, ...], or None.
+        levels: one per level, leaves [ticks, n, ...], or None.
+        obs_next: [n, ...] of the last tick where ticks are taken one by one, else None.
+    """
+
+    episodes: Episodes
+    reward: Any
+    steps: Any
+    metrics: dict[str, Any]
+    transitions: Transitions | None = None
+    levels: tuple[LevelTransitions, ...] | None = None
+    obs_next: Any = None
+
+    @property
+    def n_ticks(self) -> int:
+        """Number of ticks."""
+        return len(self.steps)
+
+
+@dataclasses.dataclass
+class Collected:
+    """What a request brought: records in order, the seconds they took, and what is still owed."""
+
+    mode: str
+    records: list[Record]
+    owed: Owed | None
+    seconds: float
+
+    @property
+    def n_open(self) -> int:
+        """Episodes that a limit left open."""
+        return 0 if self.owed is None else n_open(self.owed, self.mode)
+
+    @property
+    def recorded(self) -> tuple[Any, ...]:
+        """The transitions and, where asked for, what the levels did, leaves [ticks, n, ...]."""
+        parts = [(r.transitions, r.levels) for r in self.records]
+        transitions, levels = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+        return (transitions,) if levels is None else (transitions, levels)
+
+    def stats(self, since: int = 0) -> CollectStats:
+        """Statistics of all records, or of those from number `since` on."""
+        records = self.records[since:]
+
+        def finished(name):
+            parts = [getattr(r.episodes, name)[r.episodes.finished] for r in records]
+            return np.concatenate(parts) if parts else np.zeros(0)
+
+        n_steps = sum(int(r.steps.sum()) for r in records)
+        parts = [r.metrics for r in records if r.metrics]
+        joined = jax.tree.map(lambda *x: np.concatenate(x), *parts) if parts else {}
+        returns = finished("episode_return")
+        beyond = 0
+        if self.mode == "n_steps_or_more" and self.owed is not None:
+            beyond = -int(self.owed.left)
+        return CollectStats(
+            n_collected_episodes=len(returns),
+            n_collected_steps=n_steps,
+            collect_time=self.seconds,
+            collect_speed=n_steps / self.seconds if self.seconds else 0.0,
+            returns=returns,
+            lens=finished("length").astype(np.int32),
+            successes=finished("success").astype(bool),
+            successes_at_end=finished("success_at_end").astype(bool),
+            mean_reward=sum(float(r.reward.sum()) for r in records) / max(n_steps, 1),
+            learning={name: float(x) for name, x in mean_over_updates(joined).items()},
+            truncated_by_limit=self.n_open,
+            n_steps_beyond=max(0, beyond),
+        )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lrl_jax.envs import Maze2D, render_maze
 from lrl_jax.envs.gymnasium_adapter import is_gymnasium
+from lrl_jax.hierarchies import Hierarchy
 
 
 class VideoLogger:
@@ -120,3 +124,78 @@ def _need_av() -> None:
         raise ImportError(
             "MP4 files need PyAV: pip install 'lrl_jax[video]', or write a .gif."
         ) from error
+
+
+class Frames:
+    """Shows and keeps the frames of instance 0, with its plans where it plans in a maze.
+
+    Args:
+        hierarchy: acts.
+        env: that it acts in.
+        video: keeps the frames, or None.
+        render: seconds between frames that are shown; None for none.
+        plans: whether the highest level decides at all.
+    """
+
+    def __init__(
+        self,
+        hierarchy: Hierarchy,
+        env: Any,
+        video: VideoLogger | None,
+        render: float | None,
+        plans: bool = True,
+    ):
+        self._hierarchy, self._env, self._video, self._render = hierarchy, env, video, render
+        planned = hierarchy.levels[0].planned_states
+        self._plans = plans and planned is not None and video is not None
+        self._plan: Any = None
+        self._decides, self._obs = False, None
+        self._steps = True
+
+    def before(self, engine: Any, owed: Any) -> None:
+        """Before a tick, in which those step that are owed something."""
+        if self._video is None and self._render is None:
+            return
+        self._steps = bool(owed.active[0])
+        if not self._steps or not self._plans or not hasattr(self._env, "layout"):
+            return
+        state = engine.state()
+        self._decides = int(state.active_level[0]) == 0
+        self._obs = self._hierarchy.see(0, jnp.asarray(engine.obs)[:1])[0]
+
+    def after(self, engine: Any, ended: bool) -> None:
+        """After a tick; `ended`: whether it ended instance 0's episode."""
+        if not self._steps:
+            return
+        if ended:  # the next episode is shown, which has no plan yet
+            self._plan, self._decides = None, False
+        if self._decides:
+            level = engine.state().levels[0]
+            memory = jax.tree.map(lambda x: x[0], level.memory)
+            plan = self._hierarchy.jitted(_planned)(level.learner, memory, self._obs)
+            self._plan, self._decides = np.asarray(plan), False
+        if self._video is not None:
+            plan = () if self._plan is None else (self._plan,)
+            self._video.record(self._env, engine.frame(), *plan)
+        if self._render is not None:
+            _show(self._env, engine.frame())
+            time.sleep(self._render)
+
+
+def _planned(hierarchy, learner, memory, obs):
+    return hierarchy.levels[0].planned_states(learner, memory, obs)
+
+
+def _show(env: Any, env_state: Any) -> None:
+    """Show a frame: Gymnasium environments do so themselves, others in a matplotlib window."""
+    if is_gymnasium(env):
+        env.render()
+        return
+    if not callable(getattr(env, "render", None)):
+        raise TypeError(f"{type(env).__name__} cannot be rendered: it has no method render(state).")
+    import matplotlib.pyplot as plt
+
+    plt.imshow(np.asarray(env.render(env_state)))
+    plt.axis("off")
+    plt.pause(0.001)
+    plt.clf()

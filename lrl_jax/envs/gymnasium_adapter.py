@@ -47,7 +47,9 @@ class HostStep:
         obs: observation to act on next: after the reset, where an episode ended.
         rew: float32.
         terminated, truncated: bool.
-        info: of the vector environment; entries of final steps are in their usual place.
+        info: of the vector environment; entries of final steps are in their usual place. Of the
+            instances in `ready` only.
+        ready: bool [n], whose steps these are; rows of others mean nothing. All if None.
     """
 
     obs_next: np.ndarray
@@ -56,6 +58,7 @@ class HostStep:
     terminated: np.ndarray
     truncated: np.ndarray
     info: dict[str, Any]
+    ready: np.ndarray | None = None
 
 
 class HostEnv:
@@ -72,12 +75,15 @@ class HostEnv:
 
     Attributes:
         options: of resets after the end of an episode, or None.
+        lockstep: all instances step together.
+        busy: instances whose steps have not been received; none between ticks.
+        stale: instances that were stepped without anybody looking, bool [n]: they need a reset.
 
     Raises:
         TypeError, ValueError: for vector environments that cannot reset single instances.
     """
 
-    options: dict[str, Any] | None = None
+    lockstep = True
 
     def __init__(self, env: Any, dtype: Any = np.float32):
         self.env = env
@@ -86,6 +92,9 @@ class HostEnv:
         else:
             self.vector = SyncVectorEnv([lambda: env], autoreset_mode=AutoresetMode.DISABLED)
         self.n = self.vector.num_envs
+        self.busy, self.stale = np.zeros(self.n, bool), np.zeros(self.n, bool)
+        self._sent: np.ndarray | None = None
+        self._options: dict[str, Any] | None = None
         self.dtype = np.dtype(dtype)
         self.space = self.vector.single_observation_space
         base = self.vector.unwrapped
@@ -124,7 +133,27 @@ class HostEnv:
             getattr(self.vector.unwrapped, f"{error.name}_wait")()
             obs, _ = self.vector.reset(seed=seed, **kwargs)
         self._obs = flatten_batch(self.space, obs, self.dtype)
+        self.stale[:] = False
         return self._obs
+
+    @property
+    def spoiled(self) -> bool:
+        """Whether all need a reset, as those that are stale cannot be reset alone."""
+        return not self.can_pause and bool(self.stale.any())
+
+    @property
+    def options(self) -> dict[str, Any] | None:
+        """Of resets on the way."""
+        return self._options
+
+    @options.setter
+    def options(self, options: dict[str, Any] | None) -> None:
+        if options and self.mode is AutoresetMode.SAME_STEP:
+            raise ValueError(
+                "gym_reset_kwargs: an environment in mode SAME_STEP resets itself, without "
+                "options: make it with autoreset_mode=AutoresetMode.DISABLED."
+            )
+        self._options = options
 
     def reset_some(self, mask: np.ndarray) -> np.ndarray:
         """Reset the instances in `mask` [n]; returns observations of all [n, ...].
@@ -132,6 +161,11 @@ class HostEnv:
         Raises:
             TypeError: where the vector environment cannot do so.
         """
+        obs = self._reset_some(mask)
+        self.stale &= ~mask
+        return obs
+
+    def _reset_some(self, mask: np.ndarray) -> np.ndarray:
         if not mask.any():
             assert self._obs is not None
             return self._obs
@@ -147,8 +181,11 @@ class HostEnv:
         self._obs = np.where(mask.reshape(-1, *[1] * (fresh.ndim - 1)), fresh, self._obs)
         return self._obs
 
-    def send(self, action: np.ndarray) -> None:
-        """Begin a step with actions [n, ...]; ends with `receive`."""
+    def send(self, action: np.ndarray, mask: np.ndarray | None = None) -> None:
+        """Begin a step with actions [n, ...]; ends with `receive`. Nobody looks outside `mask`."""
+        self._sent = mask
+        if mask is not None:
+            self.stale |= ~mask
         if self._splits:
             self.vector.step_async(action)  # type: ignore[attr-defined]
         else:
@@ -170,10 +207,14 @@ class HostEnv:
                     obs_next[i] = flatten_batch(self.space, final, self.dtype)[0]
                 info = _with_final(info, done)
             else:
-                obs = self.reset_some(done)
-        return HostStep(
-            obs_next, obs, rew.astype(np.float32), terminated.copy(), truncated.copy(), info
-        )
+                obs = self._reset_some(done)
+        if self._sent is not None:
+            info = rows_of(info, self._sent)
+        rew = rew.astype(np.float32)
+        return HostStep(obs_next, obs, rew, terminated.copy(), truncated.copy(), info, self._sent)
+
+    def close(self) -> None:
+        """The environment is its owner's."""
 
     def step(self, action: np.ndarray) -> HostStep:
         """A whole step."""

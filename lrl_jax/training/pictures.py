@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lrl_jax.collectors import init_carry, tick
+from lrl_jax.collectors.tick import begun, full_tick, names_env_once, own_env
 from lrl_jax.envs import render_maze
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
 
@@ -35,16 +35,22 @@ class Paths:
     success: np.ndarray
 
 
+@names_env_once
 def record_paths(
     hierarchy: Hierarchy,
-    env: Any,
-    params: Any,
     state: HierarchyState,
     key: jax.Array,
     n_episodes: int,
     n_ticks: int,
+    *,
+    env: Any = None,
+    env_params: Any = None,
 ) -> Paths:
-    """Record `n_ticks` of `n_episodes` episodes from their start; consumes `key`."""
+    """Record `n_ticks` of `n_episodes` episodes from their start; consumes `key`.
+
+    In the hierarchy's environment, unless others are given.
+    """
+    env, params = own_env(hierarchy, env, env_params)
     hierarchy = hierarchy.eval()
     run = hierarchy.jitted(_record, env, n_episodes, n_ticks)
     first, (positions, plans, decided, success) = jax.device_get(run(params, state, key))
@@ -60,14 +66,14 @@ def record_paths(
 def _record(hierarchy, env, n, n_ticks, params, state, key):
     state_key, carry_key = jax.random.split(key)
     test_state = hierarchy.for_testing(state, state_key, n)
-    carry = init_carry(hierarchy, env, params, carry_key, n, test_state)
+    carry = begun(hierarchy, env, params, carry_key, n, test_state)
     top = hierarchy.levels[0]
     planned, holds = getattr(top, "planned_states", None), getattr(top, "hold", 1) > 1
 
     def step(carry, _):
         before = carry.hierarchy.active_level == 0
         obs = carry.obs
-        carry, transitions, ended = tick(hierarchy, env, params, carry)
+        carry, transitions, episodes, _ = full_tick(hierarchy, env, params, carry)
         plans = None
         if planned is not None:
             level = carry.hierarchy.levels[0]
@@ -77,8 +83,7 @@ def _record(hierarchy, env, n, n_ticks, params, state, key):
             plans = jax.vmap(plan_of)(level.memory, obs)
             if holds:  # an action that is held again is no new plan
                 before &= level.memory.n_held == 1
-        success = carry.episode_success | ended.success
-        return carry, (transitions.obs_next[:, :2], plans, before, success)
+        return carry, (transitions.obs_next[:, :2], plans, before, episodes.success)
 
     _, recorded = jax.lax.scan(step, carry, length=n_ticks)
     return carry.obs, recorded

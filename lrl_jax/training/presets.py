@@ -100,10 +100,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "maze2d-large-splates": (
         "SPlaTES on SAC in Maze2D-Large, a million steps (an hour on a CPU).",
         TrainConfig(
-            agent=LARGE,
-            env="Maze2D-Large-v0",
-            total_steps=1_000_000,
-            test_interval=100_000,
+            agent=LARGE, env="Maze2D-Large-v0", total_steps=1_000_000, test_interval=100_000
         ),
     ),
     "maze2d-large-three-levels": (

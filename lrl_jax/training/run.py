@@ -265,8 +265,6 @@ def draw(trainer: Trainer, state: HierarchyState, run: Path, agent: int = 0) -> 
         )
     paths = pictures.record_paths(
         trainer.hierarchy,
-        trainer.env,
-        trainer.params,
         state,
         jax.random.key(config.agent_seeds[agent] + Salt.PICTURES),
         6,
@@ -275,9 +273,7 @@ def draw(trainer: Trainer, state: HierarchyState, run: Path, agent: int = 0) -> 
     pictures.paths_picture(trainer.env, paths, run / "paths.png", about=about)
     pictures.rollout_gif(trainer.env, paths, run / "rollout.gif")
     if trainer.skill_starts is not None:
-        skills_picture(
-            trainer.hierarchy, trainer.env, trainer.params, state, run / "skills.png", about=about
-        )
+        skills_picture(trainer.hierarchy, state, run / "skills.png", about=about)
 
 
 def _save(trainer: Trainer, state: HierarchyState, path: Path) -> None:

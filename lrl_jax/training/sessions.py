@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from lrl_jax import devices, envs
-from lrl_jax.collectors import (
-    CollectionSettings,
-    Collector,
-    CollectStats,
-    CWorkerSet,
-    Episodes,
-    weights_of,
-)
-from lrl_jax.collectors.rollout import mean_over_updates, specs
+from lrl_jax.collectors import CollectionSettings, Collector, CWorkerSet, Episodes, weights_of
+from lrl_jax.collectors.evaluation import whole_episodes
+from lrl_jax.collectors.stats import mean_over_updates
+from lrl_jax.collectors.tick import specs
 from lrl_jax.hierarchies import HierarchyState
 from lrl_jax.randomness import Salt
 from lrl_jax.training.config import TrainConfig
@@ -86,7 +79,7 @@ def test_episodes(
     many = not isinstance(seed, int)
     if trainer.on_host:
         assert isinstance(seed, int)
-        return _episodes(_test_on_host(trainer, state, n, seed))
+        return _test_on_host(trainer, state, n, seed)
     keys = jax.vmap(_test_key)(_keys(seed)) if many else _test_key(jax.random.key(seed))
     test = trainer.hierarchy.jitted(_test, trainer, n, many)
     return jax.device_get(test(state, keys))
@@ -374,46 +367,18 @@ def _no_storage(device: Any, actor: Any, algo: Any) -> None:
 
 
 def _test_metrics_on_host(trainer: Trainer, state: HierarchyState, i: int) -> dict[str, Any]:
-    seed = Salt.INTERIM_TEST_ON_HOST + i
-    episodes = _episodes(_test_on_host(trainer, state, trainer.config.test_episodes, seed))
-    metrics = {
-        "test_return": episodes.episode_return.mean(),
-        "test_return_std": episodes.episode_return.std(),
-    }
-    if trainer.has_success:
-        metrics["test_success"] = episodes.success.mean()
-        metrics["test_success_at_end"] = episodes.success_at_end.mean()
-    return metrics
+    return trainer.means_of(
+        _test_on_host(trainer, state, trainer.config.test_episodes, Salt.INTERIM_TEST_ON_HOST + i)
+    )
 
 
-def _test_on_host(trainer: Trainer, state: HierarchyState, n: int, seed: int) -> CollectStats:
-    """Exactly n whole episodes in an environment of their own, in eval mode."""
+def _test_on_host(trainer: Trainer, state: HierarchyState, n: int, seed: int) -> Episodes:
+    """An exact number of whole episodes in an environment of their own, in eval mode."""
     env = trainer.make_test_env(min(n, trainer.config.n_env_instances))
+    key = _test_key(jax.random.key(seed))
     try:
-        hierarchy = trainer.hierarchy.eval()
-        key = jax.random.fold_in(jax.random.key(seed), Salt.FINAL_TEST)
-        test_state = hierarchy.for_testing(state, key, env.num_envs)
-        collector = Collector(hierarchy, env, state=test_state)
-        collector.reset(seed=int(jax.random.randint(key, (), 0, 2**31 - 1)))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # said below
-            stats = collector.collect(n_episodes=n, max_steps=_MOST_TEST_TICKS)
-        if stats.truncated_by_limit:
-            raise ValueError(
-                f"{stats.truncated_by_limit} of {n} test episodes of {trainer.config.env} had not "
-                f"ended after {_MOST_TEST_TICKS} ticks: register it with max_episode_steps."
-            )
-        return stats
+        return whole_episodes(
+            trainer.hierarchy, state, key, n, env.num_envs, env, max_steps=_MOST_TEST_TICKS
+        ).episodes
     finally:
         env.close()
-
-
-def _episodes(stats: CollectStats) -> Episodes:
-    ones: Any = np.ones(len(stats.lens), bool)
-    return Episodes(
-        episode_return=stats.returns,
-        length=stats.lens,
-        success=stats.successes,
-        success_at_end=stats.successes_at_end,
-        finished=ones,
-    )

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from lrl_jax.envs import Maze2D, render_maze
+from lrl_jax.collectors.tick import names_env_once
+from lrl_jax.envs import render_maze
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
 from lrl_jax.spaces import Box
 from lrl_jax.training.skill_tests import SkillPaths, follow_skills, skill_place
@@ -42,10 +43,9 @@ def fan_of_skills(space: Any, n_angles: int = 24, radii: tuple[float, ...] = (1.
     return skills.reshape(-1, *space.shape).astype(space.dtype), colours
 
 
+@names_env_once
 def skills_picture(
     hierarchy: Hierarchy,
-    env: Maze2D,
-    params: Any,
     state: HierarchyState,
     path: Path,
     starts: Any = None,
@@ -55,7 +55,7 @@ def skills_picture(
     """Draw the fan of skills from several starts, and predicted against reached ends.
 
     Args:
-        hierarchy, env, params, state: see `follow_skills`; `state` is of one agent.
+        hierarchy, state: see `follow_skills`; `state` is of one agent.
         path: file to write.
         starts: positions [N, 2]; six over the free space if None.
         n_steps: environment steps that a skill is held for, see `follow_skills`.
@@ -67,6 +67,7 @@ def skills_picture(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    env = hierarchy.env
     if starts is None:
         starts = _spread(env.free_positions(jax.random.key(0), 256, margin=0.1), 6)
     starts = np.asarray(starts, np.float32)
@@ -76,8 +77,6 @@ def skills_picture(
     paths: SkillPaths = jax.device_get(
         follow_skills(
             hierarchy,
-            env,
-            params,
             state,
             np.repeat(starts, n, axis=0),
             np.tile(skills, (len(starts), *[1] * (skills.ndim - 1))),

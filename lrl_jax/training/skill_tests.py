@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from lrl_jax.collectors import init_carry, tick
+from lrl_jax.collectors.tick import begun, full_tick, names_env_once, own_env
 from lrl_jax.envs import Maze2D
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
 from lrl_jax.levels import SkillLevel
@@ -44,22 +44,23 @@ def skill_place(hierarchy: Hierarchy) -> int:
     raise TypeError("none of the hierarchy's levels is a SPlaTESLevel or a DADSLevel.")
 
 
+@names_env_once
 def follow_skills(
     hierarchy: Hierarchy,
-    env: Maze2D,
-    params: Any,
     state: HierarchyState,
     starts: Any,
     skills: Any,
     key: jax.Array,
     n_steps: int | None = None,
     push: tuple[int, Any] | None = None,
+    *,
+    env: Maze2D | None = None,
+    env_params: Any = None,
 ) -> SkillPaths:
     """Follow skills from given starts in eval mode; consumes `key`.
 
     Args:
         hierarchy: with a skill level, which acts on the environment, below a planner.
-        env, params: a maze.
         state: of any number of instances; its learners are used.
         starts: positions, [N, 2].
         skills: [N, *shape of a skill].
@@ -67,10 +68,12 @@ def follow_skills(
             if None. Predictions iterate the model where that is longer than the interval.
         push: (t, by): `by` [N, 2] is added to the positions after step t.
         key: typed key.
+        env, env_params: a maze; the hierarchy's if None.
 
     Returns:
         SkillPaths with K = `n_steps`.
     """
+    env, params = own_env(hierarchy, env, env_params)
     if not isinstance(env, Maze2D):
         raise TypeError(f"skills can be started anywhere only in a Maze2D, not in {env!r}.")
     place = skill_place(hierarchy)
@@ -91,7 +94,7 @@ def _follow(hierarchy, env, place, n_steps, when, params, state, starts, skills,
     n = starts.shape[0]
     test_key, carry_key = jax.random.split(key)
     test_state = hierarchy.for_testing(state, test_key, n)
-    carry = init_carry(hierarchy, env, params, carry_key, n, test_state)
+    carry = begun(hierarchy, env, params, carry_key, n, test_state)
     carry = _moved(env, carry, starts)
     first_obs = hierarchy.see(place - 1, carry.obs)
     # As if the level above had just decided for these skills.
@@ -113,7 +116,7 @@ def _follow(hierarchy, env, place, n_steps, when, params, state, starts, skills,
             levels=tuple(level_states), active_level=jnp.full_like(inner.active_level, place)
         )
         carry = carry.replace(hierarchy=inner)
-        carry, transitions, _ = tick(hierarchy, env, params, carry)
+        carry, transitions, _, _ = full_tick(hierarchy, env, params, carry)
         position = transitions.obs_next[:, :2] + jnp.where(t == when, by, 0.0)
         return _moved(env, carry, position), position
 
@@ -134,8 +137,9 @@ def _follow(hierarchy, env, place, n_steps, when, params, state, starts, skills,
     )
 
 
-def _observations(env, params, positions):
+def _observations(hierarchy, positions):
     """Observations [N, 6] at positions [N, 2], with any goal."""
+    env, params = own_env(hierarchy)
     _, env_state = env.reset(jax.random.key(0), params)
     return jax.vmap(lambda p: env.get_obs(env_state.replace(position=p)))(positions)
 
@@ -147,10 +151,9 @@ def _moved(env, carry, positions):
     return carry.replace(env_state=env_state, obs=obs.astype(carry.obs.dtype))
 
 
+@names_env_once
 def skill_quality(
     hierarchy: Hierarchy,
-    env: Maze2D,
-    params: Any,
     state: HierarchyState,
     starts: Any,
     key: jax.Array,
@@ -160,7 +163,7 @@ def skill_quality(
     """Potential, reach and predictability of skills; can be traced. Consumes `key`.
 
     Args:
-        hierarchy, env, params, state: see `follow_skills`.
+        hierarchy, state: see `follow_skills`.
         starts: positions [N, 2], such as `env.free_positions(key, N)`; each gets a skill from the
             prior.
         key: typed key.
@@ -178,18 +181,21 @@ def skill_quality(
     keys = jax.random.split(key, 3)
     n = len(starts)
     skills = level.draw_skills(keys[0], n)
-    paths = follow_skills(hierarchy, env, params, state, starts, skills, keys[1], n_steps)
-    learner, parent = (state.levels[i].learner for i in (place, place - 1))
-    alternatives = learner.alternatives
+    paths = follow_skills(hierarchy, state, starts, skills, keys[1], n_steps)
+    learned, parent = (state.levels[i].learner for i in (place, place - 1))
+    parent = parent.at(state.n_total_env_steps.as_float())
+    alternatives = learned.skills.alternatives
     if not isinstance(level.skill_space, Discrete):
         alternatives = level.draw_skills(keys[2], n_alternatives)
-    learner = learner.replace(alternatives=alternatives, least_potential=jnp.float32(-jnp.inf))
+    compared = learned.skills.replace(
+        alternatives=alternatives, least_potential=jnp.float32(-jnp.inf)
+    )
     first, last = paths.positions[0], paths.positions[-1]
     # The model is one of single skills, also where skills are held for longer.
     end = paths.positions[level.control_interval]
-    obs = _observations(env, params, jnp.concatenate([first, end]))
+    obs = _observations(hierarchy, jnp.concatenate([first, end]))
     s, c = parent.latent(hierarchy.see(place - 1, obs))
-    (phi,) = level.potential(learner, parent, s[:n], c[:n], skills, s[n:])
+    (phi,) = level.potential(compared, parent, s[:n], c[:n], skills, s[n:])
     delta = jnp.abs(last - first).mean(0)
     return {
         "phi": phi.mean(),
@@ -199,10 +205,9 @@ def skill_quality(
     }
 
 
+@names_env_once
 def push_error(
     hierarchy: Hierarchy,
-    env: Maze2D,
-    params: Any,
     state: HierarchyState,
     key: jax.Array,
     n_skills: int = 2048,
@@ -217,7 +222,7 @@ def push_error(
     The error of the end over |s_K - s_0|, means of both over the skills. Consumes `key`.
 
     Args:
-        hierarchy, env, params, state: see `follow_skills`.
+        hierarchy, state: see `follow_skills`.
         key: typed key.
         n_skills: skills drawn, with |z| <= `largest`.
         n_steps: environment steps; a shorter skill is held.
@@ -232,7 +237,7 @@ def push_error(
     keys = jax.random.split(key, 4)
     level = hierarchy.levels[skill_place(hierarchy)]
     dim = level.skill_space.dim
-    starts = env.free_positions(keys[0], n_skills, margin)
+    starts = hierarchy.env.free_positions(keys[0], n_skills, margin)
     direction = jax.random.normal(keys[1], (n_skills, dim))
     radius = largest * jax.random.uniform(keys[2], (n_skills, 1)) ** (1 / dim)
     skills = radius * direction / jnp.linalg.norm(direction, axis=-1, keepdims=True)
@@ -240,9 +245,8 @@ def push_error(
     by = push * jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1)
 
     def error(by):
-        paths = follow_skills(
-            hierarchy, env, params, state, starts, skills, key, n_steps, (push_after - 1, by)
-        )
+        pushed = (push_after - 1, by)
+        paths = follow_skills(hierarchy, state, starts, skills, key, n_steps, pushed)
         end = paths.positions[-1]
         off = jnp.linalg.norm(paths.predicted - end, axis=-1).mean()
         return float(off / jnp.linalg.norm(end - starts, axis=-1).mean())

@@ -42,12 +42,7 @@ def interquartile_mean(x: ArrayLike, axis: int = 0) -> np.ndarray:
 
 
 def bootstrap_interval(
-    x: ArrayLike,
-    axis: int = 0,
-    *,
-    level: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    x: ArrayLike, axis: int = 0, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Percentile bootstrap interval of the interquartile mean.
 

@@ -98,15 +98,13 @@ class Trainer:
 
     def init(self, key: jax.Array) -> RolloutCarry:
         """Start a run; consumes `key`."""
-        return init_carry(self.hierarchy, self.env, self.params, key, self.config.n_env_instances)
+        return init_carry(self.hierarchy, key, self.config.n_env_instances)
 
     def chunk(self, carry: RolloutCarry) -> tuple[RolloutCarry, dict[str, jax.Array]]:
         """The rounds up to the next interim test. Returns the carry and the rollout's metrics."""
         config = self.config
         carry, out = rollout(
             self.hierarchy,
-            self.env,
-            self.params,
             carry,
             config.rounds_per_chunk * config.round_ticks,
             learn=True,
@@ -116,9 +114,7 @@ class Trainer:
 
     def test(self, state: HierarchyState, key: jax.Array, n_episodes: int) -> Episodes:
         """One whole episode in each of `n_episodes` instances, in eval mode; consumes `key`."""
-        return evaluate(
-            self.hierarchy, self.env, self.params, state, key, n_episodes, self.episode_ticks
-        )
+        return evaluate(self.hierarchy, state, key, n_episodes)
 
     def test_metrics(self, state: HierarchyState, chunk: jax.Array | int) -> dict[str, jax.Array]:
         """The interim test behind a chunk, means over its episodes.
@@ -128,18 +124,21 @@ class Trainer:
         """
         key = jax.random.fold_in(jax.random.key(Salt.TEST), chunk)
         episodes = self.test(state, key, self.config.test_episodes)
+        metrics = self.means_of(episodes)
+        if self.skill_starts is not None:
+            quality = skill_quality(self.hierarchy, state, self.skill_starts, key)
+            metrics |= {f"skill_{name}": value for name, value in quality.items()}
+        return metrics
+
+    def means_of(self, episodes: Episodes) -> dict[str, Any]:
+        """What a test says of its episodes."""
         metrics = {
             "test_return": episodes.episode_return.mean(),
             "test_return_std": episodes.episode_return.std(),
         }
         if self.has_success:
-            metrics["test_success"] = episodes.success.mean(dtype=jnp.float32)
-            metrics["test_success_at_end"] = episodes.success_at_end.mean(dtype=jnp.float32)
-        if self.skill_starts is not None:
-            quality = skill_quality(
-                self.hierarchy, self.env, self.params, state, self.skill_starts, key
-            )
-            metrics |= {f"skill_{name}": value for name, value in quality.items()}
+            metrics["test_success"] = episodes.success.mean(dtype=np.float32)
+            metrics["test_success_at_end"] = episodes.success_at_end.mean(dtype=np.float32)
         return metrics
 
 

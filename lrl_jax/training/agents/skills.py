@@ -283,10 +283,7 @@ class SkillAgent:
 def _goal_encoder(env: Any) -> dict[str, Any]:
     """Arguments of an encoder to the achieved goal, in the context of the desired one."""
     indices = envs.goal_indices(env)
-    return {
-        "state": tuple(indices["achieved_goal"]),
-        "context": tuple(indices["desired_goal"]),
-    }
+    return {"state": tuple(indices["achieved_goal"]), "context": tuple(indices["desired_goal"])}
 
 
 def _achieved_space(env: Any) -> Box:

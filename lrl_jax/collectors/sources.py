@@ -1,10 +1,9 @@
-"""Environments that step on their own: one future each, or envpool."""
+"""Environments on the host that step on their own: one future per environment, or envpool."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -13,45 +12,37 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-from lrl_jax.envs.gymnasium_adapter import HostEnv, flatten_batch, merged, success_in
-
-
-@dataclasses.dataclass
-class Answers:
-    """Steps that have finished, arrays [m, ...] for the m instances `ids`; see `HostStep`."""
-
-    ids: np.ndarray
-    obs_next: np.ndarray
-    obs: np.ndarray
-    rew: np.ndarray
-    terminated: np.ndarray
-    truncated: np.ndarray
-    success: np.ndarray
-    info: dict[str, Any]
+from lrl_jax.envs.gymnasium_adapter import HostEnv, HostStep, flatten_batch, merged, success_in
 
 
 class Source(Protocol):
-    """Environments that answer when they are ready."""
+    """Environments on the host, in lockstep (`HostEnv`) or answering when they are ready."""
 
     n: int
-    spec_env: Any  # a Gymnasium environment with the spaces of one instance
-    spoiled: bool  # whether instances have stepped unseen, so that all need a reset
-
-    def reset(self, ids: np.ndarray, seed: int | None, **kwargs: Any) -> np.ndarray:
-        """Wait for what the instances are doing, forget it, reset them; observations [m, ...]."""
-        ...
-
-    def send(self, ids: np.ndarray, actions: np.ndarray) -> None:
-        """Begin steps of idle instances."""
-        ...
-
-    def receive(self, wait_num: int, timeout: float | None) -> Answers:
-        """Wait for `wait_num` steps, or for one if `timeout` seconds have passed."""
-        ...
+    lockstep: bool  # whether all step together and are received together
+    busy: np.ndarray  # bool [n], instances whose steps have not been received
+    stale: np.ndarray  # bool [n], instances to be reset before their next use
+    options: dict[str, Any] | None  # of resets on the way
 
     @property
-    def n_busy(self) -> int:
-        """Instances whose steps have not been received."""
+    def spoiled(self) -> bool:
+        """Whether all instances need a reset."""
+        ...
+
+    def reset(self, seed: int | None, **kwargs: Any) -> np.ndarray:
+        """Wait for what the instances are doing, forget it, reset them; observations [n, ...]."""
+        ...
+
+    def reset_some(self, mask: np.ndarray) -> np.ndarray:
+        """Reset the instances in the mask [n]; observations [n, ...], true there."""
+        ...
+
+    def send(self, action: np.ndarray, mask: np.ndarray | None) -> None:
+        """Begin steps of the idle instances in the mask, with actions [n, ...]."""
+        ...
+
+    def receive(self) -> HostStep:
+        """Wait for steps: of all that were sent in lockstep, else of those that are ready."""
         ...
 
     def close(self) -> None:
@@ -67,17 +58,32 @@ class Futures:
         dtype: of the observations.
         processes: whether each environment lives in a process of its own, for environments that
             are busy in Python rather than waiting or computing in C.
+        wait_num: steps to wait for; all that are under way if None.
+        timeout: seconds after which one step is enough; None for never.
     """
 
-    def __init__(self, env_fns: Sequence[Callable[[], Any]], dtype: Any, processes: bool = False):
+    lockstep = False
+
+    def __init__(
+        self,
+        env_fns: Sequence[Callable[[], Any]],
+        dtype: Any,
+        processes: bool = False,
+        wait_num: int | None = None,
+        timeout: float | None = None,
+    ):
         make: Callable[..., VectorEnv] = SyncVectorEnv
         if processes:  # not forked: JAX has threads
             make = functools.partial(AsyncVectorEnv, context="forkserver")
         self._envs: list[HostEnv] = []
-        self._busy: dict[concurrent.futures.Future[Any], int] = {}
+        self._flying: dict[concurrent.futures.Future[Any], int] = {}
         self._pool = concurrent.futures.ThreadPoolExecutor(max(1, len(env_fns)))
         self.n, self.spoiled = len(env_fns), False
+        self.stale = np.zeros(self.n, bool)  # none ever is: who sits out is not stepped
+        self._wait_num, self._timeout = wait_num or self.n, timeout
         try:
+            if self._wait_num > self.n:
+                raise ValueError(f"wait_num={wait_num}, but there are {self.n} environments.")
             for fn in env_fns:
                 self._envs.append(HostEnv(make([fn], autoreset_mode=AutoresetMode.DISABLED), dtype))
             self._check_alike()
@@ -98,66 +104,83 @@ class Futures:
                     )
 
     @property
-    def n_busy(self) -> int:
-        """Instances whose steps have not been received."""
-        return len(self._busy)
+    def busy(self) -> np.ndarray:
+        """Instances whose steps have not been received, bool [n]."""
+        busy = np.zeros(self.n, bool)
+        busy[list(self._flying.values())] = True
+        return busy
 
-    def reset(self, ids: np.ndarray, seed: int | None, **kwargs: Any) -> np.ndarray:
-        """Wait for what the instances are doing, forget it, reset them; observations [m, ...]."""
-        wanted = set(ids.tolist())
-        running = [future for future, i in self._busy.items() if i in wanted]
+    @property
+    def options(self) -> dict[str, Any] | None:
+        """Of resets on the way."""
+        return self._envs[0].options
+
+    @options.setter
+    def options(self, options: dict[str, Any] | None) -> None:
+        for env in self._envs:
+            env.options = options
+
+    def reset(self, seed: int | None, **kwargs: Any) -> np.ndarray:
+        """Wait for what the instances are doing, forget it, reset them; observations [n, ...]."""
+        running = list(self._flying)
         concurrent.futures.wait(running)
-        for future in running:
-            del self._busy[future]
+        self._flying.clear()
         seen, self.spoiled = self.spoiled, True  # until all have been reset
         if not seen:  # an error that nobody has seen yet is not forgotten
             for future in running:
                 future.result()
-        seeds = [None if seed is None else seed + int(i) for i in ids]
-        resets = [
-            self._pool.submit(self._envs[i].reset, each, **kwargs)
-            for i, each in zip(ids, seeds, strict=True)
-        ]
-        concurrent.futures.wait(resets)
-        obs = np.concatenate([future.result() for future in resets])
+        seeds = [None if seed is None else seed + i for i in range(self.n)]
+        obs = self._resets(range(self.n), seeds, **kwargs)
         self.spoiled = False
         return obs
 
-    def send(self, ids: np.ndarray, actions: np.ndarray) -> None:
-        """Begin steps of idle instances."""
-        for i, action in zip(ids.tolist(), actions, strict=True):
-            self._busy[self._pool.submit(self._envs[i].step, action[None])] = i
+    def reset_some(self, mask: np.ndarray) -> np.ndarray:
+        """Reset the idle instances in the mask [n]; observations [n, ...], true there."""
+        ids = np.flatnonzero(mask)
+        kwargs = {"options": self.options} if self.options else {}
+        obs = self._resets(ids, [None] * len(ids), **kwargs)
+        out = np.zeros((self.n, *obs.shape[1:]), obs.dtype)
+        out[ids] = obs
+        return out
 
-    def receive(self, wait_num: int, timeout: float | None) -> Answers:
+    def _resets(self, ids: Any, seeds: Sequence[Any], **kwargs: Any) -> np.ndarray:
+        resets = [
+            self._pool.submit(self._envs[i].reset, seed, **kwargs)
+            for i, seed in zip(ids, seeds, strict=True)
+        ]
+        concurrent.futures.wait(resets)
+        return np.concatenate([future.result() for future in resets])
+
+    def send(self, action: np.ndarray, mask: np.ndarray | None) -> None:
+        """Begin steps of the idle instances in the mask."""
+        for i in range(self.n) if mask is None else np.flatnonzero(mask).tolist():
+            self._flying[self._pool.submit(self._envs[i].step, action[i : i + 1])] = i
+
+    def receive(self) -> HostStep:
         """Wait for `wait_num` steps, or for one if `timeout` seconds have passed."""
-        if not self._busy:
+        if not self._flying:
             raise RuntimeError("no step is under way: send actions first.")
-        wait_num = min(wait_num, len(self._busy))
-        done: set[Any] = {future for future in self._busy if future.done()}
+        wait_num = min(self._wait_num, len(self._flying))
+        done: set[Any] = {future for future in self._flying if future.done()}
         if len(done) < wait_num:
-            done = self._wait(wait_num, timeout)
-        finished = sorted(done, key=lambda future: self._busy[future])
-        ids = np.array([self._busy.pop(future) for future in finished])
+            done = self._wait(wait_num, self._timeout)
+        finished = sorted(done, key=lambda future: self._flying[future])
+        ids = [self._flying.pop(future) for future in finished]
         self.spoiled |= any(future.exception() is not None for future in finished)
         steps = [future.result() for future in finished]
 
         def column(name):
             return np.concatenate([getattr(step, name) for step in steps])
 
-        return Answers(
-            ids=ids,
-            obs_next=column("obs_next"),
-            obs=column("obs"),
-            rew=column("rew"),
-            terminated=column("terminated"),
-            truncated=column("truncated"),
-            success=np.array([_success(step.info, 1)[0] for step in steps]),
-            info=merged([step.info for step in steps]),
-        )
+        info = merged([step.info for step in steps])
+        told = [success_in(step.info, 1) for step in steps]
+        if any(success is not None for success in told):  # by some, which `merged` leaves out
+            info["is_success"] = np.array([x is not None and bool(x[0]) for x in told])
+        return _spread(self.n, ids, {name: column(name) for name in _COLUMNS}, info)
 
     def _wait(self, wait_num: int, timeout: float | None) -> set[Any]:
         """At least `wait_num` finished futures, or at least one once the time is over."""
-        waiting = concurrent.futures.as_completed(list(self._busy), timeout)
+        waiting = concurrent.futures.as_completed(list(self._flying), timeout)
         done: set[Any] = set()
         try:
             for future in waiting:
@@ -167,17 +190,31 @@ class Futures:
         except concurrent.futures.TimeoutError:
             if not done:
                 first = concurrent.futures.FIRST_COMPLETED
-                done = set(concurrent.futures.wait(self._busy, return_when=first).done)
-        return done | {future for future in self._busy if future.done()}
+                done = set(concurrent.futures.wait(self._flying, return_when=first).done)
+        return done | {future for future in self._flying if future.done()}
 
     def close(self) -> None:
         """Wait for what is under way, close the environments."""
-        concurrent.futures.wait(self._busy)
-        self._busy.clear()
+        concurrent.futures.wait(self._flying)
+        self._flying.clear()
         self._pool.shutdown()
         with contextlib.ExitStack() as stack:  # all of them, also where one raises
             for env in self._envs:
                 stack.callback(env.vector.close)
+
+
+_COLUMNS = ("obs_next", "obs", "rew", "terminated", "truncated")
+
+
+def _spread(n: int, ids: Any, columns: dict[str, np.ndarray], info: dict[str, Any]) -> HostStep:
+    """A step of the instances `ids`, from arrays with a row for each."""
+    out = {}
+    for name, values in columns.items():
+        out[name] = np.zeros((n, *values.shape[1:]), values.dtype)
+        out[name][ids] = values
+    ready = np.zeros(n, bool)
+    ready[ids] = True
+    return HostStep(**out, info=info, ready=ready)
 
 
 class Envpool:
@@ -192,6 +229,9 @@ class Envpool:
         dtype: of the observations.
     """
 
+    lockstep = False
+    options = None
+
     def __init__(self, env: Any, dtype: Any):
         self._env = env
         self.n, self._batch = int(env.config["num_envs"]), int(env.config["batch_size"])
@@ -202,7 +242,7 @@ class Envpool:
                 f"environments must be a multiple of the batch's."
             )
         self.spec_env = _Spaces(env.observation_space, env.action_space)
-        self.spoiled = False
+        self.spoiled, self.stale = False, np.zeros(self.n, bool)
         self._dtype = dtype
         self._idle = np.zeros((self.n, *env.action_space.shape), env.action_space.dtype)
         self._flying = np.zeros(self.n, bool)  # envpool owes an answer
@@ -210,17 +250,19 @@ class Envpool:
         self._ended: dict[int, dict[str, Any]] = {}  # last steps whose reset is not answered yet
 
     @property
-    def n_busy(self) -> int:
-        """Instances whose steps have not been received."""
-        return int((self._flying & ~self._unseen).sum())
+    def busy(self) -> np.ndarray:
+        """Instances whose steps have not been received, bool [n]."""
+        return self._flying & ~self._unseen
 
-    def reset(self, ids: np.ndarray, seed: int | None, **kwargs: Any) -> np.ndarray:
+    def reset_some(self, mask: np.ndarray) -> np.ndarray:
+        """Refused: envpool resets an instance where its episode ends, or all."""
+        raise TypeError("envpool resets all of its environments or none.")
+
+    def reset(self, seed: int | None, **kwargs: Any) -> np.ndarray:
         """Wait for what all instances are doing, forget it, reset them; observations [n, ...]."""
         if kwargs:
             raise ValueError(f"envpool's resets take no arguments, got {sorted(kwargs)}.")
         del seed  # given where the environment is made
-        if len(ids) != self.n:
-            raise TypeError("envpool resets all of its environments or none.")
         if self._flying.any():
             self._fly(np.flatnonzero(~self._flying))
             for _ in range(self.n // self._batch):
@@ -250,14 +292,14 @@ class Envpool:
             self._env.send(np.ascontiguousarray(actions, self._idle.dtype), ids.astype(np.int32))
             self._flying[ids] = True
 
-    def send(self, ids: np.ndarray, actions: np.ndarray) -> None:
-        """Begin steps of idle instances."""
-        self._fly(ids, actions)
+    def send(self, action: np.ndarray, mask: np.ndarray | None) -> None:
+        """Begin steps of the idle instances in the mask."""
+        ids = np.arange(self.n) if mask is None else np.flatnonzero(mask)
+        self._fly(ids, action[ids])
 
-    def receive(self, wait_num: int, timeout: float | None) -> Answers:
-        """The next steps; `batch_size` says how many to wait for, not the arguments."""
-        del wait_num, timeout
-        if not self.n_busy:
+    def receive(self) -> HostStep:
+        """The next steps; `batch_size` says how many to wait for."""
+        if not self.busy.any():
             raise RuntimeError("no step is under way: send actions first.")
         rows: list[dict[str, Any]] = []
         while not rows:
@@ -267,7 +309,6 @@ class Envpool:
                 self._unseen[ids], self.spoiled = True, True
                 self._fly(ids)
             obs, rew, terminated, truncated, info, ids = self._recv()
-            success = _success(info, len(ids))
             again = []
             for j, i in enumerate(ids.tolist()):
                 if self._unseen[i]:
@@ -283,7 +324,6 @@ class Envpool:
                     "rew": np.float32(rew[j]),
                     "terminated": bool(terminated[j]),
                     "truncated": bool(truncated[j]),
-                    "success": success[j],
                     "info": {k: v[j : j + 1] for k, v in info.items() if _is_of(v, ids)},
                 }
                 if row["terminated"] or row["truncated"]:
@@ -294,8 +334,8 @@ class Envpool:
             self._fly(np.array(again, int))  # any action begins the next episode
         rows.sort(key=lambda row: row["ids"])
         columns = {name: [row[name] for row in rows] for name in rows[0]}
-        info = merged(columns.pop("info"))
-        return Answers(info=info, **{name: np.stack(x) for name, x in columns.items()})
+        numbers, info = columns.pop("ids"), merged(columns.pop("info"))
+        return _spread(self.n, numbers, {k: np.stack(x) for k, x in columns.items()}, info)
 
     def close(self) -> None:
         """End the environment."""
@@ -313,12 +353,9 @@ def _is_of(values: Any, ids: np.ndarray) -> bool:
     return isinstance(values, np.ndarray) and values.shape[:1] == ids.shape
 
 
-def _success(info: dict[str, Any], n: int) -> np.ndarray:
-    success = success_in(info, n)
-    return np.zeros(n, bool) if success is None else success
-
-
-def make_source(env: Any, dtype: Any, processes: bool) -> Source:
+def make_source(
+    env: Any, dtype: Any, processes: bool, wait_num: int | None, timeout: float | None
+) -> Futures | Envpool:
     """The source behind what a user gave.
 
     Raises:
@@ -330,6 +367,11 @@ def make_source(env: Any, dtype: Any, processes: bool) -> Source:
             "functions that it was made from."
         )
     if callable(getattr(env, "recv", None)) and callable(getattr(env, "send", None)):
+        if not (wait_num is None and timeout is None):
+            raise ValueError(
+                "wait_num and timeout are for lists of functions: envpool waits for the "
+                "batch_size that it was made with."
+            )
         return Envpool(env, dtype)
     if isinstance(env, VectorEnv):
         raise TypeError(
@@ -344,7 +386,7 @@ def make_source(env: Any, dtype: Any, processes: bool) -> Source:
                 "AsyncCollector takes functions that make environments, such as "
                 "[lambda: gymnasium.make(id)] * 8, not environments."
             )
-        return Futures(env, dtype, processes)
+        return Futures(env, dtype, processes, wait_num, timeout)
     raise TypeError(
         f"AsyncCollector takes a list of functions that make Gymnasium environments, or an envpool "
         f"environment, not {type(env).__name__}."

@@ -1,0 +1,199 @@
+"""What all collectors share: a hierarchy, an engine of environments, a buffer, totals."""
+
+from __future__ import annotations
+
+import abc
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from lrl_jax.buffers import Buffer
+from lrl_jax.collectors.device_engine import DeviceEngine
+from lrl_jax.collectors.host_engine import HostEngine
+from lrl_jax.collectors.preprocess import Preprocess
+from lrl_jax.collectors.requests import Request, carry_out
+from lrl_jax.collectors.stats import Collected, CollectStats
+from lrl_jax.collectors.store import Store
+from lrl_jax.envs.gymnasium_adapter import HostEnv, is_gymnasium
+from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
+
+Engine = DeviceEngine | HostEngine
+
+
+def make_engine(
+    hierarchy: Hierarchy, env: Any, env_params: Any, n: int, preprocess: Preprocess | None
+) -> Engine:
+    """The engine of an environment that was checked; `n` is for gymnax's."""
+    if not is_gymnasium(env):
+        return DeviceEngine(env, env_params, n, preprocess)
+    source = HostEnv(env, hierarchy.env_spec.obs_space.dtype)
+    return HostEngine(hierarchy, env, source, preprocess)
+
+
+def checked_hierarchy(hierarchy: Any) -> Hierarchy:
+    """Refuse anything but a Hierarchy."""
+    if not isinstance(hierarchy, Hierarchy):
+        raise TypeError(f"hierarchy must be a Hierarchy, got {type(hierarchy).__name__}.")
+    return hierarchy
+
+
+def warn_of_open(collected: Collected, ticks: int, stacklevel: int = 4) -> None:
+    """Say so where episodes were still open when a limit was reached."""
+    if collected.n_open:
+        warnings.warn(
+            f"{collected.n_open} episodes were still open after {ticks} steps of each instance: "
+            f"they are not counted. Raise max_steps, or give the environment a time limit.",
+            stacklevel=stacklevel,
+        )
+
+
+class BaseCollector(abc.ABC):
+    """Collects with an engine; subclasses say how it is made and what may be asked for.
+
+    Args:
+        hierarchy: acts; in train mode it explores, stores and learns.
+        engine: of the environments.
+        preprocess: sees the data first, or None.
+        buffer: rows of a replay buffer, or one to go on with, or None.
+        exploration_noise: whether levels add their training noise also where nothing is learned.
+        state: HierarchyState to start from; a new one if None.
+
+    Attributes:
+        state: the HierarchyState, readable and settable.
+        buffer: the replay buffer (see `lrl_jax.buffers.stored`), or None.
+        collect_step, collect_episode, collect_time: environment steps, finished episodes and
+            seconds of all calls since the last `reset_stat`.
+    """
+
+    device: Any = None
+
+    def __init__(
+        self,
+        hierarchy: Hierarchy,
+        engine: Engine,
+        preprocess: Preprocess | None,
+        buffer: int | Buffer | None,
+        exploration_noise: bool,
+        state: HierarchyState | None,
+    ):
+        self.hierarchy, self.preprocess, self._engine = hierarchy, preprocess, engine
+        self.n_env_instances = engine.n
+        self.exploration_noise = bool(exploration_noise)
+        self.buffer = buffer
+        self._initial_state = None if state is None else checks.state_of(state, engine.n)
+        self._is_reset = False
+        self.reset_stat()
+
+    def reset(
+        self,
+        seed: int | None = None,
+        *,
+        reset_buffer: bool = True,
+        gym_reset_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        """Start a run: reset the environments, put the hierarchy back to level 0, count anew.
+
+        Args:
+            seed: of all random streams, those of the decisions included. None goes on with the
+                streams there are (0 at first), so that environments start elsewhere each time.
+                Learners and the levels' stored rows are kept; with none yet they are initialised.
+            reset_buffer: whether the collector's own buffer is emptied.
+            gym_reset_kwargs: further arguments of a Gymnasium environment's reset.
+        """
+        if seed is not None:
+            seed = checks.seed_of("seed", seed)
+        self._check_open()
+        state = self._engine.state() if self._is_reset else self._initial_state
+        self._engine.reset(self.hierarchy, state, seed, gym_reset_kwargs)
+        self._is_reset = True
+        if self.device is not None:
+            state = jax.device_put(self._engine.state(), self.device)
+            self._engine.set_state(self.hierarchy, state)
+        self.reset_stat()
+        if reset_buffer:
+            self.reset_buffer(keep_statistics=True)
+
+    def reset_env(self, gym_reset_kwargs: dict[str, Any] | None = None) -> None:
+        """Reset all environments in mid-episode: returns, lengths and trajectories begin anew.
+
+        Steps under way are waited for and forgotten.
+        """
+        engine = self._ready()
+        engine.reset(self.hierarchy, engine.state(), None, gym_reset_kwargs)
+
+    def reset_buffer(self, keep_statistics: bool = False) -> None:
+        """Empty the collector's own buffer; the levels' are theirs.
+
+        Args:
+            keep_statistics: whether the totals of steps, episodes and time go on.
+        """
+        if self._engine.store is not None:
+            self._engine.store = self._engine.store.cleared()
+        if not keep_statistics:
+            self.reset_stat()
+
+    def reset_stat(self) -> None:
+        """Set the totals of steps, episodes and time to zero; episodes under way go on."""
+        self.collect_step, self.collect_episode, self.collect_time = 0, 0, 0.0
+
+    def settle(self) -> None:
+        """Make resets that are due, of instances that sat out or after an error, now."""
+        self._ready().settle(self.hierarchy)
+
+    @property
+    def state(self) -> HierarchyState:
+        """State of the hierarchy. Stays valid when the collector goes on."""
+        return self._ready().state()
+
+    @state.setter
+    def state(self, state: HierarchyState) -> None:
+        checks.state_of(state, self.n_env_instances)
+        self._ready().set_state(self.hierarchy, state)
+
+    @property
+    def buffer(self) -> Buffer | None:
+        """Replay buffer of environment transitions. Stays valid when the collector goes on."""
+        store = self._engine.store
+        return None if store is None else jax.tree.map(jax.numpy.copy, store.buffer)
+
+    @buffer.setter
+    def buffer(self, buffer: int | Buffer | None) -> None:
+        store = None
+        if buffer is not None:
+            store = Store.create(self.hierarchy, self.n_env_instances, buffer)
+        self._engine.store = store
+
+    @abc.abstractmethod
+    def _check_open(self) -> None:
+        """Raise if the collector was closed."""
+
+    def _ready(self) -> Engine:
+        if not self._is_reset:
+            self.reset(reset_buffer=False)
+        return self._engine
+
+    def _acting(self, learn: bool) -> Hierarchy:
+        """The hierarchy in the mode that a call is in."""
+        return self.hierarchy if learn or self.exploration_noise else self.hierarchy.eval()
+
+    def _collect(
+        self, request: Request, after: Callable[[int, Collected, Any], None] | None = None
+    ) -> tuple[Collected, CollectStats]:
+        """Carry out a request, and count what it brought."""
+        self._check_open()
+        engine = self._ready()
+        collected = carry_out(request, self._acting(request.way.learn), engine, after)
+        n_ticks = sum(record.n_ticks for record in collected.records)
+        warn_of_open(collected, request.start + n_ticks)
+        stats = collected.stats()
+        self.collect_step += stats.n_collected_steps
+        self.collect_episode += stats.n_collected_episodes
+        self.collect_time += stats.collect_time
+        return collected, stats
+
+    @staticmethod
+    def _returned(request: Request, collected: Collected, stats: CollectStats) -> Any:
+        """What collect returns: the statistics, and what was to be recorded."""
+        return (stats, *collected.recorded) if request.way.record else stats

@@ -1,0 +1,169 @@
+"""What is recorded of a step: the transition, what each level did, the episode it belongs to.
+
+The same records hold NumPy arrays on the host and JAX arrays on the device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrl_jax import struct
+
+
+class Transitions(struct.Node):
+    """Recorded environment transitions, leaves [ticks, n, ...]; rows not valid are zero.
+
+    Attributes:
+        obs: observation acted on.
+        act: action as decided.
+        rew: float32.
+        terminated: bool.
+        truncated: bool.
+        obs_next: next observation, the true final one at an episode's end.
+        valid: bool, whether the instance took this step.
+    """
+
+    obs: Any
+    act: Any
+    rew: Any
+    terminated: Any
+    truncated: Any
+    obs_next: Any
+    valid: Any
+
+
+class LevelTransitions(struct.Node):
+    """What one level did in each tick, leaves [ticks, n, ...]; zero where no step was taken.
+
+    Attributes:
+        decided: bool, whether the level decided in this tick.
+        level_input: what the level above holds, [ticks, n, 0] for level 0.
+        act: the decision it holds.
+        store: fields that the decision keeps for the level's row, a dict; {} without.
+        closed: bool, whether the level closed its row at the end of this tick.
+        hands_back: bool, whether control went up then; at the end of an episode everywhere.
+    """
+
+    decided: Any
+    level_input: Any
+    act: Any
+    store: Any
+    closed: Any = None
+    hands_back: Any = None
+
+
+class Episodes(struct.Node):
+    """An episode of each instance, [n] each.
+
+    Attributes:
+        episode_return: float, as far as it went.
+        length: int32.
+        success: bool, at any step.
+        success_at_end: bool, at its last step; False before that.
+        finished: bool, whether it has ended.
+    """
+
+    episode_return: Any
+    length: Any
+    success: Any
+    success_at_end: Any
+    finished: Any
+
+
+class Sums(struct.Node):
+    """Sums over the episode that each instance is in, [n] each.
+
+    Attributes:
+        episode_return: float32 on the device, float64 on the host.
+        length: int32.
+        success: bool, whether success was seen.
+    """
+
+    episode_return: Any
+    length: Any
+    success: Any
+
+    @classmethod
+    def zero(cls, n: int, xp: Any = jnp) -> Sums:
+        """Before the first step, in NumPy or jax.numpy."""
+        reward = np.float64 if xp is np else np.float32
+        return cls(xp.zeros(n, reward), xp.zeros(n, np.int32), xp.zeros(n, bool))
+
+    def after(self, rew: Any, done: Any, success: Any, mask: Any = None) -> tuple[Sums, Episodes]:
+        """After a step [n]; instances outside the mask did not take it.
+
+        Returns:
+            The sums, zero where the step ended the episode, and the episodes with this step.
+        """
+        xp = module_of(done)
+        if mask is not None:
+            rew, done, success = xp.where(mask, rew, 0.0), done & mask, success & mask
+        episodes = Episodes(
+            episode_return=self.episode_return + rew,
+            length=self.length + (1 if mask is None else mask),
+            success=self.success | success,
+            success_at_end=success & done,
+            finished=done,
+        )
+        return Sums(
+            xp.where(done, 0.0, episodes.episode_return),
+            xp.where(done, 0, episodes.length),
+            episodes.success & ~done,
+        ), episodes
+
+    def cleared(self, mask: np.ndarray) -> Sums:
+        """Zero in the mask, on the host: these instances were reset."""
+        return jax.tree.map(lambda x: np.where(mask, np.zeros((), x.dtype), x), self)
+
+
+def module_of(x: Any) -> Any:
+    """jax.numpy for JAX arrays, else NumPy."""
+    return jnp if isinstance(x, jax.Array) else np
+
+
+def wide(mask: Any, like: Any) -> Any:
+    """A mask [n] with the axes of `like` [n, ...]."""
+    return mask.reshape(mask.shape + (1,) * (like.ndim - mask.ndim))
+
+
+def zeroed(tree: Any, mask: Any) -> Any:
+    """Leaves [n, ...], zero outside the mask [n]; as they are if it is None."""
+    if mask is None:
+        return tree
+    where = module_of(mask).where
+    return jax.tree.map(lambda x: where(wide(mask, x), x, np.zeros((), x.dtype)), tree)
+
+
+def decisions(
+    active: jax.Array, state: Any, mask: jax.Array | None
+) -> tuple[LevelTransitions, ...]:
+    """What the levels hold after `get_action`, which began with those active levels [n]."""
+    n, out = active.shape[0], []
+    for i, level in enumerate(state.levels):
+        decided = active <= i
+        out.append(
+            LevelTransitions(
+                decided=decided if mask is None else decided & mask,
+                level_input=state.levels[i - 1].action if i else jnp.zeros((n, 0), jnp.float32),
+                act=level.action,
+                store=level.store,
+            )
+        )
+    return tuple(out)
+
+
+def closings(
+    levels: tuple[LevelTransitions, ...], active: Any, done: Any, mask: Any = None
+) -> tuple[LevelTransitions, ...]:
+    """The same with what `process_transition` did, which left those active levels [n]."""
+    return zeroed(
+        tuple(
+            level.replace(closed=(active <= i) | done, hands_back=(active < i) | done)
+            for i, level in enumerate(levels)
+        ),
+        mask,
+    )
