@@ -17,6 +17,7 @@ from lrl_jax import (  # noqa: E402
     planners,
     predictors,
     spaces,
+    testing,
     training,
 )
 from lrl_jax.collectors import (  # noqa: E402
@@ -62,5 +63,6 @@ __all__ = [
     "rollout",
     "spaces",
     "take_seed",
+    "testing",
     "training",
 ]

@@ -20,6 +20,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lrl_jax.settings import check_int
+
 AXIS = "instances"
 #: Axis of a mesh over which agents, trained side by side, are split.
 AGENTS = "agents"
@@ -59,9 +61,7 @@ def make_mesh(n_devices: int | None = None, axis: str = AXIS) -> Mesh:
         ValueError: if there are not as many, or some processes would have none.
     """
     devices = jax.devices()
-    n = len(devices) if n_devices is None else n_devices
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n_devices must be a whole number from 1 on, got {n_devices!r}.")
+    n = len(devices) if n_devices is None else check_int("n_devices", n_devices, 1)
     if n > len(devices):
         raise ValueError(
             f"{n} devices were asked for, but there are {len(devices)} ({devices[0].platform}): "

@@ -13,6 +13,7 @@ from flax import struct
 from gymnax.environments import environment, spaces
 
 from lrl_jax.envs.layouts import check_points, free_centres, parse_layout, wall_distance
+from lrl_jax.settings import check_int
 
 BODY_RADIUS = 0.15
 GOAL_RADIUS = 0.3
@@ -113,11 +114,7 @@ class Maze2D(environment.Environment[Maze2DState, Maze2DParams]):
         self.starts = self._points(starts, "start")
         self.goals = self._points(goals, "goal")
         self.dense_reward = bool(dense_reward)
-        if isinstance(max_steps, bool) or not isinstance(max_steps, int | np.integer):
-            raise TypeError(f"max_steps must be an integer, got {max_steps!r}.")
-        if max_steps < 1:
-            raise ValueError(f"max_steps is {max_steps}: an episode has at least 1 step.")
-        self.max_steps = int(max_steps)
+        self.max_steps = check_int("max_steps", max_steps, 1)
         self._settings = (self.layout, self.starts, self.goals, self.dense_reward, self.max_steps)
         self._hash = hash(self._settings)  # numbers only: the same in every process
         self._start_array = np.array(self.starts, np.float32)

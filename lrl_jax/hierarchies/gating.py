@@ -41,7 +41,7 @@ def select(mask: jax.Array | None, new: Any, old: Any) -> Any:
 
     def pick(a, b):
         if mask is None:
-            return a.astype(b.dtype) if a.dtype != b.dtype else a
+            return jnp.asarray(a, b.dtype)  # and without weak type
         where = mask.reshape(mask.shape + (1,) * (b.ndim - mask.ndim))
         return jnp.where(where, a.astype(b.dtype) if a.dtype != b.dtype else a, b)
 

@@ -21,6 +21,7 @@ from lrl_jax.nets import (
     check_periods,
     fourier_features,
 )
+from lrl_jax.settings import check_int
 
 MODES = ("heaviest", "mean")
 
@@ -111,10 +112,7 @@ class ProbabilisticEnsemble:
             "n_particles",
             "context_dim",
         ):
-            value, low = getattr(self, name), 0 if name == "context_dim" else 1
-            if isinstance(value, bool) or int(value) != value or value < low:
-                raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}.")
-            put(name, int(value))
+            put(name, check_int(name, getattr(self, name), 0 if name == "context_dim" else 1))
         put("action_space", spaces.from_any(self.action_space))
         put("hidden", check_hidden(self.hidden))
         put("periods", check_periods(self.periods))

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
+from lrl_jax.settings import check_int
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
     "tanh": nn.tanh,
@@ -39,9 +41,7 @@ def check_hidden(hidden) -> tuple[int, ...]:
         ValueError: if a width is not a positive integer.
     """
     hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
-    if any(isinstance(h, bool) or not float(h).is_integer() or h < 1 for h in hidden):
-        raise ValueError(f"hidden widths must be positive integers, got {hidden}.")
-    return tuple(int(h) for h in hidden)
+    return tuple(check_int("the width of a hidden layer", h, 1) for h in hidden)
 
 
 class MLP(nn.Module):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from lrl_jax.devices import check_divides
+from lrl_jax.settings import check_int
 from lrl_jax.training.agents import Agent, PlannerAgent
 
 
@@ -58,13 +59,9 @@ class TrainConfig:
             "seeds",
             "devices",
         ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or int(value) != value or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
-            object.__setattr__(self, name, int(value))
+            object.__setattr__(self, name, check_int(name, getattr(self, name), 1))
         for name in ("seed", "checkpoint_interval", "workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
+            object.__setattr__(self, name, check_int(name, getattr(self, name), 0))
         if self.workers and (self.devices > 1 or self.seeds > 1):
             raise ValueError(
                 f"workers={self.workers} with devices={self.devices} and seeds={self.seeds}: "
