@@ -318,11 +318,11 @@ def test_evaluation_of_another_state_and_of_endless_episodes():
 
 
 def test_evaluation_in_gymnasium_environments():
-    test_env = SyncVectorEnv([functools.partial(ScriptedGym, i, [2 + i]) for i in range(2)])
+    test_env = SyncVectorEnv([functools.partial(ScriptedGym, i, [2 + 5 * i]) for i in range(2)])
     collector = lrl.Collector(on_host().hierarchy, on_host().env, test_env)
     collector.collect(n_steps=2)
     obs = collector._engine.obs.copy()
-    assert sorted(collector.evaluate(5).lens) == [2, 2, 2, 3, 3]
+    assert sorted(collector.evaluate(5).lens) == [2, 2, 2, 7, 7]
     np.testing.assert_array_equal(collector._engine.obs, obs)
     shared = on_host()
     shared.collect(n_steps=2)
