@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import gymnax
@@ -13,6 +13,7 @@ import pytest
 
 import lrl_jax as lrl
 from lrl_jax import buffers
+from lrl_jax.buffers import Replay
 from lrl_jax.hierarchies import Counter
 from lrl_jax.levels import ActionRepeatLevel, ConstantLevel, Decision, Level, RandomLevel
 from lrl_jax.spaces import Box
@@ -399,6 +400,24 @@ def test_updates_owed_are_exact(n):
     assert closed is not state
 
 
+@dataclasses.dataclass(frozen=True)
+class Parent(Learner):
+    needs: ClassVar[tuple[str, ...]] = ("children",)
+
+
+def test_rows_of_other_states_have_no_children_here():
+    hierarchy = lrl.Hierarchy([Parent(), Learner(BOX, 3, buffer_size=60)], Spaces())
+    state, _ = play(hierarchy, hierarchy.init(jax.random.key(0), 3), 12, learn=False)
+    rows = [buffers.drain(s.buffer)[0] for s in state.levels]
+    other = hierarchy.add_rows(hierarchy.init(jax.random.key(1), 3), rows, 36)
+    assert int(other.n_total_env_steps) == 36
+    for s, has_children in ((state, True), (other, False)):
+        replay = Replay(s.levels[0].buffer, s.levels[1].buffer)
+        found = replay.sample(jax.random.key(0), 20)
+        assert (found.elapsed_env_steps > 0).all()
+        assert replay.children(found, 3)[1].any() == has_children
+
+
 # --- randomness and vmap --------------------------------------------------------------------------
 
 
@@ -650,6 +669,16 @@ def test_save_and_load_with_keys_of_another_kind(tmp_path):
     assert jax.random.key_impl(loaded.stream.key) == jax.random.key_impl(state.stream.key)
     for (_, a), (_, b) in zip(leaves(state), leaves(loaded), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_bounds_of_long_boxes_can_be_handed_on():
+    """They are kept as one number."""
+    image = Box(0, 255, (9, 9, 3), "uint8")
+    assert Box(image.low, image.high, (243,), "uint8") == Box(0, 255, (243,), "uint8")
+    assert Box(image.low_array, image.high_array, image.shape, image.dtype) == image
+    assert dataclasses.replace(image, shape=(3,)) == Box(0, 255, (3,), "uint8")
+    with pytest.raises(ValueError, match="one for each entry"):
+        Box((0, 0), 255, (9, 9, 3))
 
 
 def test_the_largest_floats_are_no_bounds():

@@ -67,11 +67,12 @@ class Spaces:
     """All that a hierarchy needs of an environment."""
 
     action: Any
+    obs: Any = OBS
     name = "spaces"
     default_params = None
 
     def observation_space(self, params):
-        return OBS
+        return self.obs
 
     def action_space(self, params):
         return self.action
@@ -338,6 +339,19 @@ def test_tests_may_have_more_instances_than_the_replay_has_rows(name):
     if name == "tdmpc2":
         with pytest.raises(ValueError, match="pieces of 2 rows do not fit into 1 rows"):
             h.init(jax.random.key(0), 64)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_features_of_images_and_integers(name):
+    """Observations come in their own shape and number type, and are scaled by their bounds."""
+    images = Box(0, 255, (5, 5, 3), "uint8")
+    h = lrl.Hierarchy([make_level(name)], Spaces(LEARNERS[name][2], images))
+    state = h.init(jax.random.key(0), 2)
+    obs = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3)).astype(np.uint8)
+    state, _ = h.get_action(state, obs)
+    assert state.levels[0].obs.dtype == np.uint8 and state.levels[0].obs.shape == obs.shape
+    seen = state.levels[0].learner.see(state.levels[0].obs)
+    np.testing.assert_allclose(seen, obs.reshape(2, -1) / 127.5 - 1, atol=1e-6)
 
 
 def test_features():
