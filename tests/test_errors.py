@@ -433,9 +433,7 @@ TABLE = {
         ("starts at 1", "from 0"),
     ),
     "actions of bytes": (
-        lambda s: build(
-            Plain(), env=Spaces(gymnasium.spaces.Box(0, 255, (2,), dtype=np.uint8))
-        ),
+        lambda s: build(Plain(), env=Spaces(gymnasium.spaces.Box(0, 255, (2,), dtype=np.uint8))),
         TypeError,
         ("uint8", "floats"),
     ),

@@ -259,6 +259,19 @@ def test_n_total_env_steps_is_exact():
     assert int(state.n_total_env_steps) == start + 15 + 2
 
 
+@pytest.mark.parametrize("everyone", [True, False])
+def test_a_mask_without_an_axis_is_for_all_or_none(everyone):
+    hierarchy = shared()
+    state, _ = play(hierarchy, hierarchy.init(jax.random.key(0), 3), 3, learn=False)
+    one, many = jnp.asarray(everyone), np.full(3, everyone)
+    step = transition(3, 7)
+    a, b = (hierarchy.get_action(state, step[0], mask)[0] for mask in (one, many))
+    assert_same(a, b)
+    a, b = (hierarchy.process_transition(a, *step, mask) for mask in (one, many))
+    assert_same(a, b)
+    assert int(a.n_total_env_steps) == 9 + 3 * everyone
+
+
 # --- checkpoints ----------------------------------------------------------------------------------
 
 

@@ -141,7 +141,8 @@ def test_rewards_and_observations_follow_the_goal(hindsight):
         np.testing.assert_array_equal(after.obs_next[..., 1], goal)
     np.testing.assert_allclose(after.rew, expected, rtol=1e-6)
     for name in ("obs", "obs_next"):
-        np.testing.assert_array_equal(getattr(after, name)[..., [0, 2]], getattr(before, name)[..., [0, 2]])
+        new, old = (getattr(x, name)[..., [0, 2]] for x in (after, before))
+        np.testing.assert_array_equal(new, old)
     for name in ("act", "terminated", "truncated"):
         np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
 

@@ -281,9 +281,7 @@ def test_the_reward_hook_decides_what_is_learned(name):
     state, _ = play(h, h.init(jax.random.key(0), 4), 6, learn=False)
     plain = batch_of(hierarchy(name, "alone"), state, jax.random.key(1))
     doubled = batch_of(h, state, jax.random.key(1))
-    np.testing.assert_allclose(
-        doubled.rew, 2.0 * plain.rew + plain.obs_next[..., 0], rtol=1e-6
-    )
+    np.testing.assert_allclose(doubled.rew, 2.0 * plain.rew + plain.obs_next[..., 0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -276,9 +276,7 @@ def test_level_input_is_appended_to_what_the_predictor_sees(input_space):
     discrete = isinstance(input_space, Discrete)
     level_input = jnp.int32(1) if discrete else jnp.array([1.0, -1.0])
     wanted = [0.0, 1.0] if discrete else [1.0, -1.0]
-    np.testing.assert_array_equal(
-        level._seen(learner, jnp.zeros(2), level_input), [0, 0, *wanted]
-    )
+    np.testing.assert_array_equal(level._seen(learner, jnp.zeros(2), level_input), [0, 0, *wanted])
     action, memory = act(
         level,
         learner,

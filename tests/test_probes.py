@@ -81,8 +81,8 @@ def trained(name: str) -> Any:
     hierarchy = lrl.Hierarchy([learner.level], env, env.default_params)
 
     def train(params, obs, key):
-        carry = init_carry(hierarchy, key, N_INSTANCES)
-        carry, out = lrl.rollout(hierarchy, carry, learner.n_ticks, learn=True)
+        carry = init_carry(hierarchy, key, N_INSTANCES, env_params=params)
+        carry, out = lrl.rollout(hierarchy, carry, learner.n_ticks, learn=True, env_params=params)
         level, shared = learner.level, carry.hierarchy.levels[0].learner
 
         def greedy(obs):
