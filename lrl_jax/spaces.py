@@ -41,7 +41,7 @@ class Box:
         object.__setattr__(self, "dtype", np.dtype(self.dtype).name)
         for name in ("low", "high"):
             bound = np.asarray(getattr(self, name), np.float64)
-            if bound.shape != shape and bound.size not in (1, math.prod(shape)):
+            if bound.size not in (1, math.prod(shape)):
                 raise ValueError(
                     f"Box {name} has shape {bound.shape}, but the space has shape {shape}: "
                     f"give one number or one for each entry."

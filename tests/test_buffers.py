@@ -57,7 +57,7 @@ def write_all(shape, inputs):
     def step(buffer, x):
         x = dict(x)
         mask, first = x.pop("mask"), x.pop("first")
-        return buffers.add(buffer, x, mask, first), None
+        return buffers.add(buffers.cut(buffer, first & mask), x, mask), None
 
     return jax.lax.scan(step, buffer, inputs)[0]
 
@@ -171,7 +171,8 @@ def test_rows_taken_out_and_written_elsewhere(shape, cut, case):
     for part in (slice(0, cut), slice(cut, None)):
         for t in range(12)[part]:
             row = {name: x[t] for name, x in inputs.items()}
-            source = buffers.add(source, row, row.pop("mask"), row.pop("first"))
+            mask, first = row.pop("mask"), row.pop("first")
+            source = buffers.add(buffers.cut(source, first & mask), row, mask)
         rows, source = buffers.drain(source)
         assert not int(buffers.n_rows(source))
         written = buffers.extend(written, rows)

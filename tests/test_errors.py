@@ -18,6 +18,7 @@ from lrl_jax.levels import (
     ActionRepeatLevel,
     ActionSequenceLevel,
     ConstantLevel,
+    Decision,
     Level,
     PlannerLevel,
     RandomLevel,
@@ -64,14 +65,14 @@ class Plain(Level):
     def init_learner(self, key, spec):
         return {"w": jnp.zeros(3)}
 
-    def act(self, learner, memory, obs, level_input, key, *, parent, training):
-        return obs[:2], memory
+    def act(self, learner, memory, obs, ctx):
+        return Decision(obs[:2], memory)
 
 
 @dataclasses.dataclass
 class NotFrozen(Level):
-    def act(self, learner, memory, obs, level_input, key, *, parent, training):
-        return obs[:2], memory
+    def act(self, learner, memory, obs, ctx):
+        return Decision(obs[:2], memory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +220,6 @@ TABLE = {
         ValueError,
         ("mask", "(4,)", "(3,)"),
     ),
-    "mask without instances": (lambda s: act(s, mask=True), ValueError, ("mask", "mask[None]")),
     "mask of ints": (lambda s: act(s, mask=np.ones(3, int)), TypeError, ("mask", "bools")),
     "obs_next without instances": (
         lambda s: process(s, obs_next=f32(4)),
@@ -384,10 +384,10 @@ TABLE = {
         ValueError,
         ("env_obs_maps[0]", "(4,)"),
     ),
-    "a map to ints": (
-        lambda s: build(Plain(), env_obs_maps=[lambda obs: obs.astype(int)]),
+    "a map to two arrays": (
+        lambda s: build(Plain(), env_obs_maps=[lambda obs: (obs[:2], obs[2:])]),
         TypeError,
-        ("env_obs_maps[0]", "float"),
+        ("env_obs_maps[0]", "one array", "float"),
     ),
     "another mapped shape": (
         lambda s: build(Plain(), env_obs_maps=[lambda o: o[:3]], mapped_env_obs_shapes=[(-2,)]),
@@ -432,12 +432,15 @@ TABLE = {
         TypeError,
         ("starts at 1", "from 0"),
     ),
-    "observations of bytes": (
-        lambda s: build(
-            Plain(), env=Spaces(obs=gymnasium.spaces.Box(0, 255, (4,), dtype=np.uint8))
-        ),
+    "actions of bytes": (
+        lambda s: build(Plain(), env=Spaces(gymnasium.spaces.Box(0, 255, (2,), dtype=np.uint8))),
         TypeError,
         ("uint8", "floats"),
+    ),
+    "observations of text": (
+        lambda s: build(Plain(), env=Spaces(obs=gymnasium.spaces.Text(4))),
+        TypeError,
+        ("Text", "observations Box"),
     ),
     "Discrete observations": (
         lambda s: build(Plain(), env=Spaces(obs=Discrete(5))),

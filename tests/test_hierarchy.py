@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import gymnax
@@ -13,8 +13,9 @@ import pytest
 
 import lrl_jax as lrl
 from lrl_jax import buffers
+from lrl_jax.buffers import Replay
 from lrl_jax.hierarchies import Counter
-from lrl_jax.levels import ActionRepeatLevel, ConstantLevel, Level, RandomLevel
+from lrl_jax.levels import ActionRepeatLevel, ConstantLevel, Decision, Level, RandomLevel
 from lrl_jax.spaces import Box
 
 BOX = Box(-1, 1, (2,))
@@ -54,23 +55,17 @@ class Learner(Level):
     def init_memory(self, learner):
         return {"acts": 0, "sum": 0.0}  # Python numbers are fine
 
-    def act(self, learner, memory, obs, level_input, key, *, parent, training):
-        noise = jax.random.normal(key, (2,)) * (1.0 if training else 0.5)
+    def act(self, learner, memory, obs, ctx):
+        noise = jax.random.normal(ctx.key, (2,)) * (1.0 if ctx.training else 0.5)
         action = jnp.tanh(noise + learner["w"].sum() + 0.1 * memory["acts"] + obs[:2])
-        return action + 0.1 * level_input.sum(), {
-            "acts": memory["acts"] + 1,
-            "sum": memory["sum"] + action.sum(),
-        }
+        memory = {"acts": memory["acts"] + 1, "sum": memory["sum"] + action.sum()}
+        return Decision(action + 0.1 * ctx.level_input.sum(), memory)
 
-    def learn(self, learner, buffer, key, *, parent):
-        draw_key, key = jax.random.split(key)
-        rows = buffers.gather(buffer, buffers.sample_ids(buffer, draw_key, 4))
-        w = (
-            learner["w"]
-            - 0.01 * learner["rate"] * rows["rew"].mean()
-            + 0.01 * jax.random.normal(key)
-        )
-        return {**learner, "w": w, "n": learner["n"] + 1}, {"rew": rows["rew"].mean()}
+    def learn(self, learner, replay, ctx):
+        draw_key, key = jax.random.split(ctx.key)
+        rew = replay.sample(draw_key, 4).rew.mean()
+        w = learner["w"] - 0.01 * learner["rate"] * rew + 0.01 * jax.random.normal(key)
+        return {**learner, "w": w, "n": learner["n"] + 1}, {"rew": rew}
 
 
 def two_levels(**settings) -> lrl.Hierarchy:
@@ -129,6 +124,11 @@ def kinds(tree) -> list:
     return [(x.shape, x.dtype, getattr(x, "weak_type", False)) for x in jax.tree.leaves(tree)]
 
 
+def kept(level) -> tuple:
+    """What a reset and an evaluation leave alone: all but whether the next row goes on."""
+    return level.learner, level.buffer.replace(position=None), level.owed
+
+
 def fresh_start(state, n: int) -> None:
     """All instances at level 0 with fresh memory and empty sums."""
     np.testing.assert_array_equal(state.active_level, np.zeros(n))
@@ -179,7 +179,7 @@ def test_reset_keeps_learner_counters_and_rows():
     reset = hierarchy.reset(state)
     fresh_start(reset, 3)
     for a, b in zip(reset.levels, state.levels, strict=True):
-        assert_same((a.learner, a.buffer, a.new_rows), (b.learner, b.buffer, b.new_rows))
+        assert_same(kept(a), kept(b))
     assert int(reset.n_total_env_steps) == 15
     # Across the reset no trajectory is continued.
     never = [(o, r, np.zeros(3, bool), np.zeros(3, bool)) for o, r, _, _ in [transition(3)]][0]
@@ -207,7 +207,7 @@ def test_set_n_env_instances():
     fresh_start(new, 7)
     assert int(new.n_total_env_steps) == 30
     for a, b in zip(new.levels, state.levels, strict=True):
-        assert_same((a.learner, a.new_rows), (b.learner, b.new_rows))
+        assert_same((a.learner, a.owed), (b.learner, b.owed))
     old_rows, rows = (buffers.stored(s.levels[1].buffer) for s in (state, new))
     assert len(old_rows["rew"]) == 24 and len(rows["rew"]) == 21  # 24 // 7 = 3 rows a ring
     dropped = set(old_rows["rew"].tolist()) - set(rows["rew"].tolist())
@@ -235,10 +235,10 @@ def test_eval_stores_and_counts_nothing():
     state, _ = play(hierarchy, hierarchy.init(jax.random.key(0), 3), 4)
     tested, _ = play(hierarchy.eval(), state, 5, learn=False)
     for a, b in zip(tested.levels, state.levels, strict=True):
-        assert_same((a.learner, a.buffer, a.new_rows), (b.learner, b.buffer, b.new_rows))
+        assert_same(kept(a), kept(b))
     assert int(tested.n_total_env_steps) == int(state.n_total_env_steps)
     # Rows stored afterwards do not continue those before: what lies between was not stored.
-    assert tested.levels[1].seam.all()
+    assert not tested.levels[1].buffer.position.any()
     assert hierarchy.training and not hierarchy.eval().training
     assert hierarchy.eval().train() is hierarchy and hierarchy.eval().eval() is hierarchy.eval()
 
@@ -257,6 +257,19 @@ def test_n_total_env_steps_is_exact():
     state, _ = hierarchy.get_action(state, transition(5)[0], mask)
     state = hierarchy.process_transition(state, *transition(5), mask)
     assert int(state.n_total_env_steps) == start + 15 + 2
+
+
+@pytest.mark.parametrize("everyone", [True, False])
+def test_a_mask_without_an_axis_is_for_all_or_none(everyone):
+    hierarchy = shared()
+    state, _ = play(hierarchy, hierarchy.init(jax.random.key(0), 3), 3, learn=False)
+    one, many = jnp.asarray(everyone), np.full(3, everyone)
+    step = transition(3, 7)
+    a, b = (hierarchy.get_action(state, step[0], mask)[0] for mask in (one, many))
+    assert_same(a, b)
+    a, b = (hierarchy.process_transition(a, *step, mask) for mask in (one, many))
+    assert_same(a, b)
+    assert int(a.n_total_env_steps) == 9 + 3 * everyone
 
 
 # --- checkpoints ----------------------------------------------------------------------------------
@@ -396,8 +409,26 @@ def test_updates_owed_are_exact(n):
                 assert metrics[f"level{i}/n_updates"] == made
                 assert made or metrics[f"level{i}/rew"] == 0
                 assert int(state.levels[i].learner["n"]) == rows[i] // 3 * 2
-                assert int(state.levels[i].new_rows) == rows[i] % 3
+                assert int(state.levels[i].owed) == rows[i] % 3
     assert closed is not state
+
+
+@dataclasses.dataclass(frozen=True)
+class Parent(Learner):
+    needs: ClassVar[tuple[str, ...]] = ("children",)
+
+
+def test_rows_of_other_states_have_no_children_here():
+    hierarchy = lrl.Hierarchy([Parent(), Learner(BOX, 3, buffer_size=60)], Spaces())
+    state, _ = play(hierarchy, hierarchy.init(jax.random.key(0), 3), 12, learn=False)
+    rows = [buffers.drain(s.buffer)[0] for s in state.levels]
+    other = hierarchy.add_rows(hierarchy.init(jax.random.key(1), 3), rows, 36)
+    assert int(other.n_total_env_steps) == 36
+    for s, has_children in ((state, True), (other, False)):
+        replay = Replay(s.levels[0].buffer, s.levels[1].buffer)
+        found = replay.sample(jax.random.key(0), 20)
+        assert (found.elapsed_env_steps > 0).all()
+        assert replay.children(found, 3)[1].any() == has_children
 
 
 # --- randomness and vmap --------------------------------------------------------------------------
@@ -473,9 +504,9 @@ class Costly(Level):
 
     chunk_size: int | None = None
 
-    def act(self, learner, memory, obs, level_input, key, *, parent, training):
-        jax.debug.callback(EXECUTED, jax.random.key_data(key))  # differs in every copy
-        return jnp.ones(2), memory
+    def act(self, learner, memory, obs, ctx):
+        jax.debug.callback(EXECUTED, jax.random.key_data(ctx.key))  # differs in every copy
+        return Decision(jnp.ones(2), memory)
 
 
 @pytest.mark.parametrize("seeds", [None, 2])
@@ -515,36 +546,33 @@ def test_inactive_work_is_not_done(chunk_size, seeds):
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepared(Learner):
+class Drafted(Learner):
     """The same decision in two parts: the cheap one decides every other time."""
 
-    def prepare(self, learner, memory, obs, level_input, key, *, parent, training):
+    def draft(self, learner, memory, obs, ctx):
         needs = memory["acts"] % 2 == 1
-        return 0.5 * obs[:2], {**memory, "acts": memory["acts"] + 1}, needs
+        memory = {**memory, "acts": memory["acts"] + 1}
+        return Decision(0.5 * obs[:2], memory), memory, needs
 
-    def act(self, learner, memory, obs, level_input, key, *, parent, training):
-        action = jnp.tanh(jax.random.normal(key, (2,)) + memory["acts"] + obs[:2])
-        return action, {**memory, "sum": memory["sum"] + action.sum()}
+    def act(self, learner, memory, obs, ctx):
+        action = jnp.tanh(jax.random.normal(ctx.key, (2,)) + memory["acts"] + obs[:2])
+        return Decision(action, {**memory, "sum": memory["sum"] + action.sum()})
 
 
 @dataclasses.dataclass(frozen=True)
 class InOne(Learner):
-    """What Prepared does, without a prepare."""
+    """What Drafted does, without a draft."""
 
-    def act(self, learner, memory, obs, level_input, key, *, parent, training):
-        prepared = Prepared()
-        cheap, memory, needs = prepared.prepare(
-            learner, memory, obs, level_input, key, parent=parent, training=training
-        )
-        full = prepared.act(
-            learner, memory, obs, level_input, key, parent=parent, training=training
-        )
-        return jax.tree.map(lambda a, b: jnp.where(needs, a, b), full, (cheap, memory))
+    def act(self, learner, memory, obs, ctx):
+        cheap, memory, needs = Drafted().draft(learner, memory, obs, ctx)
+        full = Drafted().act(learner, memory, obs, ctx)
+        both = [(decision.action, decision.memory) for decision in (full, cheap)]
+        return Decision(*jax.tree.map(lambda a, b: jnp.where(needs, a, b), *both))
 
 
 @pytest.mark.parametrize(
     ("kind", "chunk_size"),
-    [*[(Learner, c) for c in (None, 1, 3, 8)], *[(Prepared, c) for c in (1, 3, 8)]],
+    [*[(Learner, c) for c in (None, 1, 3, 8)], *[(Drafted, c) for c in (1, 3, 8)]],
 )
 def test_chunks_give_the_same_as_computing_all(kind, chunk_size):
     n = 5
@@ -554,7 +582,7 @@ def test_chunks_give_the_same_as_computing_all(kind, chunk_size):
         hierarchy = lrl.Hierarchy([level, ActionRepeatLevel(3)], Spaces())
         return jax.jit(ticks_of(hierarchy, n, n_ticks=9))(jax.random.key(2))
 
-    expected = run(InOne if kind is Prepared else kind, 0)
+    expected = run(InOne if kind is Drafted else kind, 0)
     actual = run(kind, chunk_size)
     for (path, a), (_, b) in zip(leaves(actual), leaves(expected), strict=True):
         np.testing.assert_allclose(
@@ -576,8 +604,8 @@ class Stranger:
     value: float
     buffer_size: int = 6
 
-    def act(self, learner, memory, obs, level_input, key, *, parent, training):
-        return jnp.full(2, self.value), memory
+    def act(self, learner, memory, obs, ctx):
+        return Decision(jnp.full(2, self.value), memory)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -587,8 +615,8 @@ class SlottedStranger:
     value: float
     buffer_size: int = 6
 
-    def act(self, learner, memory, obs, level_input, key, *, parent, training):
-        return jnp.full(2, self.value), memory
+    def act(self, learner, memory, obs, ctx):
+        return Decision(jnp.full(2, self.value), memory)
 
 
 @pytest.mark.parametrize("cls", [Stranger, SlottedStranger])
@@ -654,6 +682,16 @@ def test_save_and_load_with_keys_of_another_kind(tmp_path):
     assert jax.random.key_impl(loaded.stream.key) == jax.random.key_impl(state.stream.key)
     for (_, a), (_, b) in zip(leaves(state), leaves(loaded), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_bounds_of_long_boxes_can_be_handed_on():
+    """They are kept as one number."""
+    image = Box(0, 255, (9, 9, 3), "uint8")
+    assert Box(image.low, image.high, (243,), "uint8") == Box(0, 255, (243,), "uint8")
+    assert Box(image.low_array, image.high_array, image.shape, image.dtype) == image
+    assert dataclasses.replace(image, shape=(3,)) == Box(0, 255, (3,), "uint8")
+    with pytest.raises(ValueError, match="one for each entry"):
+        Box((0, 0), 255, (9, 9, 3))
 
 
 def test_the_largest_floats_are_no_bounds():

@@ -13,8 +13,8 @@ import pytest
 import lrl_jax as lrl
 from lrl_jax import buffers
 from lrl_jax.algorithms import SAC, Hindsight
-from lrl_jax.levels import ConstantLevel, SACLevel
-from lrl_jax.levels.base import as_rows
+from lrl_jax.buffers import Replay
+from lrl_jax.levels import ConstantLevel, Context, SACLevel
 from lrl_jax.spaces import Box
 
 SPACE = Box(-1, 1, (1,))
@@ -46,7 +46,7 @@ INPUT_GOALS = Hindsight(reward, (0, 1), None, ratio=0.8)
 
 @functools.cache
 def played(hindsight: Hindsight, buffer_size: int):
-    """A learner's buffer after episodes of random lengths; every row achieved a goal of its own."""
+    """A learner's rows after episodes of random lengths; every row achieved a goal of its own."""
     settings: dict[str, Any] = {"hindsight": hindsight, "buffer_size": buffer_size, "n_updates": 1}
     levels: list[Any] = []
     if hindsight.desired_goal is None:
@@ -68,29 +68,28 @@ def played(hindsight: Hindsight, buffer_size: int):
         obs = obs_next
         if t == 20:  # a reset in mid-episode ends the trajectory as well
             state = h.reset(state)
-    return level, state.levels[-1].learner, state.levels[-1].buffer
+    return level, state.levels[-1].learner, Replay(state.levels[-1].buffer)
 
 
 @functools.cache
 def relabelled(hindsight: Hindsight, buffer_size: int, n_steps: int):
-    """Ids, rows before, rows after, of many draws."""
-    level, _, buffer = played(hindsight, buffer_size)
+    """Rows before and rows after, of many draws."""
+    _, _, replay = played(hindsight, buffer_size)
 
     def draw(key):
-        key_ids, key = jax.random.split(key)
+        key_rows, key = jax.random.split(key)
         if n_steps == 1:
-            ids = buffers.sample_ids(buffer, key_ids, 64)
+            rows = replay.sample(key_rows, 64)
         else:
-            ids = buffers.sample_partial_trajectories(buffer, key_ids, 64, n_steps)[0]
-        rows = buffers.gather(buffer, ids)
-        return ids, rows, hindsight.relabel(buffer, ids, rows, key)
+            rows, _ = replay.pieces(key_rows, 64, n_steps)
+        return rows, hindsight.relabel(replay, rows, key)
 
     return jax.device_get(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(1), DRAWS)))
 
 
-def futures(buffer) -> dict[float, list[float]]:
+def futures(replay) -> dict[float, list[float]]:
     """For each row, by its own achieved goal, those achieved from there to its episode's end."""
-    rows = buffers.stored(buffer)
+    rows = buffers.stored(replay.buffer)
     result = {}
     achieved = rows["obs_next"][:, 0]
     resets = {200.0 * i + 21 for i in range(N)}  # the last row before the reset
@@ -109,12 +108,12 @@ def futures(buffer) -> dict[float, list[float]]:
 @pytest.mark.parametrize("buffer_size", [3 * 60, 3 * 17])
 @pytest.mark.parametrize("hindsight", [OBS_GOALS, INPUT_GOALS], ids=["obs", "input"])
 def test_goals_are_those_of_the_rest_of_the_episode(hindsight, buffer_size):
-    _, _, buffer = played(hindsight, buffer_size)
-    _, before, after = relabelled(hindsight, buffer_size, 1)
-    future = futures(buffer)
+    _, _, replay = played(hindsight, buffer_size)
+    before, after = relabelled(hindsight, buffer_size, 1)
+    future = futures(replay)
     in_obs = hindsight.desired_goal is not None
-    goal = (after["obs"][..., 1] if in_obs else after["level_input"][..., 0]).reshape(-1)
-    own = before["obs_next"][..., 0].reshape(-1)
+    goal = (after.obs[..., 1] if in_obs else after.level_input[..., 0]).reshape(-1)
+    own = before.obs_next[..., 0].reshape(-1)
     kept = goal == (-7.0 if in_obs else -50.0)
     assert abs(kept.mean() - 0.2) < 0.02
     counts: dict[float, dict[float, int]] = {}
@@ -132,57 +131,59 @@ def test_goals_are_those_of_the_rest_of_the_episode(hindsight, buffer_size):
 
 @pytest.mark.parametrize("hindsight", [OBS_GOALS, INPUT_GOALS], ids=["obs", "input"])
 def test_rewards_and_observations_follow_the_goal(hindsight):
-    _, before, after = relabelled(hindsight, 180, 1)
+    before, after = relabelled(hindsight, 180, 1)
     in_obs = hindsight.desired_goal is not None
-    goal = after["obs"][..., 1] if in_obs else after["level_input"][..., 0]
+    goal = after.obs[..., 1] if in_obs else after.level_input[..., 0]
     kept = goal == (-7.0 if in_obs else -50.0)
-    expected = after["obs_next"][..., 0] * 1000 + goal + 0.25 * after["obs"][..., 2]
+    expected = after.obs_next[..., 0] * 1000 + goal + 0.25 * after.obs[..., 2]
     if in_obs:  # rows that keep their goal keep the environment's reward
         expected = np.where(kept, -1.0, expected)
-        np.testing.assert_array_equal(after["obs_next"][..., 1], goal)
-    np.testing.assert_allclose(after["rew"], expected, rtol=1e-6)
+        np.testing.assert_array_equal(after.obs_next[..., 1], goal)
+    np.testing.assert_allclose(after.rew, expected, rtol=1e-6)
     for name in ("obs", "obs_next"):
-        np.testing.assert_array_equal(after[name][..., [0, 2]], before[name][..., [0, 2]])
+        new, old = (getattr(x, name)[..., [0, 2]] for x in (after, before))
+        np.testing.assert_array_equal(new, old)
     for name in ("act", "terminated", "truncated"):
-        np.testing.assert_array_equal(after[name], before[name])
+        np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
 
 
 def test_pieces_of_trajectories_get_one_goal():
-    _, _, buffer = played(OBS_GOALS, 180)
-    ids, before, after = relabelled(OBS_GOALS, 180, 3)
-    assert ids.shape == (DRAWS, 3, 64)
-    goal = after["obs"][..., 1]
+    _, _, replay = played(OBS_GOALS, 180)
+    before, after = relabelled(OBS_GOALS, 180, 3)
+    assert before.id.shape == (DRAWS, 3, 64)
+    goal = after.obs[..., 1]
     np.testing.assert_array_equal(goal[:, 1:], np.broadcast_to(goal[:, :1], goal[:, 1:].shape))
-    future = futures(buffer)
-    for row, new in zip(before["obs_next"][:, 0, :, 0].ravel(), goal[:, 0].ravel(), strict=True):
+    future = futures(replay)
+    for row, new in zip(before.obs_next[:, 0, :, 0].ravel(), goal[:, 0].ravel(), strict=True):
         assert new == -7.0 or float(new) in future[float(row)]
 
 
 def test_ratios_and_terminations():
-    level, _, buffer = played(OBS_GOALS, 180)
-    ids = buffers.sample_ids(buffer, jax.random.key(0), 64)
-    rows = buffers.gather(buffer, ids)
-    none = dataclasses.replace(OBS_GOALS, ratio=0.0).relabel(buffer, ids, rows, jax.random.key(1))
+    _, _, replay = played(OBS_GOALS, 180)
+    rows = replay.sample(jax.random.key(0), 64)
+    none = dataclasses.replace(OBS_GOALS, ratio=0.0).relabel(replay, rows, jax.random.key(1))
     jax.tree.map(np.testing.assert_array_equal, none, rows)
     ends = dataclasses.replace(
         OBS_GOALS,
         ratio=1.0,
         terminated_fn=lambda achieved, goal, info: achieved[:, 0] == goal[:, 0],
-    ).relabel(buffer, ids, rows, jax.random.key(1))
-    np.testing.assert_array_equal(ends["terminated"], ends["obs_next"][:, 0] == ends["obs"][:, 1])
+    ).relabel(replay, rows, jax.random.key(1))
+    np.testing.assert_array_equal(ends.terminated, ends.obs_next[:, 0] == ends.obs[:, 1])
     kept = dataclasses.replace(
         OBS_GOALS, ratio=1.0, terminated_fn=lambda achieved, goal, info: info["terminated"]
-    ).relabel(buffer, ids, rows, jax.random.key(1))
-    np.testing.assert_array_equal(kept["terminated"], rows["terminated"])
-    assert ends["terminated"].any() and not ends["terminated"].all()
+    ).relabel(replay, rows, jax.random.key(1))
+    np.testing.assert_array_equal(kept.terminated, rows.terminated)
+    assert ends.terminated.any() and not ends.terminated.all()
 
 
 def test_a_level_learns_from_relabelled_rows():
-    level, learner, buffer = played(OBS_GOALS, 180)
-    batch = level.sample_batch(learner, buffer, jax.random.key(3), None)
+    level, learner, replay = played(OBS_GOALS, 180)
+    rows, mask = level.sample(replay, jax.random.key(3))
+    batch = level.batch(learner, replay, rows, mask)
     assert 0.6 < np.mean(np.asarray(batch.obs[:, 1]) != -7.0) <= 1.0
-    assert as_rows(buffers.gather(buffer, jnp.arange(4))).obs.shape == (4, 3)
-    new, metrics = level.learn(learner, buffer, jax.random.key(3), parent=None)
+    assert rows.obs.shape == (64, 3)
+    ctx = Context(jax.random.key(3), jnp.float32(TICKS * N))
+    new, metrics = level.learn(learner, replay, ctx)
     assert np.isfinite(metrics["critic_loss"])
 
 

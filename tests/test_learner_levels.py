@@ -15,6 +15,7 @@ import lrl_jax as lrl
 from lrl_jax import buffers
 from lrl_jax.algorithms import DQN, SAC, TDMPC2, Features
 from lrl_jax.algorithms.base import from_unit, to_unit
+from lrl_jax.hierarchies import stepping
 from lrl_jax.levels import (
     ActionRepeatLevel,
     DQNLevel,
@@ -66,11 +67,12 @@ class Spaces:
     """All that a hierarchy needs of an environment."""
 
     action: Any
+    obs: Any = OBS
     name = "spaces"
     default_params = None
 
     def observation_space(self, params):
-        return OBS
+        return self.obs
 
     def action_space(self, params):
         return self.action
@@ -188,7 +190,7 @@ def test_the_level_input_conditions_what_is_decided(name):
     memory = level.init_memory(learner)
 
     def features_of(level_input):
-        return level.features(learner, obs, level_input)
+        return learner.see(obs), learner.hear(level_input, ())
 
     (x, a), (y, b) = features_of(jnp.array([2.0, -2.0])), features_of(jnp.array([-2.0, 1.0]))
     np.testing.assert_array_equal(x, y)
@@ -207,9 +209,7 @@ def test_warm_up_acts_at_random_and_makes_no_updates(name):
     h = lrl.Hierarchy([level], Spaces(space))
     start = h.init(jax.random.key(0), 8)
     state, actions = play(h, start, 3)
-    assert equal(
-        state.levels[0].learner.state, level.observe_env_steps(start.levels[0].learner, 24.0).state
-    )
+    assert equal(state.levels[0].learner, start.levels[0].learner)
     assert int(buffers.n_rows(state.levels[0].buffer)) == 24
     flat = actions.reshape(24, -1)
     if isinstance(space, Discrete):
@@ -229,6 +229,14 @@ def test_warm_up_acts_at_random_and_makes_no_updates(name):
     assert made == (4 * 8) // 3 * 2
 
 
+def batch_of(h: lrl.Hierarchy, state, key):
+    """A batch that the first level's algorithm would learn from."""
+    level, learner = h.levels[0], state.levels[0].learner
+    ctx = stepping.context(h.levels, state, 0, key=key)
+    replay = stepping.replay_of(h.levels, state, 0, ctx)
+    return level.batch(learner, replay, *level.sample(replay, key))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_of_a_batch(name):
     """Terminated, truncated, both or neither: what the algorithm is given."""
@@ -246,8 +254,7 @@ def test_rows_of_a_batch(name):
         state = h.process_transition(state, obs_next, rew, terminated & last, truncated & last)
         for i in range(4):
             seen[float(rew[i])] = (obs[i], obs_next[i], bool(terminated[i] and last))
-    learner = state.levels[0].learner
-    batch = level.sample_batch(learner, state.levels[0].buffer, jax.random.key(1), None)
+    batch = batch_of(h, state, jax.random.key(1))
     scale = lambda obs: [obs[0], (obs[1] - 2) / 2, obs[2]]  # noqa: E731
     rows = jax.tree.map(lambda x: np.asarray(x).reshape(batch.mask.size, -1), batch)
     kinds = set()
@@ -266,17 +273,15 @@ def test_the_reward_hook_decides_what_is_learned(name):
 
     @dataclasses.dataclass(frozen=True)
     class Doubled(cls):
-        def reward(self, learner, parent, rows):
+        def reward(self, learner, rows, ctx):
             return 2.0 * rows.rew + rows.obs_next[:, 0]
 
     level = Doubled(LEARNERS[name][1], **COMMON)
     h = lrl.Hierarchy([level], Spaces(LEARNERS[name][2]))
     state, _ = play(h, h.init(jax.random.key(0), 4), 6, learn=False)
-    args = (state.levels[0].learner, state.levels[0].buffer, jax.random.key(1), None)
-    plain = make_level(name).sample_batch(*args)
-    np.testing.assert_allclose(
-        level.sample_batch(*args).rew, 2.0 * plain.rew + plain.obs_next[..., 0], rtol=1e-6
-    )
+    plain = batch_of(hierarchy(name, "alone"), state, jax.random.key(1))
+    doubled = batch_of(h, state, jax.random.key(1))
+    np.testing.assert_allclose(doubled.rew, 2.0 * plain.rew + plain.obs_next[..., 0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -285,7 +290,7 @@ def test_learning_over_seeds_equals_a_loop(name):
     states = [play(h, h.init(jax.random.key(s), 4), 4, s)[0] for s in range(2)]
     # Another number of rows owed in each: the loop over updates is shared, the results are not.
     levels = states[1].levels[0]
-    states[1] = states[1].replace(levels=(levels.replace(new_rows=levels.new_rows + 5),))
+    states[1] = states[1].replace(levels=(levels.replace(owed=levels.owed + 5),))
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *states)
     together, metrics = jax.vmap(h.learn)(stacked)
     for s, state in enumerate(states):
@@ -334,6 +339,19 @@ def test_tests_may_have_more_instances_than_the_replay_has_rows(name):
             h.init(jax.random.key(0), 64)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_features_of_images_and_integers(name):
+    """Observations come in their own shape and number type, and are scaled by their bounds."""
+    images = Box(0, 255, (5, 5, 3), "uint8")
+    h = lrl.Hierarchy([make_level(name)], Spaces(LEARNERS[name][2], images))
+    state = h.init(jax.random.key(0), 2)
+    obs = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3)).astype(np.uint8)
+    state, _ = h.get_action(state, obs)
+    assert state.levels[0].obs.dtype == np.uint8 and state.levels[0].obs.shape == obs.shape
+    seen = state.levels[0].learner.see(state.levels[0].obs)
+    np.testing.assert_allclose(seen, obs.reshape(2, -1) / 127.5 - 1, atol=1e-6)
+
+
 def test_features():
     spaces = (Box((-1, 0), (1, 4), (2,)), Discrete(3), Box((0, -math.inf), (1, math.inf), (2,)))
     features = Features(spaces)
@@ -373,7 +391,7 @@ def test_unit_actions():
     ],
 )
 def test_bounds_pass_through_maps_that_pick_entries(map_obs, low, high):
-    box = mapped_space(map_obs, len(low), OBS)
+    box = mapped_space(map_obs, (len(low),), OBS.dtype, OBS)
     assert (box.low, box.high) == (low, high)
 
 
@@ -383,7 +401,7 @@ def test_bounds_pass_through_maps_that_pick_entries(map_obs, low, high):
     [
         ({"buffer_size": 0}, ValueError, "buffer_size"),
         ({"batch_size": 0}, ValueError, "batch_size"),
-        ({"batch_size": 2.5}, TypeError, "batch_size"),
+        ({"batch_size": 2.5}, ValueError, "batch_size"),
         ({"update_interval": 0}, ValueError, "update_interval"),
         ({"n_updates": -1}, ValueError, "n_updates"),
         ({"warm_up_steps": -1}, ValueError, "warm_up_steps"),

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from lrl_jax import buffers
-from lrl_jax.levels.base import LevelSpec, Row
-from lrl_jax.levels.planner_level import PlannerLevel
+from lrl_jax.buffers import Replay, Row, rows
+from lrl_jax.hierarchies.stepping import Rewards
+from lrl_jax.levels import Context
+from lrl_jax.levels.base import LevelSpec
+from lrl_jax.levels.planner_level import PlannerLevel, WithInput
 from lrl_jax.planners import CEM, ICEM, CategoricalCEM, Rollout
 from lrl_jax.spaces import Box, Discrete
 
@@ -49,11 +52,12 @@ class FakePredictor:
         value = -states[..., -1, 0] if with_value else None
         return Rollout(states, rew[:, None, None], term, value)
 
-    def learn(self, ps, buffer, n, batch, model_batch, steps, *, reward_fn, model_mask_fn):
-        rows = buffers.gather(buffer, jnp.arange(batch))
-        reward = reward_fn(rows)
-        mask = jnp.ones(batch, bool) if model_mask_fn is None else model_mask_fn(rows)
-        info = {"reward": reward, "mask": mask, "obs": rows["obs"]}
+    def learn(self, ps, replay, n, batch, model_batch, steps, *, model_mask_fn):
+        found, mask = replay.fresh()  # all rows, [T, 1]
+        found = jax.tree.map(lambda x: x[:batch, 0], found)
+        assert mask[:batch].all()
+        mask = jnp.ones(batch, bool) if model_mask_fn is None else model_mask_fn(found)
+        info = {"reward": found.rew, "mask": mask, "obs": found.obs}
         return {**ps, "calls": ps["calls"] + n}, (jnp.zeros(()), info)
 
 
@@ -69,48 +73,48 @@ class Scalars(FakePredictor):
 def make(space=SPACE, obs_dim=4, **settings):
     level = PlannerLevel(Scalars, **{"optimizer": OPTIMIZER, **settings})
     spec = LevelSpec(0, (obs_dim,), space)
+    level.check(spec)
     return level, level.init_learner(jax.random.key(0), spec)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4))
-def decide(level, learner, seed, n_decisions, n):
-    """Run `prepare` for n instances over decisions; returns actions and modes [T, n, ...]."""
+def context(key=None, steps=0, training=True, level_input=None):
+    """What a level knows that has no neighbours."""
+    return Context(key, jnp.float32(steps), level_input, jnp.asarray(training), training=training)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def decide(level, learner, steps, seed, n_decisions, n):
+    """Run `draft` for n instances over decisions; returns actions and modes [T, n, ...]."""
 
     def tick(memory, key):
         keys = jax.random.split(key, n)
-        action, memory, needs = jax.vmap(
-            lambda m, k: level.prepare(
-                learner, m, jnp.zeros(4), None, k, parent=None, training=True
-            )
+        decision, memory, needs = jax.vmap(
+            lambda m, k: level.draft(learner, m, jnp.zeros(4), context(k, steps))
         )(memory, keys)
-        return memory, (action, needs, memory.planning_mode)
+        return memory, (decision.action, needs, decision.store["planning_mode"])
 
     memory = jax.vmap(lambda _: level.init_memory(learner))(jnp.arange(n))
     return jax.lax.scan(tick, memory, jax.random.split(jax.random.key(seed), n_decisions))[1]
 
 
-def at(learner, steps):
-    return learner.replace(n_total_env_steps=jnp.float32(steps))
-
-
 def test_random_in_the_warm_up_and_planning_right_after():
     level, learner = make(warm_up_steps=100, no_planning_steps=1000)
     for steps, planning in ((0, False), (99, False), (100, True), (500, True)):
-        _, needs, mode = decide(level, at(learner, steps), 0, 3, 2)
+        _, needs, mode = decide(level, learner, steps, 0, 3, 2)
         assert bool(needs.all()) == bool(needs.any()) == planning
         np.testing.assert_array_equal(needs, mode)
 
 
 def test_only_noise_never_plans_in_training():
     level, learner = make(warm_up_steps=0, only_noise=True)
-    assert not decide(level, at(learner, 1e6), 0, 3, 2)[1].any()
+    assert not decide(level, learner, 1e6, 0, 3, 2)[1].any()
 
 
 def test_alternation_is_each_instance_s_own_coin():
     settings = {"switch_planner_prob": 0.2, "switch_random_prob": 0.4, "no_planning_steps": 50}
     level, learner = make(warm_up_steps=10, alternate_with_noise=True, **settings)
-    assert not decide(level, at(learner, 50), 0, 5, 8)[1].any()  # strictly more are needed
-    _, needs, _ = decide(level, at(learner, 51), 0, 60, 400)
+    assert not decide(level, learner, 50, 0, 5, 8)[1].any()  # strictly more are needed
+    _, needs, _ = decide(level, learner, 51, 0, 60, 400)
     needs = np.asarray(needs)
     before, after = needs[:-1], needs[1:]
     np.testing.assert_allclose(needs[0].mean(), 0.2, atol=0.07)  # an episode starts random
@@ -119,9 +123,8 @@ def test_alternation_is_each_instance_s_own_coin():
     together = np.corrcoef(after.T[:20].astype(float))[np.triu_indices(20, 1)]
     assert abs(together.mean()) < 0.05
     # In the warm up the coins are not even looked at.
-    assert not decide(level, at(learner.replace(warm_up_steps=jnp.float32(99)), 60), 0, 5, 8)[
-        1
-    ].any()
+    warming = learner.replace(warm_up_steps=jnp.float32(99))
+    assert not decide(level, warming, 60, 0, 5, 8)[1].any()
 
 
 @pytest.mark.parametrize("space", [SPACE, Discrete(50)])
@@ -129,7 +132,7 @@ def test_random_actions_are_redrawn_with_the_probability_else_held(space):
     optimizer = OPTIMIZER if space is SPACE else CategoricalCEM(4, 32, 0.125, 2)
     settings = {"optimizer": optimizer, "resample_random_action_prob": 0.25}
     level, learner = make(space, **settings)
-    action, _, _ = decide(level, learner, 0, 60, 200)
+    action, _, _ = decide(level, learner, 0, 0, 60, 200)
     changed = np.asarray(action[1:] != action[:-1]).reshape(59, 200, -1).any(-1)
     np.testing.assert_allclose(changed.mean(), 0.25, atol=0.02)
     flat = np.asarray(action, np.float64).reshape(60, 200, -1)
@@ -141,25 +144,33 @@ def test_random_actions_are_redrawn_with_the_probability_else_held(space):
 
 def test_resample_on_end_holds_for_an_episode():
     level, learner = make(resample_on_end=True)
-    action, _, _ = decide(level, learner, 0, 10, 20)
+    action, _, _ = decide(level, learner, 0, 0, 10, 20)
     assert (action == action[:1]).all() and len(np.unique(np.asarray(action[0]))) == 40
 
 
 def test_evaluation_always_plans():
     level, learner = make(only_noise=True, warm_up_steps=1000)
     memory = level.init_memory(learner)
-    args = (learner, memory, jnp.zeros(4), None, jax.random.key(0))
-    _, memory, needs = level.prepare(*args, parent=None, training=False)
-    assert needs and memory.planning_mode
+    ctx = context(jax.random.key(0), training=False)
+    decision, memory, needs = level.draft(learner, memory, jnp.zeros(4), ctx)
+    assert needs and memory.planning_mode and decision.store["planning_mode"]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
 def act(level, learner, memory, obs, key, training=True, level_input=None):
-    return level.act(learner, memory, obs, level_input, key, parent=None, training=training)
+    ctx = context(key, 0, training, level_input)
+    decision = level.act(learner, memory, obs, ctx)
+    assert set(decision.store) == {"planning_mode"}
+    return decision.action, decision.memory
+
+
+def draft(level, learner, memory, obs, key, steps=0, training=True):
+    decision, memory, needs = level.draft(learner, memory, obs, context(key, steps, training))
+    return decision.action, memory, needs
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_act_plans_toward_the_goal_without_prepare(training):
+def test_act_plans_toward_the_goal_without_draft(training):
     level, learner = make(optimizer=CEM(4, 256, 0.125, n_iterations=8))
     memory, obs = level.init_memory(learner), jnp.array([0.0, 0.0, 0.6, -2.0])
     action, memory = act(level, learner, memory, obs, jax.random.key(0), training)
@@ -180,15 +191,11 @@ def test_kept_plan_is_shifted_by_a_decision_and_reset_by_a_random_one():
     obs, key = jnp.zeros(4), jax.random.key(0)
     _, planned = act(level, learner, memory, obs, key)
     np.testing.assert_allclose(planned.plan_state.mean, ramp[jnp.array([1, 2, 3, 3])], rtol=1e-6)
-    action, noisy, needs = level.prepare(
-        learner, memory, obs, None, key, parent=None, training=True
-    )
+    action, noisy, needs = draft(level, learner, memory, obs, key)
     assert not needs and not noisy.planning_mode and not noisy.fresh
     chex.assert_trees_all_equal(noisy.plan_state, level.init_memory(learner).plan_state)
     np.testing.assert_array_equal(noisy.plan, jnp.broadcast_to(action, (4, 2)))
-    _, kept, needs = level.prepare(
-        at(learner, 1e5), memory, obs, None, key, parent=None, training=True
-    )
+    _, kept, needs = draft(level, learner, memory, obs, key, steps=1e5)
     assert needs and kept.fresh
     chex.assert_trees_all_equal(kept.plan_state, memory.plan_state)
 
@@ -197,10 +204,10 @@ def test_memory_keeps_its_structure():
     level, learner = make(alternate_with_noise=True)
     memory = level.init_memory(learner)
     obs, key = jnp.zeros(4), jax.random.key(0)
-    _, prepared, _ = level.prepare(learner, memory, obs, None, key, parent=None, training=True)
-    _, planned = act(level, learner, prepared, obs, key)
-    chex.assert_trees_all_equal_shapes_and_dtypes(memory, prepared, planned)
-    assert not any(x.weak_type for x in jax.tree.leaves((memory, prepared, planned, learner)))
+    _, drafted, _ = draft(level, learner, memory, obs, key)
+    _, planned = act(level, learner, drafted, obs, key)
+    chex.assert_trees_all_equal_shapes_and_dtypes(memory, drafted, planned)
+    assert not any(x.weak_type for x in jax.tree.leaves((memory, drafted, planned, learner)))
 
 
 def make_row(**fields):
@@ -214,49 +221,51 @@ def make_row(**fields):
         "truncated": jnp.zeros((), bool),
         "elapsed_env_steps": jnp.int32(3),
         "n_steps_in_control": jnp.int32(1),
+        "hands_back": jnp.zeros((), bool),
+        "stored": {"planning_mode": jnp.zeros((), bool)},
     }
     return Row(**{**row, **fields})
 
 
 def test_rows_are_labelled_with_the_mode_of_their_decision():
-    level, learner = make()
-    memory = level.init_memory(learner)
-    for mode in (False, True):
-        fields = level.row_fields(memory.replace(planning_mode=jnp.array(mode)), make_row())
-        assert set(fields) == {"planning_mode"} and bool(fields["planning_mode"]) == mode
+    level, learner = make(warm_up_steps=10)
+    memory, obs, key = level.init_memory(learner), jnp.zeros(4), jax.random.key(0)
+    for steps in (0, 10):
+        decision, _, _ = level.draft(learner, memory, obs, context(key, steps))
+        assert set(decision.store) == {"planning_mode"}
+        assert bool(decision.store["planning_mode"]) == (steps == 10)
+    assert level.act(learner, memory, obs, context(key)).store == {"planning_mode": True}
 
 
 def test_reward_is_per_environment_step():
     level, learner = make()
-    rows = jax.tree.map(lambda x: x[None], make_row())
-    assert level.reward(learner, None, rows).tolist() == [2.0]
+    found = jax.tree.map(lambda x: x[None], make_row())
+    assert level.reward(learner, found, context()).tolist() == [2.0]
 
 
-def fill(level, learner, rows):
-    """A buffer with rows as a hierarchy stores them."""
-    names = ("obs", "level_input", "act", "rew", "obs_next", "terminated", "truncated")
+def fill(level, learner, found):
+    """A view of rows as a hierarchy stores them."""
     buffer = None
-    for row in rows:
-        fields = {name: getattr(row, name) for name in (*names, "elapsed_env_steps")}
-        fields |= level.row_fields(level.init_memory(learner), row)
+    for row in found:
+        fields = rows.to_fields(row)
         buffer = buffers.create(fields, 1, 8) if buffer is None else buffer
         buffer = buffers.add(buffer, jax.tree.map(lambda x: x[None], fields))
-    return buffer
+    return Replay(buffer, None, Rewards(learner, context(), level))
 
 
 def test_learn_masks_short_rows_and_counts_an_update():
     level, learner = make(full_row_env_steps=3, batch_size=3)
-    rows = [
+    found = [
         make_row(),
         make_row(elapsed_env_steps=jnp.int32(2)),
         make_row(elapsed_env_steps=jnp.int32(1), terminated=jnp.ones((), bool)),
     ]
-    buffer = fill(level, learner, rows)
-    new, metrics = level.learn(learner, buffer, jax.random.key(0), parent=None)
+    replay = fill(level, learner, found)
+    new, metrics = level.learn(learner, replay, context(jax.random.key(0)))
     assert new.ps["calls"] == 1
     assert {k: float(v) for k, v in metrics.items()} == {"loss": 0, "reward": 11, "mask": 2}
     level = dataclasses.replace(level, full_row_env_steps=None)
-    assert level.learn(learner, buffer, jax.random.key(0), parent=None)[1]["mask"] == 3
+    assert level.learn(learner, replay, context(jax.random.key(0)))[1]["mask"] == 3
 
 
 @pytest.mark.parametrize("input_space", [Box(-1, 1, (2,)), Discrete(2)])
@@ -267,7 +276,7 @@ def test_level_input_is_appended_to_what_the_predictor_sees(input_space):
     discrete = isinstance(input_space, Discrete)
     level_input = jnp.int32(1) if discrete else jnp.array([1.0, -1.0])
     wanted = [0.0, 1.0] if discrete else [1.0, -1.0]
-    np.testing.assert_array_equal(level._seen(jnp.zeros(2), level_input), [0, 0, *wanted])
+    np.testing.assert_array_equal(level._seen(learner, jnp.zeros(2), level_input), [0, 0, *wanted])
     action, memory = act(
         level,
         learner,
@@ -279,16 +288,15 @@ def test_level_input_is_appended_to_what_the_predictor_sees(input_space):
     )
     assert action.shape == (2,) and memory.planning_mode
     row = make_row(obs=jnp.array([5.0, 6.0]), obs_next=jnp.zeros(2), level_input=level_input)
-    buffer = level._as_seen(fill(level, learner, [row]))
-    rows = buffers.gather(buffer, jnp.zeros(1, jnp.int32))
-    np.testing.assert_array_equal(rows["obs"], [[5, 6, *wanted]])
-    np.testing.assert_array_equal(rows["obs_next"], [[0, 0, *wanted]])
+    replay = fill(level, learner, [row]).through(WithInput(input_space))
+    found = replay.sample(jax.random.key(0), 1)
+    np.testing.assert_array_equal(found.obs, [[5, 6, *wanted]])
+    np.testing.assert_array_equal(found.obs_next, [[0, 0, *wanted]])
 
 
-def test_observed_steps_reach_learner_and_predictor():
-    level, learner = make()
-    learner = level.observe_env_steps(learner, jnp.float32(7))
-    assert learner.n_total_env_steps == 7 and learner.ps["steps"] == 7
+def test_observed_steps_reach_the_predictor():
+    _, learner = make()
+    assert learner.at(jnp.float32(7)).ps["steps"] == 7
 
 
 def test_chunks_fill_the_matrix_products():
@@ -301,12 +309,12 @@ def test_chunks_fill_the_matrix_products():
     ("settings", "error", "message"),
     [
         ({"predictor_factory": None}, TypeError, "not callable"),
-        ({"buffer_size": 0}, ValueError, "buffer_size must be at least 1"),
+        ({"buffer_size": 0}, ValueError, "buffer_size must be .* at least 1"),
         ({"switch_planner_prob": 1.5}, ValueError, "switch_planner_prob"),
         ({"warm_up_steps": -1}, ValueError, "warm_up_steps"),
         ({"no_planning_steps": float("nan")}, ValueError, "no_planning_steps"),
         ({"control_interval": 0}, ValueError, "control_interval"),
-        ({"batch_size": 2.5}, TypeError, "integer"),
+        ({"batch_size": 2.5}, ValueError, "batch_size must be a whole number"),
         ({"mode": "median"}, ValueError, "heaviest"),
         ({"aux_rewards": [1.0]}, TypeError, "pairs"),
         ({"level_input_space": 3}, TypeError, "Box or Discrete"),
@@ -322,7 +330,7 @@ def test_places_that_do_not_fit():
     with pytest.raises(ValueError, match="unbounded.*warm_up_steps=0"):
         make(unbounded)
     level, learner = make(unbounded, warm_up_steps=0)
-    assert decide(level, learner, 0, 2, 2)[1].all()
+    assert decide(level, learner, 0, 0, 2, 2)[1].all()
     with pytest.raises(TypeError, match="CategoricalCEM"):
         make(Discrete(3))
     assert hash(make(aux_rewards=[[0.5, max]])[0])
@@ -335,9 +343,7 @@ def test_a_planned_action_is_held_and_plans_look_further(training):
     actions, searched = [], []
     for t in range(7):
         key = jax.random.key(t)
-        action, memory, needs = level.prepare(
-            learner, memory, obs, None, key, parent=None, training=training
-        )
+        action, memory, needs = draft(level, learner, memory, obs, key, training=training)
         if needs:
             action, memory = act(level, learner, memory, obs, key, training)
         actions.append(np.asarray(action))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lrl_jax import buffers, spaces
+from lrl_jax.buffers import Replay
 from lrl_jax.models import ProbabilisticEnsemble
 from lrl_jax.nets import RewardFunction, ValueFunction
 from lrl_jax.predictors import (
@@ -61,7 +62,7 @@ def fill(n=4, ticks=50, end_rate=0.1, space=BOX, capacity=40, planning=False):
     buffer = buffers.create(example, n, n * capacity)
     obs = rng.normal(size=(n, O)).astype(np.float32)
     first = np.ones(n, bool)
-    add = jax.jit(buffers.add)
+    add = jax.jit(lambda buffer, rows, first: buffers.add(buffers.cut(buffer, first), rows))
     for _ in range(ticks):
         if isinstance(space, spaces.Discrete):
             act = rng.integers(space.n, size=n).astype(np.int32)
@@ -82,7 +83,7 @@ def fill(n=4, ticks=50, end_rate=0.1, space=BOX, capacity=40, planning=False):
         }
         if planning:
             rows["planning_mode"] = rng.uniform(size=n) < 0.5
-        buffer = add(buffer, rows, None, first)
+        buffer = add(buffer, rows, first)
         first = ends.any(0)
         fresh = rng.normal(size=(n, O)).astype(np.float32)
         obs = np.where(first[:, None] | (np.abs(obs_next[:, :1]) > 3), fresh, obs_next)
@@ -309,20 +310,18 @@ def test_reward_and_mask_functions():
     predictor = make()
     ps = predictor.init(jax.random.key(0))
 
-    def twice(rows):
-        return 2 * rows["rew"]
-
     def full(rows):
-        return rows["elapsed_env_steps"] == 3
+        return rows.elapsed_env_steps == 3
 
+    twice = jax.tree_util.Partial(lambda rows, key: 2 * rows.rew)
     key = jax.random.key(1)
     one = predictor.compute_targets(ps, BUFFER, 8, 3, 2, key=key)
-    two = predictor.compute_targets(ps, BUFFER, 8, 3, 2, key=key, reward_fn=twice)
+    two = predictor.compute_targets(ps, Replay(BUFFER, None, twice), 8, 3, 2, key=key)
     np.testing.assert_allclose(two.rew, 2 * one.rew)
     batch = predictor.sample_model_batch(ps, BUFFER, 64, key=key, model_mask_fn=full)
     assert 0 < batch.validity_mask.sum() < 64
-    empty = jax.tree.map(jnp.zeros_like, BUFFER)
-    after, (loss, _) = predictor.learn(ps, empty, 1, 8, 8, 0, reward_fn=twice, model_mask_fn=full)
+    empty = Replay(jax.tree.map(jnp.zeros_like, BUFFER), None, twice)
+    after, (loss, _) = predictor.learn(ps, empty, 1, 8, 8, 0, model_mask_fn=full)
     assert np.isfinite(loss)
     chex.assert_trees_all_equal(after.params["model"], ps.params["model"])
     assert not after.running_std.initialised

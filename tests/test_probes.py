@@ -15,7 +15,7 @@ import lrl_jax as lrl
 from lrl_jax.algorithms import DQN, SAC, TDMPC2
 from lrl_jax.algorithms.base import to_unit
 from lrl_jax.collectors import init_carry
-from lrl_jax.levels import DQNLevel, SACLevel, TDMPC2Level
+from lrl_jax.levels import Context, DQNLevel, SACLevel, TDMPC2Level
 from lrl_jax.planners.mppi import MPPI
 from lrl_jax.predictors import RampSchedule
 
@@ -81,17 +81,18 @@ def trained(name: str) -> Any:
     hierarchy = lrl.Hierarchy([learner.level], env, env.default_params)
 
     def train(params, obs, key):
-        carry = init_carry(hierarchy, key, N_INSTANCES)
-        carry, out = lrl.rollout(hierarchy, carry, learner.n_ticks, learn=True)
+        carry = init_carry(hierarchy, key, N_INSTANCES, env_params=params)
+        carry, out = lrl.rollout(hierarchy, carry, learner.n_ticks, learn=True, env_params=params)
         level, shared = learner.level, carry.hierarchy.levels[0].learner
 
         def greedy(obs):
             memory = level.init_memory(shared)
-            key = jax.random.key(1)
-            return level.act(shared, memory, obs, jnp.zeros(0), key, parent=None, training=False)[0]
+            steps, key = jnp.float32(N_INSTANCES * learner.n_ticks), jax.random.key(1)
+            ctx = Context(key, steps, jnp.zeros(0), jnp.zeros((), bool), training=False)
+            return level.act(shared, memory, obs, ctx).action
 
         action = jax.vmap(greedy)(obs)
-        x, _ = level.features(shared, obs, jnp.zeros((len(obs), 0)))
+        x = shared.see(obs)
         value = learner.value(level.algorithm, shared.state, x, action)
         return {"value": value, "action": action, "n_updates": out.metrics["level0/n_updates"]}
 

@@ -36,6 +36,7 @@ def batch():
         obs_next=normal(B, 3),
         condition_next=normal(B, 2),
         terminated=jnp.array([True, False, True, False, False, False]),
+        elapsed_env_steps=jnp.arange(1, B + 1),
         mask=jnp.ones(B, bool),
     )
 
@@ -178,7 +179,7 @@ def test_schedules_are_observed_and_numbers_can_be_swept(batch):
     algorithm = SAC(hidden=(8,), learning_rate=RampSchedule(1.0, 3.0, 100))
     state = algorithm.init(jax.random.key(0), 3, 2, SPACE)
     assert float(state.settings["learning_rate"]) == 1.0
-    state = algorithm.observe_env_steps(state, jnp.float32(50))
+    state = algorithm.at(state, jnp.float32(50))
     assert float(state.settings["learning_rate"]) == 2.0
 
     def critic_loss(gamma):

@@ -13,8 +13,19 @@ import pytest
 import lrl_jax as lrl
 from lrl_jax import buffers
 from lrl_jax.algorithms import SAC, TDMPC2
-from lrl_jax.levels import DADSLevel, PlannerLevel, RandomLevel, SPlaTESLevel
-from lrl_jax.levels.base import as_rows
+from lrl_jax.buffers import Replay, rows
+from lrl_jax.hierarchies import Counter
+from lrl_jax.levels import (
+    Context,
+    DADSLevel,
+    Neighbour,
+    PlannerLevel,
+    RandomLevel,
+    SPlaTESLevel,
+    splates_sac,
+    splates_tdmpc2,
+)
+from lrl_jax.levels.learner_levels import as_batch
 from lrl_jax.models import ProbabilisticEnsemble
 from lrl_jax.nets import TwoHot
 from lrl_jax.planners import CEM, MPPI, CategoricalCEM
@@ -125,9 +136,15 @@ def played(kind: str, **settings):
     params = {**ps.params, "standardizer": jnp.array([[1.7, 0.2], [0.2, 0.9]])}
     parent = parent.replace(ps=ps.replace(params=params, running_std=running))
     learner = state.levels[1].learner
-    if hasattr(learner, "w"):
-        learner = learner.replace(w=params["standardizer"])
-    return h.levels[1], learner, parent, state.levels[1].buffer
+    if kind == "splates":
+        backbone = learner.skills.backbone.replace(w=params["standardizer"])
+        learner = learner.replace(skills=learner.skills.replace(backbone=backbone))
+    return h.levels[1], learner, parent, Replay(state.levels[1].buffer)
+
+
+def context(parent, key=None, steps=160):
+    """What the skills may know where they learn."""
+    return Context(key, jnp.float32(steps), above=Neighbour(parent, hierarchy("splates").levels[0]))
 
 
 def double(tree):
@@ -159,33 +176,33 @@ def log_q(parent, start, skill, end, std):
     return math.log(sum(terms))
 
 
-def phi(parent, learner, start, skill, end, std):
+def phi(parent, skills, start, skill, end, std):
     """log of q over its mean over the skill and its alternatives, clipped."""
-    others = list(np.asarray(learner.alternatives))
-    if isinstance(learner.skill_space, Discrete):
+    others = list(np.asarray(skills.alternatives))
+    if isinstance(parent.predictor.model.action_space, Discrete):
         others = [o for o in others if o != skill]
     own = log_q(parent, start, skill, end, std)
     mean = np.mean([math.exp(own)] + [math.exp(log_q(parent, start, o, end, std)) for o in others])
-    return max(own - math.log(mean), float(learner.least_potential))
+    return max(own - math.log(mean), float(skills.least_potential))
 
 
-def sampled(buffer, n: int = B):
-    rows = buffers.gather(buffer, buffers.sample_ids(buffer, jax.random.key(7), n))
-    return rows, double(rows)
+def sampled(replay, n: int = B):
+    found = replay.sample(jax.random.key(7), n)
+    return found, double(found)
 
 
 @pytest.mark.parametrize("kind", ["dads", "dads-discrete"])
 def test_reward_of_dads(kind):
-    level, learner, parent, buffer = played(kind)
-    rows, plain = sampled(buffer)
-    got = level.raw_reward(learner, parent, as_rows(rows))
+    level, learner, parent, replay = played(kind)
+    found, plain = sampled(replay)
+    got = level.raw_reward(learner.skills, parent, found)
     expected = [
         phi(
             parent,
-            learner,
-            plain["parent_obs"][b, :2],
-            np.asarray(rows["level_input"][b]),
-            plain["parent_obs_next"][b, :2],
+            learner.skills,
+            plain.control.above_obs[b, :2],
+            np.asarray(found.level_input[b]),
+            plain.control.above_obs_next[b, :2],
             1.0,
         )
         for b in range(B)
@@ -196,39 +213,40 @@ def test_reward_of_dads(kind):
 
 
 def test_potential_of_splates():
-    level, learner, parent, buffer = played("splates", reward_mode="last_step")
-    rows, plain = sampled(buffer)
-    got = level.raw_reward(learner, parent, as_rows(rows))
+    level, learner, parent, replay = played("splates", reward_mode="last_step")
+    found, plain = sampled(replay)
+    got = level.raw_reward(learner.skills, parent, found)
     expected = [
         phi(
             parent,
-            learner,
-            plain["start_obs"][b, :2],
-            plain["level_input"][b],
-            plain["parent_obs_next"][b, :2],
+            learner.skills,
+            plain.control.start_obs[b, :2],
+            plain.level_input[b],
+            plain.control.above_obs_next[b, :2],
             0.5,
         )
-        if plain["k"][b] == K - 1
+        if plain.control.steps[b] == K - 1
         else 0.0
         for b in range(B)
     ]
     np.testing.assert_allclose(got, expected, **CLOSE)
-    assert {0, K - 1} <= set(plain["k"].astype(int).tolist())
+    assert {0, K - 1} <= set(plain.control.steps.astype(int).tolist())
 
 
 def test_differences_of_the_potential_telescope():
-    level, learner, parent, buffer = played("splates")
+    level, learner, parent, replay = played("splates")
     assert level.reward_mode == "potential_difference"
-    rows = {k: jnp.asarray(v) for k, v in buffers.stored(buffer).items() if k != "instance"}
-    got = np.asarray(level.raw_reward(learner, parent, as_rows(rows)))
-    plain = double(rows)
-    whole = 0
-    for i in np.flatnonzero(plain["k"] == K - 1):
-        if i < K - 1 or plain["k"][i - K + 1] != 0 or i - K + 1 < 0:
+    stored = buffers.stored(replay.buffer)
+    found = rows.from_fields({k: jnp.asarray(v) for k, v in stored.items() if k != "instance"})
+    got = np.asarray(level.raw_reward(learner.skills, parent, found))
+    plain = double(found)
+    control, whole = plain.control, 0
+    for i in np.flatnonzero(control.steps == K - 1):
+        if i < K - 1 or control.steps[i - K + 1] != 0 or i - K + 1 < 0:
             continue
-        start, z = plain["start_obs"][i, :2], plain["level_input"][i]
-        args = (parent, learner, start, z)
-        ends = plain["parent_obs_next"][i, :2], plain["parent_obs"][i - K + 1, :2]
+        start, z = control.start_obs[i, :2], plain.level_input[i]
+        args = (parent, learner.skills, start, z)
+        ends = control.above_obs_next[i, :2], control.above_obs[i - K + 1, :2]
         difference = phi(*args, ends[0], 0.5) - phi(*args, ends[1], 0.5)
         np.testing.assert_allclose(got[i - K + 1 : i + 1].sum(), difference, **CLOSE)
         whole += 1
@@ -236,17 +254,18 @@ def test_differences_of_the_potential_telescope():
 
 
 def test_potentials_are_clipped_and_the_standard_deviation_may_follow_a_schedule():
-    level, learner, parent, buffer = played("splates")
-    rows, _ = sampled(buffer)
-    low = learner.replace(least_potential=jnp.float32(-0.01))
-    start, _ = parent.latent(rows["start_obs"])
-    end, _ = parent.latent(rows["parent_obs_next"])
-    args = (parent, start, jnp.zeros((B, 2)), rows["level_input"], end)
-    free, clipped = level.potential(learner, *args)[0], level.potential(low, *args)[0]
+    level, learner, parent, replay = played("splates")
+    found, _ = sampled(replay)
+    low = learner.skills.replace(least_potential=jnp.float32(-0.01))
+    start, _ = parent.latent(found.control.start_obs)
+    end, _ = parent.latent(found.control.above_obs_next)
+    args = (parent, start, jnp.zeros((B, 2)), found.level_input, end)
+    free, clipped = level.potential(learner.skills, *args)[0], level.potential(low, *args)[0]
     np.testing.assert_allclose(clipped, np.maximum(free, -0.01))
     assert np.min(free) < -0.01
-    moving = SPlaTESLevel("sac", fixed_std=lambda steps: 1.0 - steps / 100)
-    assert float(moving.observe_env_steps(learner, jnp.float32(50)).fixed_std) == 0.5
+    moving = dataclasses.replace(level, fixed_std=lambda steps: 1.0 - steps / 100)
+    new, _ = moving.learn(learner, replay, context(parent, jax.random.key(0), 50))
+    assert float(new.skills.fixed_std) == 0.5
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -256,20 +275,21 @@ def test_rows_know_their_skill_its_start_and_their_place():
     """Also behind episodes that cut a skill short: the next skill is whole."""
     h = hierarchy("splates")
     state = play(h, h.init(jax.random.key(0), 3), 60, p_end=0.08)
-    rows = buffers.stored(state.levels[1].buffer)
+    stored = buffers.stored(state.levels[1].buffer)
     cut, seen = 0, 0
     for i in range(3):
-        own = {k: v[rows["instance"] == i] for k, v in rows.items()}
+        own = {k: v[stored["instance"] == i] for k, v in stored.items()}
+        above, above_next = own["control/above_obs"], own["control/above_obs_next"]
         k = 0
-        for t in range(len(own["k"])):
-            assert own["k"][t] == k
+        for t in range(len(own["control/steps"])):
+            assert own["control/steps"][t] == k
             if k == 0:
-                start, z = own["parent_obs"][t], own["level_input"][t]
-            np.testing.assert_array_equal(own["start_obs"][t], start)
+                start, z = above[t], own["level_input"][t]
+            np.testing.assert_array_equal(own["control/start_obs"][t], start)
             np.testing.assert_array_equal(own["level_input"][t], z)
-            # The skill sees entries 4 and 0 of what its parent sees.
-            np.testing.assert_array_equal(own["obs"][t], own["parent_obs"][t][[4, 0]])
-            np.testing.assert_array_equal(own["obs_next"][t], own["parent_obs_next"][t][[4, 0]])
+            # The skill sees entries 4 and 0 of what the level above sees.
+            np.testing.assert_array_equal(own["obs"][t], above[t][[4, 0]])
+            np.testing.assert_array_equal(own["obs_next"][t], above_next[t][[4, 0]])
             done = own["terminated"][t] or own["truncated"][t]
             cut += done and k < K - 1
             k = 0 if done or k == K - 1 else k + 1
@@ -280,18 +300,24 @@ def test_rows_know_their_skill_its_start_and_their_place():
 # --- targets --------------------------------------------------------------------------------------
 
 
+def batch_of(level, learner, parent, found, mask):
+    """Features of rows, as the backbone's targets take them."""
+    condition = level.row_conditions(learner, parent, found)
+    return as_batch(learner, found, mask, condition, condition)
+
+
 @pytest.mark.parametrize("averaged", [True, False])
 def test_targets(averaged):
     """Within a skill, at its end, with terminations and truncations in either."""
-    level, learner, parent, buffer = played("splates", averaged_value=averaged, n_fresh_skills=2)
-    rows, plain = sampled(buffer, 64)
-    ends = plain["k"] == K - 1
-    kinds = set(zip(ends, plain["terminated"] > 0, plain["truncated"] > 0, strict=True))
+    level, learner, parent, replay = played("splates", averaged_value=averaged, n_fresh_skills=2)
+    found, plain = sampled(replay, 64)
+    ends = plain.control.steps == K - 1
+    kinds = set(zip(ends, plain.terminated > 0, plain.truncated > 0, strict=True))
     assert len({k[:2] for k in kinds}) == 4 and any(k[2] and not k[1] for k in kinds)
     rew = jnp.linspace(-1, 1, 64)
-    batch = level.make_batch(learner, parent, rows, jnp.ones(64, bool), rew)
+    batch = batch_of(level, learner, parent, found.replace(rew=rew), jnp.ones(64, bool))
     key = jax.random.key(5)
-    got = level.targets(learner, parent, rows, batch, key)
+    got = splates_sac.targets(level, learner, parent, found, batch, key)
     key_skills, key_value = jax.random.split(key)
     fresh = np.asarray(level.draw_skills(key_skills, 2, 64), np.float64)
     noise = np.asarray(jax.random.normal(key_value, (128, 2)), np.float64).reshape(2, 64, 2)
@@ -300,22 +326,22 @@ def test_targets(averaged):
     for b in range(64):
         values = []
         for m in range(2):
-            end = plain["parent_obs_next"][b, :2]
-            start, z, k = plain["start_obs"][b, :2], plain["level_input"][b], plain["k"][b] + 1
+            end, start = plain.control.above_obs_next[b, :2], plain.control.start_obs[b, :2]
+            z, k = plain.level_input[b], plain.control.steps[b] + 1
             if ends[b]:
                 start, k = end, 0
                 z = fresh[m, b] if averaged else z
-            obs = plain["obs_next"][b] / [1, 10]
+            obs = plain.obs_next[b] / [1, 10]
             x = np.concatenate([obs, z, [2 * k / (K - 1) - 1], start / 10, (end - start) @ w])
             values.append(soft_value(learner.state, x, noise[m, b]))
-        alive = 0.0 if plain["terminated"][b] else 1.0
+        alive = 0.0 if plain.terminated[b] else 1.0
         expected.append(float(rew[b]) + 0.9 * alive * np.mean(values))
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_targets_on_tdmpc2():
     """The head of the averaged value behind a skill's end, the critics within."""
-    level, learner, parent, buffer = played("splates-tdmpc2")
+    level, learner, parent, replay = played("splates-tdmpc2")
     # Heads start at zero: without this all values are zero.
     rng = np.random.default_rng(0)
 
@@ -323,29 +349,31 @@ def test_targets_on_tdmpc2():
         shift = lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32)  # noqa: E731
         return jax.tree.map(shift, tree)
 
-    heads = learner.skill_value
+    heads = learner.skills.backbone.skill_value
+    heads = heads.replace(params=moved(heads.params))
+    backbone = learner.skills.backbone.replace(skill_value=heads)
     learner = learner.replace(
         state=learner.state.replace(target_q=moved(learner.state.target_q)),
-        skill_value=heads.replace(params=moved(heads.params)),
+        skills=learner.skills.replace(backbone=backbone),
     )
-    fields, mask = level.sample_rows(buffer, jax.random.key(3))
-    rew = jnp.linspace(-1, 1, mask.size)
-    batch = level.make_batch(learner, parent, fields, mask, rew)
+    found, mask = level.sample(replay, jax.random.key(3))
+    rew = jnp.linspace(-1, 1, mask.size).reshape(mask.shape)
+    batch = batch_of(level, learner, parent, found.replace(rew=rew), mask)
     key = jax.random.key(5)
-    full, got = level.latent_targets(learner, parent, fields, batch, key)
+    full, got = splates_tdmpc2.targets(level, learner, parent, found, batch, key)
     algorithm, state = level.algorithm, learner.state
     latents = algorithm.encode(state.params, full.obs_next)
     within = algorithm.td_targets(state, full, latents, jax.random.split(key)[1])
-    start = fields["parent_obs_next"][..., :2] / 10
-    _, value = level._heads(2).value(learner.skill_value.params, latents, start)
-    behind = rew.reshape(mask.shape) + 0.9 * np.where(fields["terminated"], 0, value)
-    last = np.asarray(fields["k"]) == K - 1
+    start = found.control.above_obs_next[..., :2] / 10
+    _, value = splates_tdmpc2.heads_of(algorithm, 2).value(heads.params, latents, start)
+    behind = rew + 0.9 * np.where(found.terminated, 0, value)
+    last = np.asarray(found.control.steps) == K - 1
     np.testing.assert_allclose(got, np.where(last, behind, within), rtol=1e-5, atol=1e-6)
     assert np.abs(np.asarray(behind - within))[last].max() > 1e-3
     # Conditions: z, k, s_0; behind the end those of a fresh skill that starts there.
     k = np.asarray(full.condition_next[..., 2])
     np.testing.assert_allclose(
-        k, np.where(last, -1, 2 * (fields["k"] + 1) / (K - 1) - 1), atol=1e-6
+        k, np.where(last, -1, 2 * (found.control.steps + 1) / (K - 1) - 1), atol=1e-6
     )
     np.testing.assert_allclose(full.condition_next[..., 3:][last], start[last], atol=1e-6)
 
@@ -372,20 +400,21 @@ def soft_value(state, x, noise):
 
 
 def test_rewards_are_standardized_by_running_moments():
-    level, learner, parent, buffer = played("splates", centre=True, offset=1.0)
-    new, metrics = level.learn(learner, buffer, jax.random.key(2), parent=parent)
+    level, learner, parent, replay = played("splates", centre=True, offset=1.0)
+    new, metrics = level.learn(learner, replay, context(parent, jax.random.key(2)))
     # The first batch initialises the moments: its rewards have mean 1 and std 1.
     key_rows, key_skills, *_ = jax.random.split(jax.random.key(2), 4)
-    fields, _ = level.sample_rows(buffer, key_rows)
-    moved = learner.replace(alternatives=level._alternatives(key_skills))
-    raw = np.asarray(level.raw_reward(moved, parent, as_rows(fields)), np.float64)
-    np.testing.assert_allclose(new.moments.mean, raw.mean(), **CLOSE)
-    np.testing.assert_allclose(new.moments.std, raw.std(), rtol=1e-4)
-    rew = level.reward(new, parent, as_rows(fields))
+    found, _ = level.sample(replay, key_rows)
+    moved = learner.skills.replace(alternatives=level._alternatives(key_skills))
+    raw = np.asarray(level.raw_reward(moved, parent, found), np.float64)
+    moments = new.skills.moments
+    np.testing.assert_allclose(moments.mean, raw.mean(), **CLOSE)
+    np.testing.assert_allclose(moments.std, raw.std(), rtol=1e-4)
+    rew = level.reward(new, found, context(parent))
     np.testing.assert_allclose(np.mean(rew), 1.0, atol=1e-4)
     np.testing.assert_allclose(np.std(rew), 1.0, rtol=1e-4)
     mask = jnp.arange(4) < 2
-    later = new.moments.update(jnp.array([1.0, 3.0, 99.0, 99.0]), mask, jnp.float32(0.1))
+    later = moments.update(jnp.array([1.0, 3.0, 99.0, 99.0]), mask, jnp.float32(0.1))
     np.testing.assert_allclose(later.mean, 0.9 * raw.mean() + 0.1 * 2.0, rtol=1e-4)
     assert np.isfinite(metrics["critic_loss"])
 
@@ -396,9 +425,11 @@ def test_a_hierarchy_of_skills_learns_and_evaluates(kind, tmp_path):
     first = h.init(jax.random.key(0), 4)
     state = play(h, first, 20, learn=True)
     # Everything learned moves, the heads of the averaged value included.
-    names = ("state", "skill_value") if kind == "splates-tdmpc2" else ("state",)
-    for name in names:
-        old, new = (jax.tree.leaves(getattr(s.levels[1].learner, name)) for s in (first, state))
+    parts = [lambda learner: learner.state]
+    if kind == "splates-tdmpc2":
+        parts.append(lambda learner: learner.skills.backbone.skill_value)
+    for part in parts:
+        old, new = (jax.tree.leaves(part(s.levels[1].learner)) for s in (first, state))
         assert any(not np.array_equal(a, b) for a, b in zip(old, new, strict=True))
         assert all(np.isfinite(x).all() for x in new)
     obs = transition(4, 1)[0]
@@ -412,29 +443,32 @@ def test_a_hierarchy_of_skills_learns_and_evaluates(kind, tmp_path):
 
 
 def test_relabelled_rows_get_skills_of_the_prior():
-    level, _, _, buffer = played("splates", relabel_skills=0.5)
+    level, _, _, replay = played("splates", relabel_skills=0.5)
     plain = dataclasses.replace(level, relabel_skills=0.0)
     key = jax.random.key(3)
     level, plain = (dataclasses.replace(x, batch_size=400) for x in (level, plain))
-    new, _ = level.sample_rows(buffer, key)
-    stored = {tuple(z) for z in np.asarray(buffers.stored(buffer)["level_input"]).tolist()}
-    fresh = np.array([tuple(z) not in stored for z in np.asarray(new["level_input"]).tolist()])
+    new, _ = level.sample(replay, key, level.relabel)
+    stored = {tuple(z) for z in buffers.stored(replay.buffer)["level_input"].tolist()}
+    fresh = np.array([tuple(z) not in stored for z in np.asarray(new.level_input).tolist()])
     assert 0.4 < fresh.mean() < 0.6
-    same, _ = plain.sample_rows(buffer, key)
-    assert all(tuple(z) in stored for z in np.asarray(same["level_input"]).tolist())
+    same, _ = plain.sample(replay, key, plain.relabel)
+    assert all(tuple(z) in stored for z in np.asarray(same.level_input).tolist())
 
 
 def test_frozen_skills_learn_no_more():
-    level, learner, _, _ = played("splates", freeze_after_steps=100.0)
-    assert bool(level.ready(learner.replace(n_total_env_steps=jnp.float32(99))))
-    assert not bool(level.ready(learner.replace(n_total_env_steps=jnp.float32(100))))
+    h = hierarchy("splates", freeze_after_steps=100.0)
+    state = play(h, h.init(jax.random.key(0), 4), 10)
+    for steps, learns in ((99, True), (100, False)):
+        total = Counter.zero().add(steps)
+        _, metrics = h.learn(state.replace(n_total_env_steps=total))
+        assert (int(metrics["level1/n_updates"]) > 0) == learns
 
 
 @pytest.mark.parametrize(
     "cls, settings, error, words",
     [
         (SPlaTESLevel, {"algorithm": "ppo"}, ValueError, "backbone"),
-        (SPlaTESLevel, {"algorithm": 3}, TypeError, "backbone"),
+        (SPlaTESLevel, {"algorithm": 3}, TypeError, "must be a SAC or a TDMPC2"),
         (SPlaTESLevel, {"skill_space": Box(-math.inf, math.inf, (2,))}, TypeError, "bounded"),
         (DADSLevel, {"skill_space": Discrete(1)}, ValueError, "two|2"),
         (SPlaTESLevel, {"n_alternatives": 0}, ValueError, "n_alternatives"),
@@ -457,15 +491,9 @@ def test_bad_settings(cls, settings, error, words):
 def test_skills_need_a_level_above_with_a_model():
     with pytest.raises(ValueError, match="no level is above"):
         lrl.Hierarchy([SPlaTESLevel("sac")], Spaces())
-    h = lrl.Hierarchy([RandomLevel(), SPlaTESLevel("sac")], Spaces())
-    with pytest.raises(TypeError, match="PlannerLevel"):
-        h.init(jax.random.key(0), 2)
-    dads = lrl.Hierarchy([RandomLevel(), DADSLevel("sac", warm_up_steps=0)], Spaces())
-    state = dads.init(jax.random.key(0), 2)
-    state, _ = dads.get_action(state, transition(2, 0)[0])
-    state = dads.process_transition(state, *transition(2, 0))
-    with pytest.raises(TypeError, match="predictor"):
-        dads.learn(state)
+    for skills in (SPlaTESLevel("sac"), DADSLevel("sac", warm_up_steps=0)):
+        with pytest.raises(TypeError, match="PlannerLevel.*model"):
+            lrl.Hierarchy([RandomLevel(), skills], Spaces())
 
 
 def test_a_planner_refuses_what_its_predictor_and_buffer_do_not_allow():

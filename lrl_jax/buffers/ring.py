@@ -411,8 +411,8 @@ def _read(buffer: Buffer, storage: jax.Array, ids: jax.Array, word: int | None =
 
     def lookup(storage, ids):
         index = ids if word is None else (ids, word)
-        size = storage.shape[0] * storage.shape[1]
-        return storage.reshape(size, *storage.shape[2:]).at[index].get(mode="clip")
+        slots, rings, *shape = storage.shape  # not -1 below: a field may have no entries
+        return storage.reshape(slots * rings, *shape).at[index].get(mode="clip")
 
     def own_part(storage, ids):
         """The rows of this device's rings, summed up with those of the others."""

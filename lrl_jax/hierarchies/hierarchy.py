@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrl_jax import buffers
-from lrl_jax.buffers import Control, Row, rows
+from lrl_jax.buffers import Control, Row
+from lrl_jax.buffers.rows import FIRST_CHILD, N_CHILDREN, to_fields
 from lrl_jax.devices import resolve_device
 from lrl_jax.env_spec import env_spec
 from lrl_jax.hierarchies import checkpoint, checks, stepping
@@ -317,9 +318,9 @@ class Hierarchy:
             out = level.after_transition(learner, decision.memory, row, ctx)
             checks.closed(f"{name}.after_transition", out, memory, row.stored)
             _, whole = stepping.close(level, learner, ctx, decision.memory, row)
-            fields = rows.to_fields(whole)
+            fields = to_fields(whole)
             if s.first_child is not None:
-                fields |= {rows.FIRST_CHILD: zero.astype(jnp.uint32), rows.N_CHILDREN: zero}
+                fields |= {FIRST_CHILD: zero.astype(jnp.uint32), N_CHILDREN: zero}
             return row, fields
 
         memory = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), s.memory)
@@ -436,7 +437,7 @@ class Hierarchy:
                     raise ValueError(f"level {i} stores no rows: its buffer_size is 0.")
                 more = {name: x for name, x in more.items() if name != "actor_version"}
                 if s.first_child is not None:  # children stay where they were collected
-                    more[rows.N_CHILDREN] = np.zeros_like(more[rows.N_CHILDREN])
+                    more[N_CHILDREN] = np.zeros_like(more[N_CHILDREN])
                 new = n_env_steps if level.rollout_length is not None else len(more["instance"])
                 owed = jnp.minimum(s.owed + new, 2**30)
                 s = s.replace(buffer=buffers.extend(s.buffer, more), owed=owed)
@@ -543,7 +544,7 @@ class Hierarchy:
             buffer = old.buffer
             if buffer is not None:
                 size = level.buffer_size or fresh.buffer.capacity * n
-                emptied = {rows.N_CHILDREN: 0} if old.first_child is not None else {}
+                emptied = {N_CHILDREN: 0} if old.first_child is not None else {}
                 buffer = buffers.redistribute(buffer, n, size, emptied)
             kept = {name: getattr(old, name) for name in ("owed", "learn_from", "learn_until")}
             levels.append(fresh.replace(buffer=buffer, **kept))
