@@ -10,21 +10,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 from jax.flatten_util import ravel_pytree
 
+from lrl_jax import struct
 from lrl_jax.algorithms.base import Scheduled, init_settings, observe_schedules
 from lrl_jax.algorithms.on_policy import advantages, permutations
 from lrl_jax.algorithms.policy_heads import PolicyHead, policy_head
 from lrl_jax.nets import activation_fn, check_hidden
-from lrl_jax.nets.orthogonal_mlp import init_orthogonal, mlp_columns
+from lrl_jax.nets.orthogonal_mlp import Pair, init_orthogonal, mlp
 from lrl_jax.schedules import check_setting
 from lrl_jax.settings import check_float, check_int
 from lrl_jax.spaces import Box, Discrete, Space
 
 
-@struct.dataclass
-class PPOBatch:
+METRICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
+ERRORS = ("first_ratio_error", "log_prob_error")
+
+
+class PPOBatch(struct.Node):
     """A rollout's rows in time order, as features: T rows of each of n instances.
 
     Attributes:
@@ -57,8 +60,7 @@ class PPOBatch:
     mask: jax.Array
 
 
-@struct.dataclass
-class PPOState:
+class PPOState(struct.Node):
     """What PPO learns.
 
     Attributes:
@@ -81,9 +83,9 @@ class PPOState:
     action_space: Space = struct.field(pytree_node=False)
 
     @property
-    def params(self) -> tuple[Any, jax.Array, Any]:
+    def params(self) -> tuple[Pair, jax.Array]:
         """All that gradients are taken of."""
-        return self.actor, self.log_std, self.critic
+        return Pair.of(self.actor, self.critic), self.log_std
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,26 +172,24 @@ class PPO:
         head = policy_head(action_space)
         key_actor, key_critic = jax.random.split(key)
         dim = obs_dim + condition_dim
-        params = (
-            init_orthogonal(key_actor, dim, self.hidden, head.out_dim, 0.01),
-            head.init(self.log_std_start),
-            init_orthogonal(key_critic, dim, self.hidden, 1, 1.0),
-        )
+        actor = init_orthogonal(key_actor, dim, self.hidden, head.out_dim, 0.01)
+        critic = init_orthogonal(key_critic, dim, self.hidden, 1, 1.0)
+        log_std = head.init(self.log_std_start)
         names = ["gamma", "gae_lambda", "clip", "value_coefficient", "entropy_coefficient"]
         names += ["max_grad_norm", "learning_rate"]
         names += [] if self.value_clip is None else ["value_clip"]
         return PPOState(
-            actor=params[0],
-            log_std=params[1],
-            critic=params[2],
-            opt=self._adam.init(ravel_pytree(params)[0]),
+            actor=actor,
+            log_std=log_std,
+            critic=critic,
+            opt=self._adam.init(ravel_pytree((actor, log_std, critic))[0]),
             version=jnp.zeros((), jnp.int32),
             settings=init_settings(self, names),
             action_space=action_space,
         )
 
-    def observe_env_steps(self, state: PPOState, total: jax.Array) -> PPOState:
-        """Evaluate settings that are schedules at `total` environment steps, float32 []."""
+    def at(self, state: PPOState, total: jax.Array) -> PPOState:
+        """The state with settings that are schedules at their value for `total` steps, []."""
         return observe_schedules(self, state, total)
 
     # ----------------------------------------------------------------- acting
@@ -215,7 +215,7 @@ class PPO:
             [] under the policy (of a Box: its density in units of the bounds).
         """
         head = policy_head(state.action_space)
-        out = mlp_columns(state.actor, jnp.concatenate([obs, condition]), self.activation)
+        out = mlp(state.actor, jnp.concatenate([obs, condition], -1), self.activation)
         action = head.sample(out, state.log_std, key, explores)
         log_prob, _ = head.log_prob_entropy(out, state.log_std, head.encode(action))
         return action, log_prob
@@ -223,8 +223,7 @@ class PPO:
     def value(self, state: PPOState, obs: jax.Array, condition: jax.Array) -> jax.Array:
         """Value [*B] of features [*B, X], [*B, C]."""
         x = jnp.concatenate([obs, condition], -1)
-        columns = x.reshape(-1, x.shape[-1]).T
-        return mlp_columns(state.critic, columns, self.activation)[0].reshape(x.shape[:-1])
+        return mlp(state.critic, x, self.activation)[..., 0]
 
     # --------------------------------------------------------------- learning
 
@@ -289,9 +288,10 @@ class PPO:
             key: typed key, consumed.
 
         Returns:
-            The state, and scalars for logging: means over all minibatches, and `first_ratio_error`,
-            the greatest |ratio - 1| among rows of the first minibatch that the present policy
-            chose, which is 0 if acting and learning compute alike.
+            The state, and scalars for logging: means over all minibatches, and of those rows of the
+            first minibatch that the present policy chose, `first_ratio_error`, the greatest
+            |ratio - 1|, which is 0, and `log_prob_error`, the greatest difference between stored
+            and recomputed log-probabilities: of rounding, or the rows are not what was decided on.
         """
         rows = self._rows(state, batch)
         size = rows.shape[0]
@@ -301,25 +301,32 @@ class PPO:
         order = permutations(key, self.n_epochs, len(rows)).reshape(-1, per_minibatch)
         params, unravel = ravel_pytree(state.params)
         adam, rate = self._adam, state.settings["learning_rate"]
-        loss = lambda p, columns: self._loss(state, unravel(p), columns)  # noqa: E731
 
-        def step(carry, index):
+        def loss(params, columns, is_first):
+            return self._loss(state, unravel(params), columns, is_first)
+
+        def step(carry, minibatch):
             params, opt = carry
+            index, is_first = minibatch
             columns = rows.at[index].get(mode="promise_in_bounds").T
-            grads, metrics = jax.grad(loss, has_aux=True)(params, columns)
+            grads, metrics = jax.grad(loss, has_aux=True)(params, columns, is_first)
             norm = jnp.sqrt((grads * grads).sum())
             most = state.settings["max_grad_norm"]
             grads = grads * jnp.where(norm > most, most / norm, 1.0)
             updates, opt = adam.update(grads, opt)
             return (params - rate * updates, opt), metrics
 
-        (params, opt), metrics = jax.lax.scan(step, (params, state.opt), order)
-        actor, log_std, critic = unravel(params)
+        is_first = jnp.arange(len(order)) == 0
+        (params, opt), (means, errors) = jax.lax.scan(
+            step, (params, state.opt), (order, is_first)
+        )
+        pair, log_std = unravel(params)
+        actor, critic = pair.split()
         state = state.replace(
             actor=actor, log_std=log_std, critic=critic, opt=opt, version=state.version + 1
         )
-        first = metrics.pop("ratio_error")[0]
-        return state, {name: x.mean() for name, x in metrics.items()} | {"first_ratio_error": first}
+        metrics = dict(zip(METRICS, means.mean(0), strict=True))
+        return state, metrics | dict(zip(ERRORS, errors[0], strict=True))
 
     def _rows(self, state: PPOState, batch: PPOBatch) -> jax.Array:
         """All that the loss needs of a row side by side, float32 [T * n, .]: one gather takes it."""
@@ -339,46 +346,47 @@ class PPO:
         return rows.reshape(-1, rows.shape[-1])
 
     def _loss(
-        self, state: PPOState, params: Any, columns: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Loss [] and metrics of a minibatch, the columns of `_rows` [., B]."""
-        actor, log_std, critic = params
+        self, state: PPOState, params: Any, columns: jax.Array, is_first: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """Loss [] of a minibatch, the columns of `_rows` [., B]; METRICS and ERRORS as vectors."""
+        pair, log_std = params
         head: PolicyHead = policy_head(state.action_space)
         settings = state.settings
         dim = columns.shape[0] - head.action_dim - 6
         x, action = columns[:dim], columns[dim : dim + head.action_dim]
         log_prob_old, value_old, advantage, target, mask, present = columns[-6:]
-        weight = mask / jnp.maximum(mask.sum(), 1.0)
+        out, value = pair.columns(x, self.activation)
+        value = value[0]
 
-        out = mlp_columns(actor, x, self.activation)
         log_prob, entropy = head.log_prob_entropy(out, log_std, action)
-        log_ratio = jnp.where(mask > 0, log_prob - log_prob_old, 0.0)
+        log_prob_error = jnp.abs(log_prob - log_prob_old) * present
+        # Rounding differs between acting and learning. Where the policy is still the same, so is
+        # the probability.
+        same = is_first & (present > 0)
+        log_prob_old = jnp.where(same, jax.lax.stop_gradient(log_prob), log_prob_old)
+        log_ratio = log_prob - log_prob_old
         ratio = jnp.exp(log_ratio)
         clip = settings["clip"]
         clipped = jnp.clip(ratio, 1.0 - clip, 1.0 + clip)
-        policy_loss = -(jnp.minimum(ratio * advantage, clipped * advantage) * weight).sum()
-
-        value = mlp_columns(critic, x, self.activation)[0]
+        policy_loss = -jnp.minimum(ratio * advantage, clipped * advantage)
         error = (value - target) ** 2
         if self.value_clip is not None:
             most = settings["value_clip"]
             near = value_old + jnp.clip(value - value_old, -most, most)
             error = jnp.maximum(error, (near - target) ** 2)
-        value_loss = 0.5 * (error * weight).sum()
-        mean_entropy = (entropy * weight).sum()
+
+        # All sums over the batch are one product.
+        away = jnp.abs(ratio - 1.0)
+        each = (policy_loss, 0.5 * error, entropy, ratio - 1.0 - log_ratio, away > clip)
+        weight = mask / jnp.maximum(mask.sum(), 1.0)
+        means = jnp.stack([jnp.where(mask > 0, x, 0.0) for x in each]) @ weight
         loss = (
-            policy_loss
-            + settings["value_coefficient"] * value_loss
-            - settings["entropy_coefficient"] * mean_entropy
+            means[0]
+            + settings["value_coefficient"] * means[1]
+            - settings["entropy_coefficient"] * means[2]
         )
-        return loss, {
-            "policy_loss": policy_loss,
-            "value_loss": value_loss,
-            "entropy": mean_entropy,
-            "approx_kl": ((ratio - 1.0 - log_ratio) * weight).sum(),
-            "clip_fraction": ((jnp.abs(ratio - 1.0) > clip) * weight).sum(),
-            "ratio_error": jnp.max(jnp.abs(ratio - 1.0) * present),
-        }
+        errors = jnp.stack([away * present, log_prob_error]).max(1)
+        return loss, (means, errors)
 
 
 def _divisor(number: int, least: int) -> int:

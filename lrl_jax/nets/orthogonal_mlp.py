@@ -1,8 +1,6 @@
-"""Multilayer perceptrons with orthogonal initialisation that take batches as columns.
+"""Multilayer perceptrons with orthogonal initialisation, alone and as a pair.
 
-A product of small weights with many rows is as fast either way. What follows is not: elementwise
-work, sums over the batch and heads of few outputs run along memory where the batch is the last axis
-(benchmarks/ppo.py).
+Pairs take batches as columns: sums over the batch and heads of few outputs then run along memory.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrl_jax import struct
 from lrl_jax.nets.mlp import activation_fn
 
 Layers = tuple[dict[str, jax.Array], ...]
@@ -43,12 +42,52 @@ def init_orthogonal(
     )
 
 
-def mlp_columns(layers: Layers, x: jax.Array, activation: str | Callable) -> jax.Array:
-    """Apply the MLP to one input [in], or to columns [in, B]; gives [out] or [out, B]."""
+def mlp(layers: Layers, x: jax.Array, activation: str | Callable) -> jax.Array:
+    """Apply an MLP to [..., in]; gives [..., out]."""
     act = activation_fn(activation)
     for i, layer in enumerate(layers):
-        kernel, bias = layer["kernel"], layer["bias"]
-        x = x @ kernel + bias if x.ndim == 1 else kernel.T @ x + bias[:, None]
+        x = x @ layer["kernel"] + layer["bias"]
         if i + 1 < len(layers):
             x = act(x)
     return x
+
+
+class Pair(struct.Node):
+    """Two MLPs with the same inputs and hidden widths, side by side.
+
+    Small products cost more to start than to compute: stacked, two networks take as many as one.
+
+    Attributes:
+        hidden: hidden layers of both, `kernel` [2, in, out] and `bias` [2, out].
+        first, second: last layer of each.
+    """
+
+    hidden: Layers
+    first: dict[str, jax.Array]
+    second: dict[str, jax.Array]
+
+    @classmethod
+    def of(cls, first: Layers, second: Layers) -> Pair:
+        """Stack two networks."""
+        hidden = jax.tree.map(lambda a, b: jnp.stack([a, b]), first[:-1], second[:-1])
+        return cls(hidden, first[-1], second[-1])
+
+    def split(self) -> tuple[Layers, Layers]:
+        """The two networks."""
+        first, second = (jax.tree.map(lambda x, i=i: x[i], self.hidden) for i in (0, 1))
+        return (*first, self.first), (*second, self.second)
+
+    def columns(self, x: jax.Array, activation: str | Callable) -> tuple[jax.Array, jax.Array]:
+        """Apply both to the columns of x [in, B]; gives [out, B] of each."""
+        act = activation_fn(activation)
+        both = None
+        for layer in self.hidden:
+            kernel, bias = layer["kernel"], layer["bias"][..., None]
+            if both is None:
+                z = jnp.einsum("kio,ib->kob", kernel, x)
+            else:
+                z = jnp.einsum("kio,kib->kob", kernel, both)
+            both = act(z + bias)
+        first, second = (x, x) if both is None else both
+        last = lambda layer, h: layer["kernel"].T @ h + layer["bias"][:, None]  # noqa: E731
+        return last(self.first, first), last(self.second, second)
