@@ -411,7 +411,8 @@ def _read(buffer: Buffer, storage: jax.Array, ids: jax.Array, word: int | None =
 
     def lookup(storage, ids):
         index = ids if word is None else (ids, word)
-        return storage.reshape(-1, *storage.shape[2:]).at[index].get(mode="clip")
+        flat = storage.reshape(storage.shape[0] * storage.shape[1], *storage.shape[2:])
+        return flat.at[index].get(mode="clip")
 
     def own_part(storage, ids):
         """The rows of this device's rings, summed up with those of the others."""
