@@ -11,6 +11,7 @@ from lrl_jax.levels.basic import (
 from lrl_jax.levels.dads_level import DADSLevel
 from lrl_jax.levels.learner_levels import DQNLevel, LearnerLevel, SACLevel, TDMPC2Level
 from lrl_jax.levels.planner_level import PlannerLevel
+from lrl_jax.levels.ppo_level import PPOLevel
 from lrl_jax.levels.skill_level import SkillLevel
 from lrl_jax.levels.splates_level import SPlaTESLevel
 
@@ -27,6 +28,7 @@ __all__ = [
     "Level",
     "LevelSpec",
     "Neighbour",
+    "PPOLevel",
     "PlannerLevel",
     "RandomLevel",
     "Replay",

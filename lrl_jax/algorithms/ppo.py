@@ -1,0 +1,394 @@
+"""Proximal policy optimisation (Schulman et al. 2017) as pure functions."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from lrl_jax import struct
+from lrl_jax.algorithms.base import Scheduled, init_settings, observe_schedules
+from lrl_jax.algorithms.on_policy import advantages, permutations
+from lrl_jax.algorithms.policy_heads import PolicyHead, policy_head
+from lrl_jax.nets import activation_fn, check_hidden
+from lrl_jax.nets.orthogonal_mlp import Pair, init_orthogonal, mlp
+from lrl_jax.schedules import check_setting
+from lrl_jax.settings import check_float, check_int
+from lrl_jax.spaces import Box, Discrete, Space
+
+
+METRICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
+ERRORS = ("first_ratio_error", "log_prob_error")
+
+
+class PPOBatch(struct.Node):
+    """A rollout's rows in time order, as features: T rows of each of n instances.
+
+    Attributes:
+        obs, condition: features of what was decided on, float32 [T, n, X] and [T, n, C].
+        act: actions as decided, [T, n, *A].
+        log_prob: of the action under the policy that chose it, float32 [T, n].
+        version: the `version` of that policy's state, int32 [T, n].
+        rew: accumulated over the row, float32 [T, n].
+        obs_next, condition_next: features of the true next observation, [T, n, X] and [T, n, C].
+        terminated: bool [T, n].
+        ended: terminated or truncated, bool [T, n].
+        continues: the instance's next row begins where this one ends, with the same observation and
+            condition, bool [T, n]: its value serves for both. False in the last row.
+        elapsed_env_steps: environment steps of the row, int32 [T, n].
+        mask: rows that count, bool [T, n]; those of an instance follow each other.
+    """
+
+    obs: jax.Array
+    condition: jax.Array
+    act: jax.Array
+    log_prob: jax.Array
+    version: jax.Array
+    rew: jax.Array
+    obs_next: jax.Array
+    condition_next: jax.Array
+    terminated: jax.Array
+    ended: jax.Array
+    continues: jax.Array
+    elapsed_env_steps: jax.Array
+    mask: jax.Array
+
+
+class PPOState(struct.Node):
+    """What PPO learns.
+
+    Attributes:
+        actor: layers of the policy's network.
+        log_std: log of the standard deviation of actions in units of their bounds, float32 [D];
+            [0] for Discrete actions.
+        critic: layers of the value's network.
+        opt: state of Adam over all of these as one vector.
+        version: int32 [], updates so far; rows remember it.
+        settings: settings that are read while learning, float32 [] each.
+        action_space: what is decided (static).
+    """
+
+    actor: Any
+    log_std: jax.Array
+    critic: Any
+    opt: Any
+    version: jax.Array
+    settings: dict[str, jax.Array]
+    action_space: Space = struct.field(pytree_node=False)
+
+    @property
+    def params(self) -> tuple[Pair, jax.Array]:
+        """All that gradients are taken of."""
+        return Pair.of(self.actor, self.critic), self.log_std
+
+
+@dataclasses.dataclass(frozen=True)
+class PPO:
+    """Settings of PPO, and its functions.
+
+    Networks take the features of observation and conditions side by side. Defaults are those of
+    Schulman et al. 2017 and of the implementations that followed it.
+
+    Attributes:
+        hidden, activation: of actor and critic.
+        gamma: discount of a decision, or of an environment step with `smdp_discount`.
+        gae_lambda: share of later advantages in an advantage.
+        clip: the ratio of new to old probability gains nothing outside 1 - clip to 1 + clip.
+        value_clip: values gain nothing by moving further than this in one update; None for any.
+        n_epochs: passes over the rollout.
+        n_minibatches: steps of the optimiser per pass.
+        value_coefficient, entropy_coefficient: weights in the loss.
+        max_grad_norm: gradients are scaled down to this global norm.
+        learning_rate: of Adam, a number or a schedule of environment steps.
+        normalise_advantages: to mean 0 and standard deviation 1 over the rows of an update.
+        smdp_discount: bootstrap with gamma ** elapsed_env_steps.
+        adam_epsilon: added to the root of Adam's second moment.
+        log_std_start: log of the standard deviation at the start, in units of the actions' bounds.
+    """
+
+    hidden: tuple[int, ...] = (64, 64)
+    activation: str | Callable = "tanh"
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    clip: Scheduled = 0.2
+    value_clip: float | None = None
+    n_epochs: int = 4
+    n_minibatches: int = 4
+    value_coefficient: float = 0.5
+    entropy_coefficient: Scheduled = 0.0
+    max_grad_norm: float = 0.5
+    learning_rate: Scheduled = 3e-4
+    normalise_advantages: bool = True
+    smdp_discount: bool = False
+    adam_epsilon: float = 1e-5
+    log_std_start: float = 0.0
+
+    def __post_init__(self):
+        object.__setattr__(self, "hidden", check_hidden(self.hidden))
+        activation_fn(self.activation)
+        for name in ("gamma", "gae_lambda"):
+            check_setting(name, getattr(self, name), 0.0, 1.0)
+        for name in (
+            "learning_rate",
+            "clip",
+            "value_coefficient",
+            "entropy_coefficient",
+            "max_grad_norm",
+        ):
+            check_setting(name, getattr(self, name))
+        if self.value_clip is not None:
+            check_setting("value_clip", self.value_clip)
+        for name in ("n_epochs", "n_minibatches"):
+            object.__setattr__(self, name, check_int(name, getattr(self, name), 1))
+        check_float("adam_epsilon", self.adam_epsilon, 0.0, above=True)
+        check_float("log_std_start", self.log_std_start)
+
+    def check(self, action_space: Space) -> None:
+        """Refuse action spaces that PPO cannot act in.
+
+        Raises:
+            TypeError: for anything but a Box or a Discrete.
+        """
+        if not isinstance(action_space, Box | Discrete):
+            raise TypeError(f"PPO decides in a Box or a Discrete space, got {action_space}.")
+
+    @property
+    def _adam(self) -> optax.GradientTransformation:
+        return optax.scale_by_adam(eps=self.adam_epsilon)
+
+    # ------------------------------------------------------------------ state
+
+    def init(
+        self, key: jax.Array, obs_dim: int, condition_dim: int, action_space: Space
+    ) -> PPOState:
+        """Create the state for features of these sizes; consumes `key`."""
+        self.check(action_space)
+        head = policy_head(action_space)
+        key_actor, key_critic = jax.random.split(key)
+        dim = obs_dim + condition_dim
+        actor = init_orthogonal(key_actor, dim, self.hidden, head.out_dim, 0.01)
+        critic = init_orthogonal(key_critic, dim, self.hidden, 1, 1.0)
+        log_std = head.init(self.log_std_start)
+        names = ["gamma", "gae_lambda", "clip", "value_coefficient", "entropy_coefficient"]
+        names += ["max_grad_norm", "learning_rate"]
+        names += [] if self.value_clip is None else ["value_clip"]
+        return PPOState(
+            actor=actor,
+            log_std=log_std,
+            critic=critic,
+            opt=self._adam.init(ravel_pytree((actor, log_std, critic))[0]),
+            version=jnp.zeros((), jnp.int32),
+            settings=init_settings(self, names),
+            action_space=action_space,
+        )
+
+    def at(self, state: PPOState, total: jax.Array) -> PPOState:
+        """The state with settings that are schedules at their value for `total` steps, []."""
+        return observe_schedules(self, state, total)
+
+    # ----------------------------------------------------------------- acting
+
+    def act(
+        self,
+        state: PPOState,
+        obs: jax.Array,
+        condition: jax.Array,
+        key: jax.Array,
+        explores: bool | jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Decide for one instance. Consumes `key`.
+
+        Args:
+            state: of `init`.
+            obs, condition: features [X], [C].
+            key: typed key.
+            explores: draw from the policy, or take its mean or most probable action; bool [].
+
+        Returns:
+            Action [*A], in units of the action space and not clipped to it, and its log-probability
+            [] under the policy (of a Box: its density in units of the bounds).
+        """
+        head = policy_head(state.action_space)
+        out = mlp(state.actor, jnp.concatenate([obs, condition], -1), self.activation)
+        action = head.sample(out, state.log_std, key, explores)
+        log_prob, _ = head.log_prob_entropy(out, state.log_std, head.encode(action))
+        return action, log_prob
+
+    def value(self, state: PPOState, obs: jax.Array, condition: jax.Array) -> jax.Array:
+        """Value [*B] of features [*B, X], [*B, C]."""
+        x = jnp.concatenate([obs, condition], -1)
+        return mlp(state.critic, x, self.activation)[..., 0]
+
+    # --------------------------------------------------------------- learning
+
+    def values(self, state: PPOState, batch: PPOBatch) -> tuple[jax.Array, jax.Array]:
+        """Values of rows, and of their next observations, [T, n] each.
+
+        Where a row continues, the next row's value is taken. Others are computed for pieces of the
+        rollout that hold one that is needed.
+        """
+        t, n = batch.rew.shape
+        value = self._value_pieces(state, batch.obs, batch.condition, None)
+        shifted = jnp.concatenate([value[1:], jnp.zeros((1, n))])
+        needed = batch.mask & ~batch.continues & ~batch.terminated
+        other = self._value_pieces(state, batch.obs_next, batch.condition_next, needed)
+        return value, jnp.where(batch.continues, shifted, other)
+
+    def _value_pieces(self, state, obs, condition, needed):
+        """Values [T, n] of features [T, n, .] in pieces along time that stay in fast memory."""
+        t, n = obs.shape[:2]
+        n_pieces = _divisor(t, math.ceil(t * n / 4096))
+
+        def values(args):
+            return self.value(state, *args)
+
+        def piece(args):
+            if needed is None:
+                return values(args[:2])
+            zeros = jnp.zeros(args[0].shape[:2])
+            return jax.lax.cond(args[2].any(), values, lambda _: zeros, args[:2])
+
+        split = lambda x: x.reshape(n_pieces, t // n_pieces, *x.shape[1:])  # noqa: E731
+        args = (obs, condition) if needed is None else (obs, condition, needed)
+        if n_pieces == 1:
+            return piece(args)
+        return jax.lax.map(piece, jax.tree.map(split, args)).reshape(t, n)
+
+    def advantages(self, state: PPOState, batch: PPOBatch) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Values, advantages and value targets of rows, float32 [T, n] each."""
+        value, next_value = self.values(state, batch)
+        gamma = state.settings["gamma"]
+        discount = gamma**batch.elapsed_env_steps if self.smdp_discount else gamma
+        advantage, target = advantages(
+            batch.rew,
+            value,
+            next_value,
+            batch.terminated,
+            batch.ended,
+            discount,
+            state.settings["gae_lambda"],
+            batch.mask,
+        )
+        return value, advantage, target
+
+    def update(
+        self, state: PPOState, batch: PPOBatch, key: jax.Array
+    ) -> tuple[PPOState, dict[str, jax.Array]]:
+        """All epochs over a rollout.
+
+        Args:
+            state: of `init`.
+            batch: rows of the rollout.
+            key: typed key, consumed.
+
+        Returns:
+            The state, and scalars for logging: means over all minibatches, and of those rows of the
+            first minibatch that the present policy chose, `first_ratio_error`, the greatest
+            |ratio - 1|, which is 0, and `log_prob_error`, the greatest difference between stored
+            and recomputed log-probabilities: of rounding, or the rows are not what was decided on.
+        """
+        rows = self._rows(state, batch)
+        size = rows.shape[0]
+        per_minibatch = math.ceil(size / self.n_minibatches)
+        missing = per_minibatch * self.n_minibatches - size
+        rows = jnp.concatenate([rows, jnp.zeros((missing, rows.shape[1]))]) if missing else rows
+        order = permutations(key, self.n_epochs, len(rows)).reshape(-1, per_minibatch)
+        params, unravel = ravel_pytree(state.params)
+        adam, rate = self._adam, state.settings["learning_rate"]
+
+        def loss(params, columns, is_first):
+            return self._loss(state, unravel(params), columns, is_first)
+
+        def step(carry, minibatch):
+            params, opt = carry
+            index, is_first = minibatch
+            columns = rows.at[index].get(mode="promise_in_bounds").T
+            grads, metrics = jax.grad(loss, has_aux=True)(params, columns, is_first)
+            norm = jnp.sqrt((grads * grads).sum())
+            most = state.settings["max_grad_norm"]
+            grads = grads * jnp.where(norm > most, most / norm, 1.0)
+            updates, opt = adam.update(grads, opt)
+            return (params - rate * updates, opt), metrics
+
+        is_first = jnp.arange(len(order)) == 0
+        (params, opt), (means, errors) = jax.lax.scan(
+            step, (params, state.opt), (order, is_first)
+        )
+        pair, log_std = unravel(params)
+        actor, critic = pair.split()
+        state = state.replace(
+            actor=actor, log_std=log_std, critic=critic, opt=opt, version=state.version + 1
+        )
+        metrics = dict(zip(METRICS, means.mean(0), strict=True))
+        return state, metrics | dict(zip(ERRORS, errors[0], strict=True))
+
+    def _rows(self, state: PPOState, batch: PPOBatch) -> jax.Array:
+        """All that the loss needs of a row side by side, float32 [T * n, .]: one gather takes it."""
+        value, advantage, target = self.advantages(state, batch)
+        mask = batch.mask
+        if self.normalise_advantages:
+            n = jnp.maximum(mask.sum(), 1)
+            advantage = advantage - advantage.sum() / n
+            variance = jnp.where(mask, advantage**2, 0.0).sum() / n
+            advantage = advantage / (jnp.sqrt(variance) + 1e-8)
+        present = mask & (batch.version == state.version)
+        action = policy_head(state.action_space).encode(batch.act)
+        scalars = (batch.log_prob, value, advantage, target, mask, present)
+        parts = [batch.obs, batch.condition, action, *(x[..., None] for x in scalars)]
+        rows = jnp.concatenate([p.astype(jnp.float32) for p in parts], -1)
+        rows = jnp.where(mask[..., None], rows, 0.0)
+        return rows.reshape(-1, rows.shape[-1])
+
+    def _loss(
+        self, state: PPOState, params: Any, columns: jax.Array, is_first: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """Loss [] of a minibatch, the columns of `_rows` [., B]; METRICS and ERRORS as vectors."""
+        pair, log_std = params
+        head: PolicyHead = policy_head(state.action_space)
+        settings = state.settings
+        dim = columns.shape[0] - head.action_dim - 6
+        x, action = columns[:dim], columns[dim : dim + head.action_dim]
+        log_prob_old, value_old, advantage, target, mask, present = columns[-6:]
+        out, value = pair.columns(x, self.activation)
+        value = value[0]
+
+        log_prob, entropy = head.log_prob_entropy(out, log_std, action)
+        log_prob_error = jnp.abs(log_prob - log_prob_old) * present
+        # Rounding differs between acting and learning. Where the policy is still the same, so is
+        # the probability.
+        same = is_first & (present > 0)
+        log_prob_old = jnp.where(same, jax.lax.stop_gradient(log_prob), log_prob_old)
+        log_ratio = log_prob - log_prob_old
+        ratio = jnp.exp(log_ratio)
+        clip = settings["clip"]
+        clipped = jnp.clip(ratio, 1.0 - clip, 1.0 + clip)
+        policy_loss = -jnp.minimum(ratio * advantage, clipped * advantage)
+        error = (value - target) ** 2
+        if self.value_clip is not None:
+            most = settings["value_clip"]
+            near = value_old + jnp.clip(value - value_old, -most, most)
+            error = jnp.maximum(error, (near - target) ** 2)
+
+        # All sums over the batch are one product.
+        away = jnp.abs(ratio - 1.0)
+        each = (policy_loss, 0.5 * error, entropy, ratio - 1.0 - log_ratio, away > clip)
+        weight = mask / jnp.maximum(mask.sum(), 1.0)
+        means = jnp.stack([jnp.where(mask > 0, x, 0.0) for x in each]) @ weight
+        loss = (
+            means[0]
+            + settings["value_coefficient"] * means[1]
+            - settings["entropy_coefficient"] * means[2]
+        )
+        errors = jnp.stack([away * present, log_prob_error]).max(1)
+        return loss, (means, errors)
+
+
+def _divisor(number: int, least: int) -> int:
+    """The smallest divisor of `number` that is at least `least`, or `number`."""
+    return next(d for d in range(min(least, number), number + 1) if number % d == 0)

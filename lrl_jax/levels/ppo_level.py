@@ -1,0 +1,132 @@
+"""A level that learns a policy on its own recent rows: PPO."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lrl_jax.algorithms import PPO, Features, PPOBatch, Scale
+from lrl_jax.buffers import Replay
+from lrl_jax.levels.base import Context, Decision, Level, LevelSpec
+from lrl_jax.levels.learner_levels import AlgorithmLearner
+from lrl_jax.schedules import is_number
+from lrl_jax.settings import check_float, check_int
+from lrl_jax.spaces import Box, Discrete, Space
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOLevel(Level):
+    """Decides in a Box or a Discrete space and learns with PPO (Schulman et al. 2017).
+
+    With one level it is flat PPO. Under a level that sends `level_input_space` its networks take
+    the input beside the observation; above others it chooses among their inputs, and its rollout
+    counts its own decisions, not environment steps. In evaluation it is deterministic. A truncated
+    row bootstraps from its next observation, the true final one; a terminated row does not. Where
+    control was handed back, the value behind a row is that of the next row's input.
+
+    Attributes:
+        algorithm: hyperparameters of PPO, with its functions.
+        rollout_length: decisions of each instance between updates, if nothing cuts them short.
+        control_interval: rows after which control goes back to the level above; None: never.
+        level_input_space: what a level above sends, which conditions the networks. None: no input.
+        learn_from, learn_until: environment steps; updates due outside are dropped.
+        reward_discount: see `Level`.
+    """
+
+    algorithm: PPO = PPO()
+    rollout_length: int = 128
+    control_interval: int | None = None
+    level_input_space: Space | None = None
+    learn_from: float = 0.0
+    learn_until: float = math.inf
+    reward_discount: Any = 1.0
+
+    n_updates = 1
+
+    def __post_init__(self):
+        if not isinstance(self.algorithm, PPO):
+            raise TypeError(f"algorithm must be a PPO, got {self.algorithm!r}.")
+        length = check_int("rollout_length", self.rollout_length, 1)
+        object.__setattr__(self, "rollout_length", length)
+        if self.control_interval is not None:
+            interval = check_int("control_interval", self.control_interval, 1)
+            object.__setattr__(self, "control_interval", interval)
+        check_float("learn_from", self.learn_from, 0.0)
+        if not is_number(self.learn_until) or not self.learn_until >= 0.0:
+            raise ValueError(f"learn_until must be at least 0, got {self.learn_until}.")
+        space = self.level_input_space
+        if space is not None and not isinstance(space, Box | Discrete):
+            raise TypeError(f"level_input_space is no Box or Discrete: {space!r}.")
+
+    def input_space(self) -> Space | None:
+        return self.level_input_space
+
+    def gamma(self, learner: AlgorithmLearner) -> jax.Array:
+        return learner.state.settings["gamma"]
+
+    def check(self, spec: LevelSpec) -> None:
+        self.algorithm.check(spec.action_space)
+        rows = self.rollout_length * spec.n_env_instances
+        if rows < self.algorithm.n_minibatches:
+            raise ValueError(
+                f"{rows} rows ({self.rollout_length} of each of {spec.n_env_instances} instances) "
+                f"cannot fill {self.algorithm.n_minibatches} minibatches: raise rollout_length or "
+                f"lower n_minibatches."
+            )
+
+    def init_learner(self, key: jax.Array, spec: LevelSpec) -> AlgorithmLearner:
+        """Create the algorithm's state for this place; consumes `key`."""
+        space = self.level_input_space
+        condition = Features(() if space is None else (space,))
+        dim = math.prod(spec.obs_shape)
+        return AlgorithmLearner(
+            state=self.algorithm.init(key, dim, condition.dim, spec.action_space),
+            warm_up_steps=jnp.zeros((), jnp.float32),
+            observation=Scale.of(spec.obs_box),
+            condition=condition,
+            action_space=spec.action_space,
+            obs_shape=spec.obs_shape,
+        )
+
+    def act(self, learner: AlgorithmLearner, memory, obs, ctx: Context) -> Decision:
+        x, c = learner.see(obs), learner.hear(ctx.level_input, ())
+        explores = ctx.explores if ctx.training else False
+        action, log_prob = self.algorithm.act(learner.state, x, c, ctx.key, explores)
+        return Decision(action, memory, {"log_prob": log_prob, "version": learner.state.version})
+
+    def learn(self, learner: AlgorithmLearner, replay: Replay, ctx: Context):
+        """Update on all rows since the last update; consumes the key."""
+        key_rows, key_update = jax.random.split(ctx.key)
+        learner = learner.replace(state=self.algorithm.at(learner.state, ctx.env_steps))
+        batch = self.batch(learner, replay, key_rows)
+        state, metrics = self.algorithm.update(learner.state, batch, key_update)
+        return learner.replace(state=state), metrics
+
+    def batch(self, learner: AlgorithmLearner, replay: Replay, key: jax.Array) -> PPOBatch:
+        """Features of all rows since the last update; `key` is consumed if the reward draws."""
+        rows, mask = replay.fresh(key=key)
+        inputs = following = rows.level_input
+        breaks = rows.done
+        if learner.condition.spaces:
+            following = replay.next_input(rows)
+            breaks = breaks | rows.hands_back
+        is_followed = jnp.concatenate([mask[1:], jnp.zeros_like(mask[:1])])
+        return PPOBatch(
+            obs=learner.see(rows.obs),
+            condition=learner.hear(inputs, mask.shape),
+            act=rows.act,
+            log_prob=rows["log_prob"],
+            version=rows["version"],
+            rew=rows.rew.astype(jnp.float32),
+            obs_next=learner.see(rows.obs_next),
+            condition_next=learner.hear(following, mask.shape),
+            terminated=rows.terminated,
+            ended=rows.done,
+            continues=is_followed & ~breaks,
+            elapsed_env_steps=rows.elapsed_env_steps,
+            mask=mask,
+        )
