@@ -22,7 +22,6 @@ from lrl_jax.schedules import check_setting
 from lrl_jax.settings import check_float, check_int
 from lrl_jax.spaces import Box, Discrete, Space
 
-
 METRICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
 ERRORS = ("first_ratio_error", "log_prob_error")
 
@@ -260,7 +259,9 @@ class PPO:
             return piece(args)
         return jax.lax.map(piece, jax.tree.map(split, args)).reshape(t, n)
 
-    def advantages(self, state: PPOState, batch: PPOBatch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def advantages(
+        self, state: PPOState, batch: PPOBatch
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Values, advantages and value targets of rows, float32 [T, n] each."""
         value, next_value = self.values(state, batch)
         gamma = state.settings["gamma"]
@@ -317,9 +318,7 @@ class PPO:
             return (params - rate * updates, opt), metrics
 
         is_first = jnp.arange(len(order)) == 0
-        (params, opt), (means, errors) = jax.lax.scan(
-            step, (params, state.opt), (order, is_first)
-        )
+        (params, opt), (means, errors) = jax.lax.scan(step, (params, state.opt), (order, is_first))
         pair, log_std = unravel(params)
         actor, critic = pair.split()
         state = state.replace(
