@@ -165,7 +165,7 @@ def rollout(
     *,
     env: Any = None,
     env_params: Any = None,
-    learn_interval: int = 1,
+    learn_interval: int | None = None,
     unroll: int = 1,
 ) -> tuple[RolloutCarry, RolloutOutput]:
     """Step all instances `n_steps` times in one `lax.scan`. Pure, jittable, donates nothing.
@@ -178,7 +178,7 @@ def rollout(
         record: True returns the transitions; "levels" also what each level did.
         env, env_params: see `init_carry`.
         learn_interval: ticks of a round; fewer where an on-policy level learns more often, a
-            divisor of both.
+            divisor of both. None: 1, or where only on-policy levels learn, what they ask for.
         unroll: ticks that one iteration of the loop does.
 
     Returns:
@@ -189,13 +189,16 @@ def rollout(
             carry from elsewhere.
     """
     n_steps = check_int("n_steps", n_steps, 1)
-    learn_interval = check_int("learn_interval", learn_interval, 1)
+    if learn_interval is not None:
+        learn_interval = check_int("learn_interval", learn_interval, 1)
     if not isinstance(carry, RolloutCarry):
         raise TypeError(f"carry must come from init_carry, got {type(carry).__name__}.")
     env, params = traced_env(hierarchy, env, env_params)
     record = check_record("record", record)
-    if learn and hierarchy.learn_ticks is not None:  # updates on-policy fall due at fixed ticks
-        learn_interval = math.gcd(learn_interval, hierarchy.learn_ticks)
+    # Updates on-policy fall due at fixed ticks; 0 divides nothing.
+    others = any(x.n_updates and x.rollout_length is None for x in hierarchy.levels)
+    asked = learn_interval or (1 if others else 0)
+    learn_interval = math.gcd(asked, hierarchy.learn_ticks or 0) or 1
     settings = _Settings(n_steps, bool(learn), record, learn_interval, unroll)
     run = hierarchy.jitted(_rollout, env, settings)
     with devices.use(devices.mesh_of(carry)):
