@@ -10,13 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
+from lrl_jax import struct
 from lrl_jax.spaces import Box, Discrete, Space
 
 
-@struct.dataclass
-class Batch:
+class Batch(struct.Node):
     """Rows that an algorithm learns from, as features.
 
     Leading axes are [B] for algorithms that learn from single rows, and [T, B], time major, for
@@ -91,8 +90,7 @@ class Features:
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
 
 
-@struct.dataclass
-class Scale:
+class Scale(struct.Node):
     """Scales vectors by their bounds, as leaves: they go where a learner goes.
 
     Attributes:

@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
+from lrl_jax import struct
 from lrl_jax.algorithms.base import Batch, Scheduled, init_settings, observe_schedules
 from lrl_jax.nets import MLP, DuelingMLP, activation_fn, check_hidden
 from lrl_jax.schedules import RampSchedule, check_setting
@@ -23,8 +23,7 @@ _ADAM = optax.scale_by_adam()
 LOSSES = ("huber", "squared")
 
 
-@struct.dataclass
-class DQNState:
+class DQNState(struct.Node):
     """What DQN learns.
 
     Attributes:

@@ -22,6 +22,8 @@ from lrl_jax.schedules import check_setting
 from lrl_jax.settings import check_float, check_int
 from lrl_jax.spaces import Box, Discrete, Space
 
+#: Rows whose values are computed at a time, so that they stay in fast memory.
+PIECE = 4096
 METRICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
 ERRORS = ("first_ratio_error", "log_prob_error")
 
@@ -242,7 +244,7 @@ class PPO:
     def _value_pieces(self, state, obs, condition, needed):
         """Values [T, n] of features [T, n, .] in pieces along time that stay in fast memory."""
         t, n = obs.shape[:2]
-        n_pieces = _divisor(t, math.ceil(t * n / 4096))
+        n_pieces = _divisor(t, math.ceil(t * n / PIECE))
 
         def values(args):
             return self.value(state, *args)

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
+from lrl_jax import struct
 from lrl_jax.algorithms.base import (
     Batch,
     Scheduled,
@@ -29,8 +29,7 @@ from lrl_jax.spaces import Box, Space
 _ADAM = optax.scale_by_adam()
 
 
-@struct.dataclass
-class SACState:
+class SACState(struct.Node):
     """What SAC learns.
 
     Attributes:

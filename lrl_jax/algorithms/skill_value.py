@@ -13,15 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
+from lrl_jax import struct
 from lrl_jax.nets import NormedMLP, TwoHot
 
 _OPTIMIZER = optax.chain(optax.clip_by_global_norm(20.0), optax.scale_by_adam())
 
 
-@struct.dataclass
-class SkillValueState:
+class SkillValueState(struct.Node):
     """Parameters {"value", "converter"} and the state of their optimiser."""
 
     params: dict[str, Any]

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
+from lrl_jax import struct
 from lrl_jax.algorithms.base import (
     Batch,
     Scheduled,
@@ -38,8 +38,7 @@ _SCHEDULED = (
 )
 
 
-@struct.dataclass
-class TDMPC2State:
+class TDMPC2State(struct.Node):
     """What TD-MPC2 learns.
 
     Attributes:

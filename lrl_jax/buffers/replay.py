@@ -7,9 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
-from lrl_jax import devices
+from lrl_jax import devices, struct
 from lrl_jax.buffers import ring, rows
 from lrl_jax.buffers.ring import Buffer
 from lrl_jax.buffers.rows import Row
@@ -17,8 +16,7 @@ from lrl_jax.buffers.rows import Row
 Relabel = Callable[[Row, jax.Array], Row]
 
 
-@struct.dataclass
-class Replay:
+class Replay(struct.Node):
     """A view of stored rows; methods may be traced, the view is a pytree.
 
     In all of them a row reads as truncated where a reset by the caller, or ticks that were not

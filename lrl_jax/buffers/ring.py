@@ -15,10 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.sharding import PartitionSpec as P
 
-from lrl_jax import devices
+from lrl_jax import devices, struct
 from lrl_jax.buffers import packing
 
 # Number of rows before this one in its trajectory: rows of a ring continue one another as long as
@@ -30,8 +29,7 @@ _ENDS = {"terminated", "truncated"}  # fields whose truth ends a trajectory
 FRAME_BYTES = 1024
 
 
-@struct.dataclass
-class Buffer:
+class Buffer(struct.Node):
     """Rings of rows.
 
     Attributes:

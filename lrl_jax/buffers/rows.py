@@ -6,11 +6,11 @@ import dataclasses
 from typing import Any
 
 import jax
-from flax import struct
+
+from lrl_jax import struct
 
 
-@struct.dataclass
-class Control:
+class Control(struct.Node):
     """Where an instance is in its stretch of control: since the level above sent the present input.
 
     Shapes are those of one instance. "Above" is the level above, whose observation map may differ.
@@ -22,8 +22,7 @@ class Control:
     above_obs_next: Any = None  # [*its obs shape] what it sees at the row's end; in rows only
 
 
-@struct.dataclass
-class Row:
+class Row(struct.Node):
     """A semi-MDP transition: what a level sees between two of its decisions.
 
     Shapes are those of one instance; sampled rows have leading axes. `row["name"]` reads what the

@@ -6,16 +6,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.sharding import PartitionSpec as P
 
-from lrl_jax import buffers, devices
+from lrl_jax import buffers, devices, struct
 from lrl_jax.buffers import Buffer
 from lrl_jax.randomness import Stream
 
 
-@struct.dataclass
-class Counter:
+class Counter(struct.Node):
     """A non-negative count, exact to 2**64 without x64; `int(counter)` reads it on the host."""
 
     high: jax.Array  # uint32 []
@@ -42,8 +40,7 @@ class Counter:
         return int(self)
 
 
-@struct.dataclass
-class LevelState:
+class LevelState(struct.Node):
     """State of one level over n instances.
 
     Attributes:
@@ -85,8 +82,7 @@ class LevelState:
     first_child: jax.Array | None = None
 
 
-@struct.dataclass
-class HierarchyState:
+class HierarchyState(struct.Node):
     """State of a hierarchy over n instances.
 
     Attributes:

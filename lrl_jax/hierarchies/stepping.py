@@ -9,10 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.sharding import PartitionSpec as P
 
-from lrl_jax import buffers, devices
+from lrl_jax import buffers, devices, struct
 from lrl_jax.buffers import Control, Replay, Row, rows
 from lrl_jax.hierarchies import checks
 from lrl_jax.hierarchies.gating import gated, max_over_batch, select
@@ -272,8 +271,7 @@ def _begun_anew(level, s: LevelState, memory, row: Row, closes, done) -> LevelSt
 # ------------------------------------------------------------------- learning
 
 
-@struct.dataclass
-class Rewards:
+class Rewards(struct.Node):
     """A level's `reward` as a view applies it."""
 
     learner: Any

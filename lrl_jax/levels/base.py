@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from lrl_jax import struct
 from lrl_jax.buffers import Control, Replay, Row
 from lrl_jax.spaces import Box, SameAsAction, Space
 
@@ -59,8 +59,7 @@ class LevelSpec:
         return Box(self.obs_space.low, self.obs_space.high, (dim,), self.obs_space.dtype)
 
 
-@struct.dataclass
-class Neighbour:
+class Neighbour(struct.Node):
     """A level next to another, to read from.
 
     Attributes:
@@ -72,8 +71,7 @@ class Neighbour:
     level: Any = struct.field(pytree_node=False)
 
 
-@struct.dataclass
-class Context:
+class Context(struct.Node):
     """What a method of a level may know beside its own state and data.
 
     Attributes:
@@ -98,8 +96,7 @@ class Context:
     training: bool = struct.field(pytree_node=False, default=True)
 
 
-@struct.dataclass
-class Decision:
+class Decision(struct.Node):
     """What `act` and `draft` return.
 
     Attributes:

@@ -7,15 +7,14 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
+from lrl_jax import struct
 from lrl_jax.levels.base import Decision, Level, LevelSpec
 from lrl_jax.settings import check_int
 from lrl_jax.spaces import Box, SameAsAction
 
 
-@struct.dataclass
-class SpecLearner:
+class SpecLearner(struct.Node):
     """Learner of a level that learns nothing: its place in the hierarchy (static)."""
 
     spec: LevelSpec = struct.field(pytree_node=False)

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from lrl_jax import struct
 from lrl_jax.algorithms import DQN, SAC, TDMPC2, Batch, Features, Hindsight, Scale
 from lrl_jax.buffers import Replay, Row
 from lrl_jax.levels.base import Context, Decision, Level, LevelSpec
@@ -22,8 +22,7 @@ from lrl_jax.spaces import Box, Discrete, Space
 CANDIDATES_PER_CHUNK = 1024
 
 
-@struct.dataclass
-class AlgorithmLearner:
+class AlgorithmLearner(struct.Node):
     """What a level with an algorithm shares over instances.
 
     Attributes:

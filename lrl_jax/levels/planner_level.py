@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from lrl_jax import struct
 from lrl_jax.buffers import Replay, Row
 from lrl_jax.levels.base import (
     Context,
@@ -33,8 +33,7 @@ ROWS_PER_CHUNK = 1024
 DEFAULT_OPTIMIZER = ICEM(horizon=15)
 
 
-@struct.dataclass
-class PlannerLearner:
+class PlannerLearner(struct.Node):
     """What a planner level shares over instances."""
 
     ps: Any  # state of the predictor
@@ -68,8 +67,7 @@ class PlannerLearner:
         return s.reshape(*lead, -1), c.reshape(*lead, -1)
 
 
-@struct.dataclass
-class PlannerMemory:
+class PlannerMemory(struct.Node):
     """What a planner level keeps of one instance within an episode."""
 
     plan_state: PlanState  # warm start of the next plan

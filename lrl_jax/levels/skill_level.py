@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from lrl_jax import struct
 from lrl_jax.algorithms import SAC, TDMPC2
 from lrl_jax.buffers import Replay, Row
 from lrl_jax.levels.base import Context, LevelSpec
@@ -22,8 +22,7 @@ from lrl_jax.spaces import Box, Discrete, Space
 BACKBONES = ("sac", "tdmpc2")
 
 
-@struct.dataclass
-class Moments:
+class Moments(struct.Node):
     """Running mean and mean square of rewards; the first batch initialises them."""
 
     mean: jax.Array  # [] float32
@@ -49,8 +48,7 @@ class Moments:
         return Moments(mean, square, self.initialised | mask.any())
 
 
-@struct.dataclass
-class Skills:
+class Skills(struct.Node):
     """What a level that learns skills shares beside its policy.
 
     Attributes:

@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from lrl_jax import struct
 from lrl_jax.algorithms import SAC, Batch, Scale
 from lrl_jax.buffers import Row
 from lrl_jax.levels.learner_levels import AlgorithmLearner, as_batch
@@ -21,8 +21,7 @@ from lrl_jax.spaces import Box
 STATES = 2
 
 
-@struct.dataclass
-class OnSAC:
+class OnSAC(struct.Node):
     """What the level's learner holds beside.
 
     Attributes:

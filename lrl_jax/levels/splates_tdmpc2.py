@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from lrl_jax import struct
 from lrl_jax.algorithms import TDMPC2, Batch, Scale, SkillValue, SkillValueState
 from lrl_jax.algorithms.base import from_unit
 from lrl_jax.buffers import Row
@@ -23,8 +23,7 @@ from lrl_jax.spaces import Box
 STATES = 1
 
 
-@struct.dataclass
-class OnTDMPC2:
+class OnTDMPC2(struct.Node):
     """What the level's learner holds beside.
 
     Attributes:

@@ -6,13 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
+
+from lrl_jax import struct
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
 
-@struct.dataclass
-class AdamState:
+class AdamState(struct.Node):
     """Moments of Adam (Kingma and Ba 2015)."""
 
     mean: Any  # like the parameters

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-from flax import struct
 
+from lrl_jax import struct
 from lrl_jax.models import ModelStats, RunningStd
 from lrl_jax.predictors.optim import AdamState
 
 
-@struct.dataclass
-class PredictorState:
+class PredictorState(struct.Node):
     """Everything of a predictor that changes.
 
     Attributes:
@@ -64,8 +63,7 @@ class Prediction(NamedTuple):
     term_prob: jax.Array  # [B], mean over models
 
 
-@struct.dataclass
-class LatentRollout:
+class LatentRollout(struct.Node):
     """Rollout in latent space; fields that were not asked for are None."""
 
     state: jax.Array  # [B, M, P, H + 1, D]
@@ -74,8 +72,7 @@ class LatentRollout:
     value: jax.Array | None = None  # [B, M, P], of the last state
 
 
-@struct.dataclass
-class Rollout:
+class Rollout(struct.Node):
     """Rollout with its uncertainty."""
 
     state: jax.Array  # [B, M, P, H + 1, D]
@@ -86,8 +83,7 @@ class Rollout:
     rew: jax.Array  # [B, M, P, H]
 
 
-@struct.dataclass
-class TargetBatch:
+class TargetBatch(struct.Node):
     """Partial trajectories with value targets; entries that are not valid are to be ignored."""
 
     rew: jax.Array  # [B, K]
@@ -103,8 +99,7 @@ class TargetBatch:
     traj_len: jax.Array  # [B] int32, rows of the piece, at most K + n - 1
 
 
-@struct.dataclass
-class ModelBatch:
+class ModelBatch(struct.Node):
     """Single rows to train the model on."""
 
     state: jax.Array  # [B, D]

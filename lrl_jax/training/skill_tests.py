@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
+from lrl_jax import struct
 from lrl_jax.collectors.tick import begun, full_tick, names_env_once, own_env
 from lrl_jax.envs import Maze2D
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
@@ -16,8 +16,7 @@ from lrl_jax.levels import SkillLevel
 from lrl_jax.spaces import Discrete
 
 
-@struct.dataclass
-class SkillPaths:
+class SkillPaths(struct.Node):
     """N skills, each followed from a start of its own.
 
     Attributes:
