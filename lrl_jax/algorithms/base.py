@@ -139,7 +139,7 @@ def to_unit(space: Box, action: jax.Array) -> jax.Array:
 def from_unit(space: Box, unit: jax.Array) -> jax.Array:
     """Scale [..., dim] in [-1, 1] to actions [..., *space.shape] of a bounded Box."""
     centre, half = _scale(space)
-    action = centre + half * unit
+    action = jnp.asarray(centre + half * unit)
     return action.reshape(*unit.shape[:-1], *space.shape).astype(space.dtype)
 
 

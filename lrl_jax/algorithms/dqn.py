@@ -13,7 +13,7 @@ import optax
 
 from lrl_jax import struct
 from lrl_jax.algorithms.base import Batch, Scheduled, init_settings, observe_schedules
-from lrl_jax.nets import MLP, DuelingMLP, activation_fn, check_hidden
+from lrl_jax.nets import MLP, DuelingMLP, activation_fn, apply_function, check_hidden
 from lrl_jax.schedules import RampSchedule, check_setting
 from lrl_jax.settings import check_int
 from lrl_jax.spaces import Discrete, Space
@@ -116,6 +116,7 @@ class DQN:
     ) -> DQNState:
         """Create the state for features of these sizes; consumes `key`."""
         self.check(action_space)
+        assert isinstance(action_space, Discrete)
         x = jnp.zeros((1, obs_dim + condition_dim))
         params = self._network(action_space).init(key, x)["params"]
         return DQNState(
@@ -173,7 +174,7 @@ class DQN:
 
     def q_values(self, params: Any, action_space: Discrete, x: jax.Array) -> jax.Array:
         """Values [..., A] of all actions for features [..., X + C]."""
-        return self._network(action_space).apply({"params": params}, x)
+        return apply_function(self._network(action_space), params, x)
 
     def next_value(self, state: DQNState, obs: jax.Array, condition: jax.Array) -> jax.Array:
         """Value [B] of features [B, X], [B, C] that targets take; see `double`."""

@@ -21,7 +21,14 @@ from lrl_jax.algorithms.base import (
     observe_schedules,
     to_unit,
 )
-from lrl_jax.nets import MLP, TanhGaussianPolicy, activation_fn, check_hidden, tanh_gaussian
+from lrl_jax.nets import (
+    MLP,
+    TanhGaussianPolicy,
+    activation_fn,
+    apply_function,
+    check_hidden,
+    tanh_gaussian,
+)
 from lrl_jax.schedules import check_setting
 from lrl_jax.settings import check_int
 from lrl_jax.spaces import Box, Space
@@ -130,6 +137,7 @@ class SAC:
     ) -> SACState:
         """Create the state for features of these sizes; consumes `key`."""
         self.check(action_space)
+        assert isinstance(action_space, Box)
         key_actor, key_critic = jax.random.split(key)
         x = jnp.zeros((1, obs_dim + condition_dim))
         action = jnp.zeros((1, action_space.dim))
@@ -198,14 +206,14 @@ class SAC:
 
     def _policy(self, state, x):
         actor = self._actor(state.action_space.dim)
-        return actor.apply({"params": state.actor}, x)
+        return apply_function(actor, state.actor, x)
 
     # --------------------------------------------------------------- learning
 
     def q_values(self, critics: Any, x: jax.Array, unit_action: jax.Array) -> jax.Array:
         """Values [n_critics, B] of actions [B, A] in [-1, 1] for features [B, X + C]."""
         inputs = jnp.concatenate([x, unit_action], -1)
-        return jax.vmap(lambda p: self._critic.apply({"params": p}, inputs)[..., 0])(critics)
+        return jax.vmap(lambda p: apply_function(self._critic, p, inputs)[..., 0])(critics)
 
     def soft_value(
         self, state: SACState, obs: jax.Array, condition: jax.Array, key: jax.Array

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from lrl_jax import struct
-from lrl_jax.nets import NormedMLP, TwoHot
+from lrl_jax.nets import NormedMLP, TwoHot, apply_function
 
 _OPTIMIZER = optax.chain(optax.clip_by_global_norm(20.0), optax.scale_by_adam())
 
@@ -68,12 +68,12 @@ class SkillValue:
             start: features of the start, [..., D].
         """
         x = jnp.concatenate([latent, start], -1)
-        logits = self._value_net.apply({"params": params["value"]}, x)
+        logits = apply_function(self._value_net, params["value"], x)
         return logits, self.two_hot.decode(logits)
 
     def convert(self, params: dict, latent: jax.Array) -> jax.Array:
         """Features of a start [..., D] at latent states [..., L]."""
-        return self._converter_net.apply({"params": params["converter"]}, latent)
+        return apply_function(self._converter_net, params["converter"], latent)
 
     def update(
         self,

@@ -153,6 +153,7 @@ class TDMPC2(LatentPlanner):
     ) -> TDMPC2State:
         """Create the state for features of these sizes; consumes `key`."""
         self.check(action_space)
+        assert isinstance(action_space, Box)
         params = self.init_params(key, obs_dim, condition_dim, action_space.dim)
         return TDMPC2State(
             params=params,
@@ -287,7 +288,7 @@ class TDMPC2(LatentPlanner):
             logits = self.termination(params, z_next, batch.condition_next)
             error = optax.sigmoid_binary_cross_entropy(logits, batch.terminated)
             losses["termination"] = row_means(error, batch.mask).mean()
-        loss = sum(getattr(self, f"{name}_weight") * x for name, x in losses.items())
+        loss: Any = sum(getattr(self, f"{name}_weight") * x for name, x in losses.items())
         metrics = {f"{name}_loss": x for name, x in losses.items()}
         metrics["q"] = row_means(q.mean(0), batch.mask)[0]
         return loss, (latents, metrics)

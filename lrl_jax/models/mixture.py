@@ -29,7 +29,7 @@ def log_prob(x: jax.Array, log_weight: jax.Array, mean: jax.Array, log_std: jax.
 
 
 def fixed_std_log_prob(
-    x: jax.Array, log_weight: jax.Array, mean: jax.Array, std: jax.Array
+    x: jax.Array, log_weight: jax.Array, mean: jax.Array, std: float | jax.Array
 ) -> jax.Array:
     """Log density of a mixture whose Gaussians share one isotropic std.
 

@@ -151,7 +151,7 @@ class Predictor:
             )
         return params
 
-    def _init_opt_state(self, params):
+    def _init_opt_state(self, params: Any) -> Any:
         return None
 
     def observe_env_steps(self, ps: PredictorState, n_total_env_steps: Any) -> PredictorState:

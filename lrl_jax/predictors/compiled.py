@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 
 import jax
+from jax.core import Tracer
 
 
 def compiled(*static: str) -> Callable:
@@ -25,7 +26,7 @@ def compiled(*static: str) -> Callable:
         @functools.wraps(method)
         def call(self, *args, **kwargs):
             leaves = jax.tree.leaves((args, kwargs))
-            if any(isinstance(x, jax.core.Tracer) for x in leaves):
+            if any(isinstance(x, Tracer) for x in leaves):
                 return method(self, *args, **kwargs)
             bound = signature.bind(self, *args, **kwargs)
             return jitted(**bound.arguments)

@@ -22,7 +22,7 @@ def _ranges(name: str, value: Any) -> tuple[tuple[int, int], ...]:
     pairs = tuple(tuple(int(i) for i in pair) for pair in value)
     if any(len(p) != 2 or not 0 <= p[0] < p[1] for p in pairs):
         raise ValueError(f"{name} must be (start, stop) with 0 <= start < stop, got {value}.")
-    return pairs
+    return tuple((start, stop) for start, stop in pairs)
 
 
 def _check_dim(name: str, given: int | None, actual: int) -> None:

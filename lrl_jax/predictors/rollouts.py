@@ -112,7 +112,7 @@ def rollout_latent(
 
     start = jnp.broadcast_to(spread(s), (n_m, batch * n_p, s.shape[-1]))
     context = spread(c)
-    keys = None if deterministic else jax.random.split(key, horizon)
+    keys = None if deterministic or key is None else jax.random.split(key, horizon)
 
     def step(s, inputs):
         a, k = inputs
@@ -175,7 +175,7 @@ def rollout(
     linear_map = model.linear_map(stats)
     context = jnp.repeat(c, n_p, axis=0)[None]
     start = jnp.broadcast_to(jnp.repeat(s, n_p, axis=0)[None], (n_m, batch * n_p, dim))
-    keys = None if deterministic else jax.random.split(key, horizon)
+    keys = None if deterministic or key is None else jax.random.split(key, horizon)
 
     def step(s, inputs):
         a, k = inputs

@@ -126,7 +126,7 @@ def from_json(text: str) -> TrainConfig:
     """Undo `to_json`; ValueError for settings that this version does not know."""
     data: dict[str, Any] = json.loads(text)
     settings = dict(data.pop("agent", {}))
-    kinds = {kind.__name__: kind for kind in (get_args(Agent) or (Agent,))}
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in get_args(Agent)}
     kind = settings.pop("kind", None)
     if kind not in kinds:
         raise ValueError(f"unknown agent {kind!r}: this version knows {sorted(kinds)}.")

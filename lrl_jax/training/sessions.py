@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -96,7 +96,7 @@ def _test_key(key: jax.Array) -> jax.Array:
 # Functions for `hierarchy.jitted`; `many` maps them over agents.
 
 
-def _over_agents(f, in_axes=0):
+def _over_agents(f: Callable, in_axes: Any = 0) -> Callable:
     """`f` for all agents: on each device for its own, where devices share the agents."""
     f = jax.vmap(f, in_axes)
     if devices.AGENTS not in jax.sharding.get_abstract_mesh().shape:
@@ -144,7 +144,7 @@ class DeviceSession:
         config, hierarchy = trainer.config, trainer.hierarchy
         many = config.seeds > 1
         self._trainer, self._mesh = trainer, _mesh(config)
-        self._chunk = hierarchy.jitted(_chunk, trainer, many, donate=0)
+        self._chunk: Any = hierarchy.jitted(_chunk, trainer, many, donate=0)
         self._test = hierarchy.jitted(_test_metrics, trainer, many)
         key = _keys(config.agent_seeds) if many else jax.random.key(config.seed)
         if many or self._mesh is not None:
