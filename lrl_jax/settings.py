@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 
 def check_int(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
@@ -17,14 +18,15 @@ def check_int(name: str, value: Any, minimum: int, maximum: int | None = None) -
         ValueError: for anything else (fractions, text, bools, arrays, traced values), and for
             numbers outside [minimum, maximum].
     """
-    if isinstance(value, np.ndarray | jax.Array) and not isinstance(value, jax.core.Tracer):
-        value = value.item() if value.size == 1 and not value.shape else value
-    is_number = isinstance(value, numbers.Real | np.number) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value != int(value) or value < minimum:
+    number: Any = value
+    if isinstance(value, np.ndarray | jax.Array) and not isinstance(value, Tracer):
+        number = value.item() if not value.shape else value
+    is_number = isinstance(number, numbers.Real | np.number) and not isinstance(number, bool)
+    if not is_number or not math.isfinite(number) or number != int(number) or number < minimum:
         raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}.")
-    if maximum is not None and value > maximum:
+    if maximum is not None and number > maximum:
         raise ValueError(f"{name} must be at most {maximum}, got {value!r}.")
-    return int(value)
+    return int(number)
 
 
 def check_float(

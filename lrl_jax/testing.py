@@ -186,8 +186,8 @@ class _Checks:
         with tempfile.TemporaryDirectory() as folder:
             self.hierarchy.save(state, Path(folder) / "level")
             loaded = self.hierarchy.load(Path(folder) / "level")
-        results = [self.step(s, 1)[1] for s in (state, loaded)]
-        self.same("a loaded state acts otherwise", *results)
+        kept, again = (self.step(s, 1)[1] for s in (state, loaded))
+        self.same("a loaded state acts otherwise", kept, again)
 
     def learns(self) -> None:
         """Where the level makes updates, one is made, with finite metrics."""
@@ -237,6 +237,5 @@ def _of_instance(state: HierarchyState, i: int) -> list[Any]:
         parts.append(jax.tree.map(lambda x: x[i], own))
         if level.buffer is not None:
             buffer = level.buffer
-            assert buffer.words is not None
             parts += [buffer.words[:, i], buffer.cursor[i], buffer.count[i]]
     return parts

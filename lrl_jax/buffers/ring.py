@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import PartitionSpec as P
 
 from lrl_jax import devices, struct
@@ -51,15 +52,15 @@ class Buffer(struct.Node):
         layout: fields of a row (static).
     """
 
-    words: jax.Array | None
-    columns: dict[str, jax.Array] | None
+    words: Any
+    columns: Any
     cursor: jax.Array
     count: jax.Array
     forgotten: jax.Array
     before: jax.Array
     position: jax.Array
-    frames: jax.Array | None
-    frame: jax.Array | None
+    frames: Any
+    frame: Any
     layout: tuple[packing.Field, ...] = struct.field(pytree_node=False)
 
     @property
@@ -218,7 +219,7 @@ def unalign(buffer: Buffer) -> Buffer:
 
 
 def _is_concrete(x: Any) -> bool:
-    return not isinstance(x, jax.core.Tracer)
+    return not isinstance(x, Tracer)
 
 
 # -------------------------------------------------------------------- writing
@@ -282,7 +283,6 @@ def _add_frames(
 
     Rows whose frames are overwritten are dropped: they are the oldest.
     """
-    assert buffer.frames is not None and buffer.frame is not None
     n_frames, n = buffer.frames.shape[:2]
     ring = jnp.arange(n)
     mask = jnp.ones(n, bool) if mask is None else jnp.broadcast_to(mask, (n,))
@@ -353,7 +353,8 @@ def _locate(buffer: Buffer, key: jax.Array, batch_size: int) -> tuple[jax.Array,
     n = buffer.n_env_instances
     if buffer.aligned:
         total = jnp.maximum(buffer.size * n, 1)
-        return jnp.divmod(jax.random.randint(key, (batch_size,), 0, total, jnp.int32), n)[::-1]
+        rank, instance = jnp.divmod(jax.random.randint(key, (batch_size,), 0, total, jnp.int32), n)
+        return instance, rank
     ends = jnp.cumsum(buffer.size, dtype=jnp.int32)
     draw = jax.random.randint(key, (batch_size,), 0, jnp.maximum(ends[-1], 1), jnp.int32)
     instance = jnp.searchsorted(ends, draw, side="right").astype(jnp.int32)

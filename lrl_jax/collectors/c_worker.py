@@ -328,7 +328,7 @@ class CWorker:
         )
         valid = np.asarray(transitions.valid)
         instance = np.nonzero(valid)[1]
-        data = {
+        data: dict[str, Any] = {
             name: np.asarray(getattr(transitions, name))[valid]
             for name in ("obs", "act", "rew", "terminated", "truncated", "obs_next")
         }

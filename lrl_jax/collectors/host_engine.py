@@ -237,7 +237,7 @@ class HostEngine:
         """Go on with another state, of n instances."""
         busy = self.source.busy
         if busy.any():  # it knows nothing of what is under way: its rows do not go on
-            state = hierarchy.reset(state, busy)
+            state = hierarchy.reset(state, jnp.asarray(busy))
             self._random |= busy
         self._put(state)
 
@@ -408,9 +408,9 @@ class HostEngine:
         ready = np.ones(self.n, bool) if ready is None else ready
         given = (answer.obs_next, answer.rew, answer.terminated, answer.truncated)
         fresh = (answer.terminated | answer.truncated) & ready
-        *changed, info, new_act, _ = preprocess.on_step(
-            *(x[ready] for x in given), answer.info, self._act[ready], self._ids[ready]
-        )
+        own: Any = [x[ready] for x in given]
+        own += [answer.info, self._act[ready], self._ids[ready]]
+        *changed, info, new_act, _ = preprocess.on_step(*own)
         step = tuple(x.copy() for x in given)
         for array, value in zip(step, changed, strict=True):
             array[ready] = value

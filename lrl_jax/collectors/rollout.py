@@ -125,11 +125,13 @@ def _rollout(hierarchy, env, settings, params, carry) -> tuple[RolloutCarry, Rol
     ticks = functools.partial(_ticks, hierarchy, env, params, settings)
 
     def round_of(n_ticks, scanned, _):
-        carry, sums, recorded = ticks(*scanned, n_ticks)
+        carry, sums = scanned
+        carry, sums, recorded = ticks(carry, sums, n_ticks)
         state, metrics = hierarchy.learn(carry.hierarchy)
         return (carry.replace(hierarchy=state), sums), (recorded, metrics)
 
     n = carry.n_env_instances
+    recorded: Any
     sums, metrics = _sums(n), {}
     if not settings.learn:
         carry, sums, recorded = ticks(carry, sums, settings.n_steps)

@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -136,7 +137,7 @@ def check_env(hierarchy: Hierarchy, env: Any, params: Any) -> None:
 
 def is_traced(tree: Any) -> bool:
     """Whether a transformation of JAX is under way over some leaf."""
-    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
+    return any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))
 
 
 # ------------------------------------------------------------------------- carry
@@ -286,8 +287,9 @@ class Step(struct.Node):
     def none(cls, obs: jax.Array, signals: tuple[str, ...]) -> Step:
         """A step that nobody took, for observations [n, ...]."""
         n = obs.shape[0]
-        numbers = (jnp.zeros(n, d) for d in (jnp.float32, bool, bool, bool))
-        return cls(jnp.zeros_like(obs), *numbers, {name: jnp.zeros(n) for name in signals})
+        no = jnp.zeros(n, bool)
+        signals_ = {name: jnp.zeros(n) for name in signals}
+        return cls(jnp.zeros_like(obs), jnp.zeros(n), no, no, no, signals_)
 
     def recorded(self, obs: jax.Array, action: jax.Array, mask: jax.Array | None) -> Transitions:
         """As it is recorded, zero outside the mask."""

@@ -40,7 +40,11 @@ def unpack(tree: Any) -> Any:
     """Undo `pack`."""
 
     def leaf(x):
-        return jax.random.wrap_key_data(x.words, impl=x.impl) if isinstance(x, _Key) else x
+        return (
+            jax.random.wrap_key_data(jnp.asarray(x.words), impl=x.impl)
+            if isinstance(x, _Key)
+            else x
+        )
 
     return jax.tree.map(leaf, tree)
 
@@ -82,7 +86,7 @@ def decompress(data: bytes) -> Any:
 def concatenate(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Data of several rollouts as that of one; the rows of an instance stay in order."""
     first = parts[0]
-    out = {k: np.concatenate([p[k] for p in parts]) for k in first if k != "levels"}
+    out: dict[str, Any] = {k: np.concatenate([p[k] for p in parts]) for k in first if k != "levels"}
     out["levels"] = [
         None if rows is None else _joined([p["levels"][i] for p in parts])
         for i, rows in enumerate(first["levels"])

@@ -36,7 +36,7 @@ def _max_rule(axis_size, in_batched, x):
     return max_over_batch(jnp.max(x, axis=0) if in_batched[0] else x), False
 
 
-def select(mask: jax.Array | None, new: Any, old: Any) -> Any:
+def select(mask: Any, new: Any, old: Any) -> Any:
     """Take leaves of `new` where the mask ([n] or a scalar) is true, of `old` elsewhere."""
 
     def pick(a, b):
@@ -52,7 +52,7 @@ def gated(
     decide: Callable,
     draft: Callable | None,
     chunk: int | None,
-    mask: jax.Array | None,
+    mask: Any,
     kept: Any,
     memory: Any,
     args: tuple[Any, ...],

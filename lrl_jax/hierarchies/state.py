@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from lrl_jax import buffers, devices, struct
-from lrl_jax.buffers import Buffer
 from lrl_jax.randomness import Stream
 
 
@@ -66,7 +65,7 @@ class LevelState(struct.Node):
 
     learner: Any
     memory: Any
-    buffer: Buffer | None
+    buffer: Any
     obs: jax.Array
     action: jax.Array
     store: dict[str, Any]

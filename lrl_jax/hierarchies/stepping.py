@@ -62,7 +62,6 @@ def get_action(levels, maps, training, state, obs, mask) -> tuple[HierarchyState
                 level_state = level_state.replace(above_obs=kept)
         if level_state.first_child is not None:
             below = state.levels[i + 1].buffer
-            assert below is not None
             first = select(decides, below.per_ring("count"), level_state.first_child)
             level_state = level_state.replace(first_child=first)
         keys = state.stream.instance_keys(n, Salt.DECIDE + i)
@@ -309,6 +308,7 @@ def learn(levels, specs, state: HierarchyState) -> tuple[HierarchyState, dict[st
 
 def rollout_ticks(level: Level, spec: Any) -> int:
     """Ticks between updates of an on-policy level."""
+    assert level.rollout_length is not None
     return level.rollout_length * (spec.decision_env_steps or 1)
 
 

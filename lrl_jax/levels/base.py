@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +154,7 @@ class Level:
     needs: tuple[str, ...] = ()
     reward_discount: Any = 1.0
     stagger: bool = False
-    is_blind: bool = False
+    is_blind: ClassVar[bool] = False
 
     def __init_subclass__(cls, **keywords: Any):
         super().__init_subclass__(**keywords)

@@ -104,7 +104,7 @@ class SkillLevel(LearnerLevel):
     relabel_skills: float = 0.0
     freeze_after_steps: float | None = None
 
-    needs: ClassVar[tuple[str, ...]] = ("control",)
+    needs = ("control",)
     algorithms: ClassVar[tuple[type, ...]] = (SAC, TDMPC2)
 
     def __post_init__(self):
@@ -297,6 +297,7 @@ class SkillLevel(LearnerLevel):
         chosen = jax.random.uniform(key_chosen, lead[-1:]) < self.relabel_skills
         if len(lead) == 2:
             # One skill for each stretch of control that a piece passes through.
+            assert rows.control is not None
             begins = (rows.control.steps == 0).at[0].set(False)
             stretch = jnp.cumsum(begins.astype(jnp.int32), 0)
             skills = skills[stretch, jnp.arange(lead[1])]

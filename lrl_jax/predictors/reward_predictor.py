@@ -114,7 +114,7 @@ class RewardPredictor(Predictor):
         batch_size: int,
         k_steps: int,
         n_steps: int,
-        gamma: float | jax.Array = 0.99,
+        gamma: Any = 0.99,
         *,
         key: jax.Array | None = None,
     ) -> TargetBatch:
