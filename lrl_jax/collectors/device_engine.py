@@ -183,9 +183,6 @@ class DeviceEngine:
 
     def run(self, hierarchy: Hierarchy, way: Way, owed: Owed, n_ticks: int) -> tuple[Record, Owed]:
         """Take up to `n_ticks` ticks; returns their record and what is still owed."""
-        if way.mode != "n_steps":
-            state = hierarchy.unaligned(self.carry.hierarchy)
-            self.carry = self.carry.replace(hierarchy=state)
         run: Callable = hierarchy.jitted(_chunk, self.env, way, self.preprocess, donate=1)
         if self.shared:
             self.carry, self.store = jax.tree.map(jnp.copy, (self.carry, self.store))

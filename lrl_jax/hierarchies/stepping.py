@@ -233,12 +233,12 @@ def _store(level, state, i, row: Row, closes, everyone, mask, training) -> Level
     buffer = s.buffer
     if buffer is None:
         return s
+    if not training:
+        return s.replace(buffer=buffers.cut(buffer, closes))
     if mask is not None and mask.ndim:
         buffer = buffers.unalign(buffer)
     # Aligned rings are of a level that closes a row in every instance at every tick.
     written = mask if buffer.aligned else closes
-    if not training:
-        return s.replace(buffer=buffers.cut(buffer, closes))
     fields = rows.to_fields(row)
     if s.first_child is not None:
         n_children = state.levels[i + 1].buffer.per_ring("count") - s.first_child
