@@ -318,7 +318,7 @@ def test_the_updates_made_are_those_owed(two_seeds):
     owed, rest = divmod(rows, agent.update_interval)
     assert rows == SMOKE.total_steps // agent.action_repeat  # none was dropped, no episode ended
     assert two_seeds.alone["metrics"]["level0/n_updates"].sum() == owed * agent.n_updates > 0
-    assert state.levels[0].new_rows == rest
+    assert state.levels[0].owed == rest
     assert int(state.n_total_env_steps) == SMOKE.total_steps
 
 

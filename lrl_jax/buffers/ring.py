@@ -270,7 +270,8 @@ def _with_tick(buffer: Buffer, rows: dict[str, Any]) -> dict[str, Any]:
     packing.check_fields(buffer.layout, rows)
 
     def written(name, old):
-        start = (buffer.cursor,) + (0,) * (old.ndim - 1)
+        # Of the cursor's type, also where Python's numbers would be 64 bits wide.
+        start = (buffer.cursor,) + (jnp.int32(0),) * (old.ndim - 1)
         return jax.lax.dynamic_update_slice(old, rows[name].astype(old.dtype)[None], start)
 
     return {name: written(name, old) for name, old in buffer.columns.items()}
