@@ -124,9 +124,8 @@ def meshes(n_instances: int, ticks: int, repeats: int) -> list[Row]:
         notes[name] = f"{share:,} bytes of replay a device"
 
         def run(placed=placed):
-            return rollout(hierarchy, placed, ticks, learn=True, learn_interval=ticks)[
-                0
-            ].episode_return
+            carry, _ = rollout(hierarchy, placed, ticks, learn=True, learn_interval=ticks)
+            return carry.sums
 
         cases[name] = (run, ())
     timings = benchmark.compare(cases, repeats, jit=False)
