@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +35,8 @@ class CEM(common.KeepsElites):
     """Cross-entropy method (Rubinstein 1999): sample plans, refit a Gaussian to the cheapest.
 
     Written for one instance; map it with `jax.vmap`. Plans have shape [H, *A] with H the horizon
-    and A the shape of an action. With the defaults this is plain CEM; `ICEM` has the same
-    settings with other defaults.
+    and A the shape of an action. With the defaults this is plain CEM; `ICEM` makes one
+    with other defaults.
 
     Attributes:
         horizon: steps H of a plan.
@@ -272,20 +272,26 @@ class CEM(common.KeepsElites):
         return search.mean
 
 
-@dataclasses.dataclass(frozen=True)
-class ICEM(CEM):
+def ICEM(horizon: int, num_samples: int = 256, **settings: Any) -> CEM:
     """Improved CEM (Pinneri et al. 2020): CEM with its additions switched on.
 
-    Coloured noise, elites kept over iterations and, shifted, over decisions, fewer candidates in
-    later iterations, the mean as a candidate in the last one, the best candidate as the answer.
-    Each is a setting of `CEM`. The decay is off by default (see `CEM`); the paper has 1.25.
-    """
+    Coloured noise (`noise_beta` 1), elites kept over iterations and, shifted, over decisions (0.3
+    of them each), the mean as a candidate in the last iteration, the best candidate as the answer.
+    Fewer candidates in later iterations are off by default (see `CEM`); the paper has a
+    `sample_decay` of 1.25.
 
-    return_mode: str = "best"
-    noise_beta: float = 1.0
-    keep_elites: float = 0.3
-    shift_elites: float = 0.3
-    mean_candidate: bool = True
+    Args:
+        horizon, num_samples: see `CEM`.
+        settings: of `CEM`, in place of the above.
+    """
+    additions: dict[str, Any] = {
+        "return_mode": "best",
+        "noise_beta": 1.0,
+        "keep_elites": 0.3,
+        "shift_elites": 0.3,
+        "mean_candidate": True,
+    }
+    return CEM(horizon, num_samples, **{**additions, **settings})
 
 
 def _bounds(space: Box) -> tuple[np.ndarray, np.ndarray]:
