@@ -63,9 +63,9 @@ def bare(level: PlannerLevel, n: int) -> tuple[Any, tuple]:
         mean = dense(model["mean"], h).reshape(n_rows, MODES, LATENT)
         weight = dense(model["logits"], h)
         x = jnp.concatenate([s, context, action], -1)
-        r = reward.apply({"params": params["reward"]["MLP_0"]}, x)[..., 0]
+        r: Any = reward.apply({"params": params["reward"]["MLP_0"]}, x)
         # The least that uses all outputs.
-        return (s + 1e-3 * mean.max(1), total + r + weight.max(1)), None
+        return (s + 1e-3 * mean.max(1), total + r[..., 0] + weight.max(1)), None
 
     def run(params, state, context, action):
         def chunk_of(_, rows):

@@ -21,7 +21,7 @@ def check_int(name: str, value: Any, minimum: int, maximum: int | None = None) -
     number: Any = value
     if isinstance(value, np.ndarray | jax.Array) and not isinstance(value, Tracer):
         number = value.item() if not value.shape else value
-    is_number = isinstance(number, numbers.Real | np.number) and not isinstance(number, bool)
+    is_number = issubclass(type(number), numbers.Real | np.number) and type(number) is not bool
     if not is_number or not math.isfinite(number) or number != int(number) or number < minimum:
         raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}.")
     if maximum is not None and number > maximum:

@@ -344,7 +344,7 @@ class HostEngine:
         self, hierarchy: Hierarchy, way: Way, before: _Tick | None, mask: Any, record: _Recorder
     ) -> np.ndarray:
         """Actions as sent, of those in the mask; settles the tick before in the same call."""
-        levels = way.record == "levels"
+        levels, did = way.record == "levels", None
         if way.random:
             sent = act = self._random_actions(hierarchy)
         elif before is None:
@@ -453,7 +453,7 @@ class HostEngine:
         if self.preprocess is not None:
             obs[mask] = self.preprocess.on_reset(obs[mask], self._ids[mask])
         self.obs, self._sums = obs, self._sums.cleared(mask)
-        self._put(hierarchy.reset(self.state(), mask))
+        self._put(hierarchy.reset(self.state(), jnp.asarray(mask)))
         if self.store is not None:
             self.store = self.store.cut(jnp.asarray(mask))
 

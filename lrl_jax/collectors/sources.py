@@ -6,48 +6,13 @@ import concurrent.futures
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from lrl_jax.envs.gymnasium_adapter import HostEnv, HostStep, flatten_batch, merged, success_in
-
-
-class Source(Protocol):
-    """Environments on the host, in lockstep (`HostEnv`) or answering when they are ready."""
-
-    n: int
-    lockstep: bool  # whether all step together and are received together
-    busy: np.ndarray  # bool [n], instances whose steps have not been received
-    stale: np.ndarray  # bool [n], instances to be reset before their next use
-    options: dict[str, Any] | None  # of resets on the way
-
-    @property
-    def spoiled(self) -> bool:
-        """Whether all instances need a reset."""
-        ...
-
-    def reset(self, seed: int | None, **kwargs: Any) -> np.ndarray:
-        """Wait for what the instances are doing, forget it, reset them; observations [n, ...]."""
-        ...
-
-    def reset_some(self, mask: np.ndarray) -> np.ndarray:
-        """Reset the instances in the mask [n]; observations [n, ...], true there."""
-        ...
-
-    def send(self, action: np.ndarray, mask: np.ndarray | None) -> None:
-        """Begin steps of the idle instances in the mask, with actions [n, ...]."""
-        ...
-
-    def receive(self) -> HostStep:
-        """Wait for steps: of all that were sent in lockstep, else of those that are ready."""
-        ...
-
-    def close(self) -> None:
-        """End what was started."""
-        ...
 
 
 class Futures:
@@ -230,7 +195,7 @@ class Envpool:
     """
 
     lockstep = False
-    options = None
+    options: dict[str, Any] | None = None
 
     def __init__(self, env: Any, dtype: Any):
         self._env = env
@@ -340,6 +305,11 @@ class Envpool:
     def close(self) -> None:
         """End the environment."""
         self._env.close()
+
+
+#: Environments on the host, in lockstep or answering when they are ready. `stale` [n]: instances to
+#: be reset before their next use; `spoiled`: whether all instances need a reset.
+Source = HostEnv | Futures | Envpool
 
 
 class _Spaces(gymnasium.Env):

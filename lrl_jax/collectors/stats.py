@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrl_jax import struct
-from lrl_jax.collectors.counting import Owed, n_open
+from lrl_jax.collectors.counting import n_open
 from lrl_jax.collectors.records import Episodes, LevelTransitions, Transitions
 
 
@@ -166,7 +166,7 @@ class Collected:
 
     mode: str
     records: list[Record]
-    owed: Owed | None
+    owed: Any  # Owed, or None where nothing is
     seconds: float
 
     @property

@@ -53,9 +53,7 @@ def batch(name: str, value: Any, shape: tuple[int, ...], kind: type, dtype: Any)
         dtype: what it is converted to.
     """
     array = value if isinstance(value, jax.Array) else np.asarray(value)
-    if name == "mask" and not array.shape:
-        shape = ()
-    if array.shape != shape:
+    if array.shape != shape and not (name == "mask" and not array.shape):
         hint = ""
         if array.shape == shape[1:]:
             hint = f" Add the leading axis of instances: {name}[None]."

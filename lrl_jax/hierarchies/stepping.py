@@ -86,7 +86,7 @@ def get_action(levels, maps, training, state, obs, mask) -> tuple[HierarchyState
         if greedy is not None:
             explores = explores & ~greedy
         if i < last:
-            active = jnp.where(decides, i + 1, active)
+            active = select(decides, jnp.full_like(active, i + 1), active)
     active = select(mask, jnp.full_like(active, last), active)
     state = state.replace(
         levels=tuple(new_levels), active_level=active, stream=state.stream.advance()

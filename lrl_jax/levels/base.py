@@ -144,11 +144,11 @@ class Level:
     """
 
     buffer_size: int = 0
-    rollout_length: int | None = None
+    rollout_length: Any = None
     update_interval: int = 1
     n_updates: int = 0
-    learn_from: float = 0.0
-    learn_until: float = math.inf
+    learn_from: Any = 0.0
+    learn_until: Any = math.inf
     control_interval: int | None = None
     chunk_size: int | None = None
     needs: tuple[str, ...] = ()
@@ -272,7 +272,7 @@ def as_level(level: Any) -> Any:
     name = type(level).__name__
     if isinstance(level, type) or not dataclasses.is_dataclass(level):
         raise TypeError(f"a level is an instance of a frozen dataclass, got {level!r}.")
-    if not level.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    if not level.__dataclass_params__.frozen:  # pyright: ignore[reportAttributeAccessIssue]  # hidden
         raise TypeError(f"{name} is not frozen: declare it with @dataclass(frozen=True).")
     if not callable(getattr(level, "act", None)) or getattr(type(level), "act", None) is Level.act:
         raise TypeError(f"{name} does not define act, the one method a level must have.")

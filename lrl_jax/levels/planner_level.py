@@ -262,7 +262,8 @@ class PlannerLevel(Level):
                 "control_interval=None: a planner towards subgoals has to hand control back for "
                 "the next one, after 4 decisions for example."
             )
-        dim = self.level_input_space.dim  # type: ignore[union-attr]
+        assert self.level_input_space is not None  # settings were checked
+        dim = self.level_input_space.dim
         if predictor.latent_state_dim != dim:
             raise ValueError(
                 f"subgoals have {dim} entries, but the predictor's latent state has "

@@ -27,7 +27,7 @@ class RunLog:
         from tensorboardX import SummaryWriter
 
         self._folder = folder
-        self._writer: Writer = SummaryWriter(str(folder / "tensorboard"))
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
         self.rows: list[dict[str, float]] = []
         self.seed_rows: list[dict[str, float]] = []
 
@@ -46,7 +46,7 @@ class RunLog:
 
     def close(self) -> None:
         """Flush the events."""
-        self._writer.close()  # type: ignore[attr-defined]
+        self._writer.close()
 
 
 def _write_table(path: Path, rows: list[dict[str, float]]) -> None:
