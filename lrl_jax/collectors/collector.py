@@ -114,9 +114,6 @@ class Collector(BaseCollector):
             )
         return n
 
-    def _check_open(self) -> None:
-        """Environments are their owner's."""
-
     # -------------------------------------------------------------- collecting
 
     def collect(
@@ -213,7 +210,6 @@ class Collector(BaseCollector):
             post_step_callback=post_step_callback,
             video_logger=video_logger,
             render=render,
-            no_grad=no_grad,
             gym_reset_kwargs=gym_reset_kwargs,
         )
         counts_episodes = request.way.mode.startswith("n_episodes")

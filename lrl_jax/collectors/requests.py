@@ -53,8 +53,7 @@ class Request:
         start: number of the first tick.
         limit: number of the tick that is not taken any more.
         log_interval, test_interval, checkpoint_interval: ticks, or None.
-        n_test_steps, verbose, post_step_callback, video_logger, render, no_grad,
-            gym_reset_kwargs: as given.
+        n_test_steps, verbose, post_step_callback, video_logger, render, gym_reset_kwargs: as given.
     """
 
     way: Way
@@ -69,7 +68,6 @@ class Request:
     post_step_callback: Callable[[int, Any], Any] | None = None
     video_logger: VideoLogger | None = None
     render: float | None = None
-    no_grad: bool = True
     gym_reset_kwargs: dict[str, Any] | None = None
 
     @classmethod
@@ -230,5 +228,6 @@ def carry_out(
                 if t < stop or not np.any(out.owed.active):
                     break
     finally:  # also where a callback fails
-        engine.end(hierarchy, way)
+        if way.random:  # the environments have moved on under the hierarchy: it starts anew
+            engine.set_state(hierarchy, hierarchy.reset(engine.state()))
     return out
