@@ -11,6 +11,7 @@ import jax
 
 from lrl_jax.buffers import Buffer
 from lrl_jax.collectors.base import BaseCollector, checked_hierarchy, make_engine, warn_of_open
+from lrl_jax.collectors.counting import Owed
 from lrl_jax.collectors.evaluation import run_test
 from lrl_jax.collectors.preprocess import Preprocess
 from lrl_jax.collectors.requests import Request, due
@@ -19,7 +20,7 @@ from lrl_jax.collectors.tick import own_env
 from lrl_jax.collectors.video import VideoLogger
 from lrl_jax.devices import resolve_device
 from lrl_jax.envs.gymnasium_adapter import is_gymnasium
-from lrl_jax.hierarchies import Hierarchy, HierarchyState
+from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
 from lrl_jax.randomness import Salt
 from lrl_jax.settings import check_int
 
@@ -91,8 +92,8 @@ class Collector(BaseCollector):
         ):
             if value is not None and not callable(getattr(value, what, None)):
                 raise TypeError(f"{name} has no method {what}: {value!r}.")
-        if state is not None and not isinstance(state, HierarchyState):
-            raise TypeError(f"state must be a HierarchyState, got {type(state).__name__}.")
+        if state is not None:
+            checks.state_of(state)
         self.env, self.env_params = own_env(hierarchy, env, env_params)
         self.test_env = self.env if test_env is None else test_env
         if self.test_env is self.env and test_env_params is None:
@@ -190,7 +191,6 @@ class Collector(BaseCollector):
         Raises:
             ValueError, TypeError: for what does not go together or is out of range.
         """
-        del env_expects_numpy
         amounts = {"n_steps": n_steps, "n_total_steps": n_total_steps, "n_episodes": n_episodes}
         request = Request.checked(
             self.hierarchy,
@@ -264,7 +264,8 @@ class Collector(BaseCollector):
         if record is None:
             n_steps = request.amount * self.n_env_instances
             return CollectStats(n_collected_steps=n_steps), transitions
-        return Collected(way.mode, [record], None, 0.0).stats(), transitions
+        nothing = Owed.begin(way.mode, 0, engine.n)
+        return Collected(way.mode, [record], nothing, 0.0).stats(), transitions
 
     def _log(self, step: int, stats: CollectStats) -> None:
         for name, value in stats.items():
@@ -312,7 +313,7 @@ class Collector(BaseCollector):
         Raises:
             ValueError, TypeError: for numbers out of range, or what is not a state.
         """
-        state = self.state if state is None else _checked_state("state", state)
+        state = self.state if state is None else checks.state_of(state)
         n = self._test_instances(state)
         n = n if is_gymnasium(self.test_env) else min(n, check_int("n_episodes", n_episodes, 1))
         request = Request.checked(
@@ -352,8 +353,7 @@ class Collector(BaseCollector):
             fractions of finished episodes with success at their last step
             (test_success_frac) and at any step (test_success_in_ep); None without an episode.
         """
-        del env_expects_numpy
-        _checked_state("test_state", test_state)
+        checks.state_of(test_state, name="test_state")
         n = self._test_instances(test_state)
         request = Request.checked(
             self.hierarchy, n, {"n_steps": n_steps}, video_logger=video_logger
@@ -398,12 +398,3 @@ class Collector(BaseCollector):
                 # Elsewhere each time: the test has left the environments' streams where it began.
                 seed = jax.random.fold_in(key, self.collect_step & 0x7FFFFFFF)
                 self.reset_env({"seed": int(jax.random.randint(seed, (), 0, 2**31 - 1))})
-
-
-def _checked_state(name: str, state: Any) -> HierarchyState:
-    if not isinstance(state, HierarchyState):
-        raise TypeError(
-            f"{name} must be a HierarchyState such as hierarchy.get_copy(state), got "
-            f"{type(state).__name__}."
-        )
-    return state

@@ -148,7 +148,6 @@ class DeviceEngine:
 
     def set_state(self, hierarchy: Hierarchy, state: HierarchyState) -> None:
         """Go on with another state, of n instances."""
-        del hierarchy
         if is_traced(state) and not is_traced(self.carry):
             self._before_trace = self.carry
         self.shared = True

@@ -91,7 +91,6 @@ def _replay(hierarchy, flat, raw, ticks, n_ticks):
 
 
 def _add(hierarchy, store, transitions):
-    del hierarchy
     return add(store, transitions)
 
 
@@ -277,7 +276,6 @@ class HostEngine:
 
         After an error, and where instances that sat out cannot be reset alone, all are reset.
         """
-        del way
         kwargs = reset_arguments(reset_kwargs)
         self.source.options = kwargs.pop("options", None)
         if kwargs:

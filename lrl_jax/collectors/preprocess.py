@@ -10,9 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-STEP_KEYS = ("obs_next", "rew", "terminated", "truncated", "done", "info", "act", "env_id")
-RESET_KEYS = ("obs", "env_id")
-
 
 def reset_arguments(gym_reset_kwargs: Any) -> dict[str, Any]:
     """A copy of what a user gives for the environments' resets."""
@@ -41,7 +38,7 @@ class Preprocess:
 
     def on_reset(self, obs: Any, env_id: Any) -> Any:
         """Observations [n, ...] after a reset of the instances `env_id` [n]."""
-        out = self._call(RESET_KEYS, obs=obs, env_id=env_id)
+        out = self._call(obs=obs, env_id=env_id)
         return _like("obs", out.get("obs", obs), obs)
 
     def on_step(
@@ -65,7 +62,6 @@ class Preprocess:
         """
         done = terminated | truncated
         out = self._call(
-            STEP_KEYS,
             obs_next=obs_next,
             rew=rew,
             terminated=terminated,
@@ -77,9 +73,8 @@ class Preprocess:
         )
         new_terminated = _like("terminated", out.get("terminated", terminated), terminated)
         new_truncated = _like("truncated", out.get("truncated", truncated), truncated)
-        if "done" in out:
-            new_truncated = new_truncated | (_like("done", out["done"], done) & ~new_terminated)
-        new_truncated = new_truncated | (done & ~new_terminated)
+        ended = done | _like("done", out.get("done", done), done)
+        new_truncated = new_truncated | (ended & ~new_terminated)
         return (
             _like("obs_next", out.get("obs_next", obs_next), obs_next),
             _like("rew", out.get("rew", rew), rew),
@@ -90,7 +85,7 @@ class Preprocess:
             bool({"terminated", "truncated", "done"} & set(out)),
         )
 
-    def _call(self, allowed: tuple[str, ...], **given: Any) -> Mapping[str, Any]:
+    def _call(self, **given: Any) -> Mapping[str, Any]:
         out = self.fn(**given)
         if out is None:
             return {}
@@ -98,11 +93,11 @@ class Preprocess:
             raise TypeError(
                 f"preprocess_fn returned {type(out).__name__}: return a dict of what it changes."
             )
-        unknown = sorted(set(out) - set(allowed) - {"policy"})
+        unknown = sorted(set(out) - set(given) - {"policy"})
         if unknown:
             raise ValueError(
                 f"preprocess_fn returned {unknown}, but what it can change here is "
-                f"{', '.join(allowed)}."
+                f"{', '.join(given)}."
             )
         return out
 

@@ -6,48 +6,13 @@ import concurrent.futures
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from lrl_jax.envs.gymnasium_adapter import HostEnv, HostStep, flatten_batch, merged, success_in
-
-
-class Source(Protocol):
-    """Environments on the host, in lockstep (`HostEnv`) or answering when they are ready."""
-
-    n: int
-    lockstep: bool  # whether all step together and are received together
-    busy: np.ndarray  # bool [n], instances whose steps have not been received
-    stale: np.ndarray  # bool [n], instances to be reset before their next use
-    options: dict[str, Any] | None  # of resets on the way
-
-    @property
-    def spoiled(self) -> bool:
-        """Whether all instances need a reset."""
-        ...
-
-    def reset(self, seed: int | None, **kwargs: Any) -> np.ndarray:
-        """Wait for what the instances are doing, forget it, reset them; observations [n, ...]."""
-        ...
-
-    def reset_some(self, mask: np.ndarray) -> np.ndarray:
-        """Reset the instances in the mask [n]; observations [n, ...], true there."""
-        ...
-
-    def send(self, action: np.ndarray, mask: np.ndarray | None) -> None:
-        """Begin steps of the idle instances in the mask, with actions [n, ...]."""
-        ...
-
-    def receive(self) -> HostStep:
-        """Wait for steps: of all that were sent in lockstep, else of those that are ready."""
-        ...
-
-    def close(self) -> None:
-        """End what was started."""
-        ...
 
 
 class Futures:
@@ -129,8 +94,7 @@ class Futures:
         if not seen:  # an error that nobody has seen yet is not forgotten
             for future in running:
                 future.result()
-        seeds = [None if seed is None else seed + i for i in range(self.n)]
-        obs = self._resets(range(self.n), seeds, **kwargs)
+        obs = self._resets(range(self.n), seed, **kwargs)
         self.spoiled = False
         return obs
 
@@ -138,15 +102,15 @@ class Futures:
         """Reset the idle instances in the mask [n]; observations [n, ...], true there."""
         ids = np.flatnonzero(mask)
         kwargs = {"options": self.options} if self.options else {}
-        obs = self._resets(ids, [None] * len(ids), **kwargs)
+        obs = self._resets(ids, None, **kwargs)
         out = np.zeros((self.n, *obs.shape[1:]), obs.dtype)
         out[ids] = obs
         return out
 
-    def _resets(self, ids: Any, seeds: Sequence[Any], **kwargs: Any) -> np.ndarray:
+    def _resets(self, ids: Any, seed: int | None, **kwargs: Any) -> np.ndarray:
         resets = [
-            self._pool.submit(self._envs[i].reset, seed, **kwargs)
-            for i, seed in zip(ids, seeds, strict=True)
+            self._pool.submit(self._envs[i].reset, None if seed is None else seed + i, **kwargs)
+            for i in ids
         ]
         concurrent.futures.wait(resets)
         return np.concatenate([future.result() for future in resets])
@@ -158,13 +122,15 @@ class Futures:
 
     def receive(self) -> HostStep:
         """Wait for `wait_num` steps, or for one if `timeout` seconds have passed."""
-        if not self._flying:
-            raise RuntimeError("no step is under way: send actions first.")
-        wait_num = min(self._wait_num, len(self._flying))
-        done: set[Any] = {future for future in self._flying if future.done()}
-        if len(done) < wait_num:
-            done = self._wait(wait_num, self._timeout)
-        finished = sorted(done, key=lambda future: self._flying[future])
+        waiting = concurrent.futures.as_completed(list(self._flying), self._timeout)
+        try:
+            for _ in range(min(self._wait_num, len(self._flying))):
+                next(waiting)
+        except concurrent.futures.TimeoutError:
+            first = concurrent.futures.FIRST_COMPLETED
+            concurrent.futures.wait(self._flying, return_when=first)
+        done = [future for future in self._flying if future.done()]
+        finished = sorted(done, key=self._flying.__getitem__)
         ids = [self._flying.pop(future) for future in finished]
         self.spoiled |= any(future.exception() is not None for future in finished)
         steps = [future.result() for future in finished]
@@ -177,21 +143,6 @@ class Futures:
         if any(success is not None for success in told):  # by some, which `merged` leaves out
             info["is_success"] = np.array([x is not None and bool(x[0]) for x in told])
         return _spread(self.n, ids, {name: column(name) for name in _COLUMNS}, info)
-
-    def _wait(self, wait_num: int, timeout: float | None) -> set[Any]:
-        """At least `wait_num` finished futures, or at least one once the time is over."""
-        waiting = concurrent.futures.as_completed(list(self._flying), timeout)
-        done: set[Any] = set()
-        try:
-            for future in waiting:
-                done.add(future)
-                if len(done) >= wait_num:
-                    break
-        except concurrent.futures.TimeoutError:
-            if not done:
-                first = concurrent.futures.FIRST_COMPLETED
-                done = set(concurrent.futures.wait(self._flying, return_when=first).done)
-        return done | {future for future in self._flying if future.done()}
 
     def close(self) -> None:
         """Wait for what is under way, close the environments."""
@@ -230,7 +181,7 @@ class Envpool:
     """
 
     lockstep = False
-    options = None
+    options: dict[str, Any] | None = None
 
     def __init__(self, env: Any, dtype: Any):
         self._env = env
@@ -299,8 +250,6 @@ class Envpool:
 
     def receive(self) -> HostStep:
         """The next steps; `batch_size` says how many to wait for."""
-        if not self.busy.any():
-            raise RuntimeError("no step is under way: send actions first.")
         rows: list[dict[str, Any]] = []
         while not rows:
             lacking = self._batch - int(self._flying.sum())
@@ -353,6 +302,12 @@ def _is_of(values: Any, ids: np.ndarray) -> bool:
     return isinstance(values, np.ndarray) and values.shape[:1] == ids.shape
 
 
+#: Environments on the host, in lockstep (`HostEnv`) or answering when they are ready. Of the
+#: instances `busy` are those whose steps have not been received, and `stale` those to be reset
+#: before their next use, bool [n] each; where `spoiled`, all need a reset.
+Source = HostEnv | Futures | Envpool
+
+
 def make_source(
     env: Any, dtype: Any, processes: bool, wait_num: int | None, timeout: float | None
 ) -> Futures | Envpool:
@@ -361,11 +316,6 @@ def make_source(
     Raises:
         TypeError: for what cannot step in part.
     """
-    if isinstance(env, AsyncVectorEnv):
-        raise TypeError(
-            "AsyncVectorEnv steps all of its environments or none: give AsyncCollector the list of "
-            "functions that it was made from."
-        )
     if callable(getattr(env, "recv", None)) and callable(getattr(env, "send", None)):
         if not (wait_num is None and timeout is None):
             raise ValueError(
@@ -376,7 +326,7 @@ def make_source(
     if isinstance(env, VectorEnv):
         raise TypeError(
             f"{type(env).__name__} steps all of its environments or none: use Collector, or give "
-            f"AsyncCollector a list of functions that make one environment each."
+            f"AsyncCollector the list of functions that it was made from."
         )
     if isinstance(env, Sequence) and not isinstance(env, str):
         if not env:

@@ -4,15 +4,6 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Protocol
-
-
-class Writer(Protocol):
-    """What the host loops need of a TensorBoard writer."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> object:
-        """Write one scalar."""
-        ...
 
 
 class RunLog:
@@ -27,7 +18,7 @@ class RunLog:
         from tensorboardX import SummaryWriter
 
         self._folder = folder
-        self._writer: Writer = SummaryWriter(str(folder / "tensorboard"))
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
         self.rows: list[dict[str, float]] = []
         self.seed_rows: list[dict[str, float]] = []
 
@@ -46,7 +37,7 @@ class RunLog:
 
     def close(self) -> None:
         """Flush the events."""
-        self._writer.close()  # type: ignore[attr-defined]
+        self._writer.close()
 
 
 def _write_table(path: Path, rows: list[dict[str, float]]) -> None:

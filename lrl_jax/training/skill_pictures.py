@@ -64,7 +64,6 @@ def skills_picture(
     Returns:
         The file.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     env = hierarchy.env
@@ -85,7 +84,6 @@ def skills_picture(
         )
     )
     figure = Figure(figsize=(12, 6.2), layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     scale = _PIXELS / max(env.width, env.height)
     background = render_maze(env, size=_PIXELS)
@@ -143,12 +141,10 @@ def skill_curves(rows: list[dict[str, float]], path: Path, title: str) -> Path:
         path: file to write.
         title: of the figure.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     figure = Figure(figsize=(13, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
     # Of several planners the lowest, above the skills.
     planner = max(name for name in rows[0] if name.endswith("/standardizer_diag_0")).split("/")[0]
     panels = {
