@@ -149,11 +149,10 @@ class CWorker:
         Nothing changes where they do not fit.
         """
         _check_test_envs(actor, self.envs_test)
-        first = jax.random.key(self._entropy[0])  # weights that all workers begin with
         env, params, n = (None, None, 1) if envs is None else _parts(envs)
-        fresh = state is None
-        if state is None:
-            state = actor.init(first, n)
+        version = self.actor_version
+        if state is None:  # weights that all workers begin with
+            state, version = actor.init(jax.random.key(self._entropy[0]), n), 0
         elif envs is not None and state.n_env_instances != n:
             state = actor.set_n_env_instances(state, n)
         collector = None
@@ -174,13 +173,10 @@ class CWorker:
             )
             collector.reset(seed=self._own_seed(self._n_begun), reset_buffer=False)
         self.actor, self.envs_train, self._collector, self._state = actor, envs, collector, state
-        self._n_begun += 1
-        if fresh:
-            self.actor_version = 0  # fresh weights, until others are set
+        self._n_begun, self.actor_version = self._n_begun + 1, version
         self.done = np.zeros(self.n_env_instances, bool)
         # Version that chose the actions whose rows the levels have not closed yet.
-        shape = (actor.n_levels, self.n_env_instances)
-        self._open_version = np.full(shape, self.actor_version)
+        self._open_version = np.full((actor.n_levels, self.n_env_instances), version)
 
     @property
     def n_env_instances(self) -> int:
@@ -435,9 +431,10 @@ class CWorker:
         if name == "algo":
             self._set_algo(make(self.actor))
         elif name == "storage":
-            self._storage = make(self.actor, self.algo)
+            new = make(self.actor, self.algo)
             if self._collector is not None:
-                self._collector.buffer = self._storage
+                self._collector.buffer = new
+            self._storage = new
         elif name == "envs_test":
             new, old = make(*place, "test"), self.envs_test
             _check_test_envs(self.actor, new)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from lrl_jax.collectors.base import BaseCollector, checked_hierarchy, make_engin
 from lrl_jax.collectors.counting import Owed
 from lrl_jax.collectors.evaluation import run_test
 from lrl_jax.collectors.preprocess import Preprocess
-from lrl_jax.collectors.requests import Request, due
+from lrl_jax.collectors.requests import Request, Way, due
 from lrl_jax.collectors.stats import Collected, CollectStats
 from lrl_jax.collectors.tick import own_env
 from lrl_jax.collectors.video import VideoLogger
@@ -231,7 +231,7 @@ class Collector(BaseCollector):
         def after(t: int, collected: Collected, progress: Any) -> None:
             nonlocal n_logged, saved_at
             if due(request.log_interval, t):
-                self._log(t * self.n_env_instances, collected.stats(n_logged))
+                self._log("collect", collected.stats(n_logged), t)
                 n_logged = len(collected.records)
             if due(request.test_interval, t):
                 copy = self._acting(request.way.learn).get_copy(self.state)
@@ -250,15 +250,9 @@ class Collector(BaseCollector):
 
     def _differentiable(self, request: Request) -> Any:
         way, engine = request.way, self._ready()
-        others = (
-            way.random,
-            request.test_interval,
-            request.post_step_callback,
-            request.video_logger,
-            request.gym_reset_kwargs,
-        )
-        plain = way.mode == "n_steps" and way.record is True and not way.learn
-        allowed = plain and not any(others) and request.render is None
+        looked_at = request.post_step_callback or request.video_logger or request.render is not None
+        others = looked_at or request.test_interval or request.gym_reset_kwargs
+        allowed = way == Way(record=True, capacity=way.capacity) and not others
         hierarchy = self._acting(way.learn)
         transitions, record = engine.differentiable(hierarchy, request.amount, allowed)
         if record is None:
@@ -267,10 +261,10 @@ class Collector(BaseCollector):
         nothing = Owed.begin(way.mode, 0, engine.n)
         return Collected(way.mode, [record], nothing, 0.0).stats(), transitions
 
-    def _log(self, step: int, stats: CollectStats) -> None:
-        for name, value in stats.items():
+    def _log(self, about: str, values: Mapping[str, Any], t: int) -> None:
+        for name, value in values.items():
             if value is not None and name not in ("collect_time", "collect_speed"):
-                self.writer.add_scalar(f"collect/{name}", value, step)
+                self.writer.add_scalar(f"{about}/{name}", value, t * self.n_env_instances)
 
     def save_checkpoint(self, t: int, n_steps: int) -> Path | None:
         """Save all of the state as `step_{t}`, zero-padded to sort; None without a folder."""
@@ -366,9 +360,7 @@ class Collector(BaseCollector):
             "test_success_in_ep": stats["success_rate"],
         }
         if self.writer is not None:
-            for name, value in result.items():
-                if value is not None:
-                    self.writer.add_scalar(f"test/{name}", value, t * self.n_env_instances)
+            self._log("test", result, t)
         return result
 
     def _test_instances(self, state: HierarchyState) -> int:

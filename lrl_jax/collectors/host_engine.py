@@ -407,16 +407,13 @@ class HostEngine:
     def _preprocessed(self, preprocess: Preprocess, answer: Any, ready: np.ndarray | None) -> Any:
         """A step as the user's function leaves it, and what is acted on next."""
         ready = np.ones(self.n, bool) if ready is None else ready
-        given = (answer.obs_next, answer.rew, answer.terminated, answer.truncated)
         fresh = (answer.terminated | answer.truncated) & ready
-        own: Any = [x[ready] for x in given]
-        own += [answer.info, self._act[ready], self._ids[ready]]
-        *changed, info, new_act, _ = preprocess.on_step(*own)
-        step = tuple(x.copy() for x in given)
-        for array, value in zip(step, changed, strict=True):
+        given = (answer.obs_next, answer.rew, answer.terminated, answer.truncated, self._act)
+        *step, self._act = (x.copy() for x in given)
+        *own, act = (x[ready] for x in given)
+        *changed, info, act, _ = preprocess.on_step(*own, answer.info, act, env_id=self._ids[ready])
+        for array, value in zip((*step, self._act), (*changed, act), strict=True):
             array[ready] = value
-        self._act = self._act.copy()
-        self._act[ready] = new_act
         obs_next, _, terminated, truncated = step
         following, done = answer.obs, (terminated | truncated) & ready
         early = done & ~fresh
@@ -512,16 +509,8 @@ class _Run:
     def transitions(self, tick: _Tick) -> Transitions:
         """Of one tick, leaves [n, ...]."""
         obs_next, rew, terminated, truncated, _ = tick.step
-        obs, act = self.hierarchy.env_spec.obs_space, self.hierarchy.action_space
-        out = Transitions(
-            obs=tick.obs.astype(obs.dtype, copy=False),
-            act=tick.act.astype(act.dtype, copy=False),
-            rew=rew,
-            terminated=terminated,
-            truncated=truncated,
-            obs_next=obs_next.astype(obs.dtype, copy=False),
-            valid=tick.valid,
-        )
+        act = tick.act.astype(self.hierarchy.action_space.dtype, copy=False)
+        out = Transitions(tick.obs, act, rew, terminated, truncated, obs_next, tick.valid)
         return zeroed(out, tick.ready)
 
     def result(self) -> Record:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+STEP = ("obs_next", "rew", "terminated", "truncated", "info", "act")
+
 
 def reset_arguments(gym_reset_kwargs: Any) -> dict[str, Any]:
     """A copy of what a user gives for the environments' resets."""
@@ -41,49 +43,26 @@ class Preprocess:
         out = self._call(obs=obs, env_id=env_id)
         return _like("obs", out.get("obs", obs), obs)
 
-    def on_step(
-        self,
-        obs_next: Any,
-        rew: Any,
-        terminated: Any,
-        truncated: Any,
-        info: Any,
-        act: Any,
-        ids: Any,
-    ) -> tuple[Any, Any, Any, Any, Any, Any, bool]:
-        """A step of the instances `ids` [n].
+    def on_step(self, *step: Any, env_id: Any) -> tuple[Any, ...]:
+        """A step of the instances `env_id` [n].
 
         An episode that the environment ended stays ended: it counts as truncated if the function
         says neither.
 
+        Args:
+            *step: in the order of `STEP`.
+            env_id: whose step it is.
+
         Returns:
-            obs_next, rew, terminated, truncated, info, act, and whether the function may end
-            episodes that the environment has not ended.
+            The same, and whether the function may end episodes that the environment has not ended.
         """
-        done = terminated | truncated
-        out = self._call(
-            obs_next=obs_next,
-            rew=rew,
-            terminated=terminated,
-            truncated=truncated,
-            done=done,
-            info=info,
-            act=act,
-            env_id=ids,
-        )
-        new_terminated = _like("terminated", out.get("terminated", terminated), terminated)
-        new_truncated = _like("truncated", out.get("truncated", truncated), truncated)
+        given = dict(zip(STEP, step, strict=True))
+        done = given["terminated"] | given["truncated"]
+        out = self._call(**given, done=done, env_id=env_id)
+        new = {name: _like(name, out.get(name, old), old) for name, old in given.items()}
         ended = done | _like("done", out.get("done", done), done)
-        new_truncated = new_truncated | (ended & ~new_terminated)
-        return (
-            _like("obs_next", out.get("obs_next", obs_next), obs_next),
-            _like("rew", out.get("rew", rew), rew),
-            new_terminated,
-            new_truncated,
-            out.get("info", info),
-            _like("act", out.get("act", act), act),
-            bool({"terminated", "truncated", "done"} & set(out)),
-        )
+        new["truncated"] = new["truncated"] | (ended & ~new["terminated"])
+        return *new.values(), bool({"terminated", "truncated", "done"} & set(out))
 
     def _call(self, **given: Any) -> Mapping[str, Any]:
         out = self.fn(**given)
@@ -103,7 +82,9 @@ class Preprocess:
 
 
 def _like(name: str, new: Any, old: Any) -> Any:
-    """The new value in the old one's type; its shape must be the same."""
+    """The new value in the old one's type; its shape must be the same, but for the info."""
+    if name == "info":
+        return new
     xp = jnp if isinstance(old, jax.Array) else np
     array = new if isinstance(new, jax.Array) and xp is jnp else xp.asarray(new)
     if array.shape != old.shape:

@@ -106,16 +106,13 @@ class RayPool:
         self._start(index, params)
         self._await([index])
 
-    def _wanted(self) -> dict[str, float]:
-        """Resources of one actor, in Ray's words."""
-        named = {_RESOURCES[k]: v for k, v in self._config.items() if k in _RESOURCES and v}
-        return named | dict(self._config.get("resources") or {})
-
     def _reserve(self, n: int) -> Any:
         """Room for n actors."""
         from ray.util import placement_group, remove_placement_group
 
-        each, total = self._wanted(), self.ray.cluster_resources()
+        each = {_RESOURCES[k]: v for k, v in self._config.items() if k in _RESOURCES and v}
+        each |= self._config.get("resources") or {}
+        total = self.ray.cluster_resources()
         for name, amount in each.items():
             there = total.get(name, 0.0)
             if amount * n > there:

@@ -219,16 +219,11 @@ class Envpool:
             for _ in range(self.n // self._batch):
                 self._recv()
         self._env.async_reset()
-        obs = None
-        for _ in range(self.n // self._batch):
-            answer, *_, answered = self._recv()
-            if obs is None:
-                obs = np.zeros((self.n, *answer.shape[1:]), answer.dtype)
-            obs[answered] = answer
+        answers = [self._recv() for _ in range(self.n // self._batch)]
+        obs, ids = (np.concatenate([answer[k] for answer in answers]) for k in (0, -1))
         self._unseen[:], self.spoiled = False, False
         self._ended.clear()
-        assert obs is not None
-        return obs
+        return obs[np.argsort(ids)]
 
     def _recv(self) -> tuple[Any, ...]:
         obs, rew, terminated, truncated, info = self._env.recv()

@@ -343,7 +343,7 @@ def decide_and_step(
     if preprocess is not None:
         ids, done = jnp.arange(n), terminated | truncated
         obs_next, rew, terminated, truncated, info, action, may_end = preprocess.on_step(
-            obs_next, rew, terminated, truncated, info, action, ids
+            obs_next, rew, terminated, truncated, info, action, env_id=ids
         )
         if may_end:
             ended = (terminated | truncated) & ~done

@@ -141,7 +141,8 @@ class Frames:
     ):
         self._hierarchy, self._env, self._video, self._render = hierarchy, env, video, render
         planned = hierarchy.levels[0].planned_states
-        self._plans = plans and planned is not None and video is not None
+        in_maze = planned is not None and hasattr(env, "layout")
+        self._plans = plans and in_maze and video is not None
         self._plan: Any = None
         self._decides, self._obs = False, None
         self._steps = True
@@ -151,11 +152,9 @@ class Frames:
         if self._video is None and self._render is None:
             return
         self._steps = bool(owed.active[0])
-        if not self._steps or not self._plans or not hasattr(self._env, "layout"):
-            return
-        state = engine.state()
-        self._decides = int(state.active_level[0]) == 0
-        self._obs = self._hierarchy.see(0, jnp.asarray(engine.obs)[:1])[0]
+        if self._steps and self._plans:
+            self._decides = int(engine.state().active_level[0]) == 0
+            self._obs = self._hierarchy.see(0, jnp.asarray(engine.obs)[:1])[0]
 
     def after(self, engine: Any, ended: bool) -> None:
         """After a tick; `ended`: whether it ended instance 0's episode."""

@@ -40,11 +40,8 @@ def unpack(tree: Any) -> Any:
     """Undo `pack`."""
 
     def leaf(x):
-        return (
-            jax.random.wrap_key_data(jnp.asarray(x.words), impl=x.impl)
-            if isinstance(x, _Key)
-            else x
-        )
+        is_key = isinstance(x, _Key)
+        return jax.random.wrap_key_data(jnp.asarray(x.words), impl=x.impl) if is_key else x
 
     return jax.tree.map(leaf, tree)
 
