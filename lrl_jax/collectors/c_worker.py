@@ -291,13 +291,8 @@ class CWorker:
                 taken += amount
                 self._n_random -= amount if random else 0
         except BaseException:
-            # Rows without their transitions: none is sent, and no trajectory runs over the hole.
-            state = self.actor.reset(collector.state)
-            emptied = [
-                s if s.buffer is None else s.replace(buffer=buffers.clear(s.buffer))
-                for s in state.levels
-            ]
-            collector.state = state.replace(levels=tuple(emptied))
+            # No trajectory runs over the hole; rows without their transitions are not sent.
+            collector.state = self.actor.reset(collector.state)
             raise
         finally:
             with self._lock:
@@ -511,13 +506,14 @@ class CWorker:
 
 
 def _with_room(state: HierarchyState, samples: int) -> HierarchyState:
-    """With rings, empty ones, for the rows that levels may close on so many samples."""
+    """With empty rings for the rows that levels may close on so many samples."""
     rows = -(-samples // state.n_env_instances) + 1  # a reset closes one more
 
     def roomy(level):
-        if level.buffer is None or rows <= level.buffer.capacity <= 2 * rows:
+        if level.buffer is None:
             return level
-        return level.replace(buffer=buffers.clear(level.buffer, rows))
+        fits = rows <= level.buffer.capacity <= 2 * rows
+        return level.replace(buffer=buffers.clear(level.buffer, None if fits else rows))
 
     return state.replace(levels=tuple(roomy(level) for level in state.levels))
 

@@ -6,6 +6,7 @@ asked for what, and what comes back: rollouts joined, with the lag of the polici
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +19,7 @@ from lrl_jax.collectors.worker_data import checked_weights, decompress, join
 from lrl_jax.settings import check_float, check_int
 
 
-class CWorkerSet:
+class CWorkerSet(contextlib.AbstractContextManager):
     """A set of CWorkers, remote ones on Ray (extra "distributed") or one in this process.
 
     Args:
@@ -147,27 +148,22 @@ class CWorkerSet:
             **more: further keyword arguments of the set.
         """
 
-        def collection_worker_set_factory(
-            device: Any, initial_weights: dict[str, Any] | None, index_parent: int
-        ) -> CWorkerSet:
-            return cls(
-                num_workers=num_workers,
-                index_parent=index_parent,
-                algo_factory=algo_factory,
-                actor_factory=actor_factory,
-                storage_factory=storage_factory,
-                local_device=device,
-                initial_weights=initial_weights,
-                fraction_samples=col_fraction_samples,
-                total_parent_workers=total_parent_workers,
-                compress_data_to_send=compress_data_to_send,
-                train_envs_factory=train_envs_factory,
-                test_envs_factory=test_envs_factory,
-                worker_remote_config=col_worker_resources,
-                **more,
-            )
-
-        return collection_worker_set_factory
+        return lambda device, initial_weights, index_parent: cls(
+            num_workers=num_workers,
+            index_parent=index_parent,
+            algo_factory=algo_factory,
+            actor_factory=actor_factory,
+            storage_factory=storage_factory,
+            local_device=device,
+            initial_weights=initial_weights,
+            fraction_samples=col_fraction_samples,
+            total_parent_workers=total_parent_workers,
+            compress_data_to_send=compress_data_to_send,
+            train_envs_factory=train_envs_factory,
+            test_envs_factory=test_envs_factory,
+            worker_remote_config=col_worker_resources,
+            **more,
+        )
 
     # ----------------------------------------------------------------- workers
 
@@ -175,13 +171,9 @@ class CWorkerSet:
         """The worker of this process; made when it is first asked for, index `num_workers`."""
         self._check_running()
         if self._local is None:
-            index = self.num_workers
-            self._local = self.worker_class(index, device=self._local_device, **self.worker_params)
-            for (name, _), arguments in self._changes.items():
-                getattr(self._local, name)(*arguments)
-            if self._weights is not None:
-                self._local.set_weights(self._weights)
-            self._instances[index] = self._local.n_env_instances
+            index, device = self.num_workers, self._local_device
+            self._local = self.worker_class(index, device=device, **self.worker_params)
+            self._prepare(index)
         return self._local
 
     def remote_workers(self) -> list[Any]:
@@ -214,10 +206,16 @@ class CWorkerSet:
     def _prepare(self, index: int) -> None:
         """Bring a worker that has begun to where the others are."""
         for (name, _), arguments in self._changes.items():
-            self._pool.ask(index, name, *arguments)
+            self._ask(index, name, *arguments)
         if self._weights is not None:
-            self._pool.ask(index, "set_weights", self._weights)
-        self._instances[index] = self._pool.ask(index, "get_attribute", "n_env_instances")
+            self._ask(index, "set_weights", self._weights)
+        self._instances[index] = self._ask(index, "get_attribute", "n_env_instances")
+
+    def _ask(self, index: int, name: str, *arguments: Any) -> Any:
+        """Call a method of a worker, wherever it is, and wait for what comes back."""
+        if self._local is not None and index == self._local.index_worker:
+            return getattr(self._local, name)(*arguments)
+        return self._pool.ask(index, name, *arguments)
 
     # --------------------------------------------------------------- collecting
 
@@ -429,10 +427,11 @@ class CWorkerSet:
     def _ask_all(self, name: str, *arguments: Any) -> tuple[dict[int, Any], dict[int, WorkerError]]:
         """What the remote workers answer, all at the same time, and the errors of the others."""
         answers, failed = {}, {}
-        refs = {i: self._pool.call(i, name, *arguments) for i in self._pool.actors}
+        pool: Any = self._pool
+        refs = {i: pool.call(i, name, *arguments) for i in (pool.actors if pool else ())}
         for i, ref in refs.items():
             try:
-                answers[i] = self._pool.get(ref, i)
+                answers[i] = pool.get(ref, i)
             except WorkerError as error:
                 failed[i] = error
         return answers, failed
@@ -462,13 +461,10 @@ class CWorkerSet:
                 f"call collect() first, which leaves none under way."
             )
         if self._local is not None:
-            getattr(self._local, name)(*arguments)
-            self._instances[self._local.index_worker] = self._local.n_env_instances
-        failed: dict[int, WorkerError] = {}
-        if self._pool is not None:
-            changed, failed = self._ask_all(name, *arguments)
-            for i in changed:
-                self._instances[i] = self._pool.ask(i, "get_attribute", "n_env_instances")
+            self._ask(self._local.index_worker, name, *arguments)
+        _, failed = self._ask_all(name, *arguments)
+        for i in self._instances.keys() - failed.keys():
+            self._instances[i] = self._ask(i, "get_attribute", "n_env_instances")
         refused = [error for error in failed.values() if not error.died]
         if not refused:
             self._remember(name, arguments)
@@ -505,9 +501,6 @@ class CWorkerSet:
     def _check_running(self) -> None:
         if self._stopped:
             raise RuntimeError("the set was stopped: make another one.")
-
-    def __enter__(self) -> CWorkerSet:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()

@@ -200,14 +200,11 @@ def fetched(x: Any) -> Any:
 
 def checked_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
     """Resources of a worker; Ray no longer gives each a store of its own."""
-    config = {"num_cpus": 1} if config is None else dict(config)
+    config = {"num_cpus": 1, **(config or {})}
     config.pop("object_store_memory", None)
-    config.setdefault("num_cpus", 1)
-    unknown = sorted(set(config) - {*_RESOURCES, "resources"})
-    if unknown:
-        raise ValueError(
-            f"worker_remote_config has {unknown}: it knows {sorted({*_RESOURCES, 'resources'})}."
-        )
+    known = {*_RESOURCES, "resources"}
+    if unknown := sorted(set(config) - known):
+        raise ValueError(f"worker_remote_config has {unknown}: it knows {sorted(known)}.")
     for name in _RESOURCES:
         if name in config and (isinstance(config[name], bool) or not config[name] >= 0):
             raise ValueError(f"worker_remote_config[{name!r}]={config[name]!r} must be at least 0.")
@@ -215,9 +212,7 @@ def checked_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _shown(resources: Mapping[str, float]) -> str:
-    return ", ".join(
-        f"{resources.get(name, 0.0):g} {name}" for name in ("CPU", "GPU") if name in resources
-    )
+    return ", ".join(f"{resources[x]:g} {x}" for x in ("CPU", "GPU") if x in resources)
 
 
 def _import_ray() -> Any:

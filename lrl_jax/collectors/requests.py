@@ -127,11 +127,6 @@ class Request:
         way = Way(mode, bool(learn), record, bool(random), capacity)
         return cls(way, amount - start, start, limit, **more)
 
-    @property
-    def end(self) -> int | None:
-        """Number of ticks at the end where that is known, for a progress bar."""
-        return self.limit if self.way.mode == "n_steps" else None
-
     def next_stop(self, t: int) -> int:
         """Tick up to which nothing is due after tick t."""
         intervals = (self.log_interval, self.test_interval, self.checkpoint_interval)
@@ -207,7 +202,8 @@ def carry_out(
     owed = engine.begin(hierarchy, way, owed, request.gym_reset_kwargs)
     out, t = Collected(way.mode, [], owed, 0.0), request.start
     shown = Frames(hierarchy, engine.env, request.video_logger, request.render, not way.random)
-    bar = tqdm(total=request.end, initial=t, disable=not request.verbose, unit="tick")
+    end = request.limit if way.mode == "n_steps" else None
+    bar = tqdm(total=end, initial=t, disable=not request.verbose, unit="tick")
     try:
         with bar as progress:
             while t < request.limit:

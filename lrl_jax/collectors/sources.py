@@ -135,14 +135,12 @@ class Futures:
         self.spoiled |= any(future.exception() is not None for future in finished)
         steps = [future.result() for future in finished]
 
-        def column(name):
-            return np.concatenate([getattr(step, name) for step in steps])
-
         info = merged([step.info for step in steps])
         told = [success_in(step.info, 1) for step in steps]
         if any(success is not None for success in told):  # by some, which `merged` leaves out
             info["is_success"] = np.array([x is not None and bool(x[0]) for x in told])
-        return _spread(self.n, ids, {name: column(name) for name in _COLUMNS}, info)
+        columns = {x: np.concatenate([getattr(step, x) for step in steps]) for x in _COLUMNS}
+        return _spread(self.n, ids, columns, info)
 
     def close(self) -> None:
         """Wait for what is under way, close the environments."""

@@ -29,10 +29,8 @@ class SequenceSummaryStats:
         """Summarise values [N]; None if there are none."""
         if not len(values):
             return None
-        values = np.asarray(values, np.float64)
-        return cls(
-            float(values.mean()), float(values.std()), float(values.max()), float(values.min())
-        )
+        summaries = (np.mean, np.std, np.max, np.min)
+        return cls(*(float(of(np.asarray(values, np.float64))) for of in summaries))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

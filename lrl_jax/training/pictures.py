@@ -184,11 +184,17 @@ def curve_picture(
         if f"{name}_low" in rows[0]:
             low, high = ([row[f"{name}_{end}"] for row in rows] for end in ("low", "high"))
             ax.fill_between(steps, low, high, color="C0", alpha=0.25, linewidth=0)
-        ax.set_xlabel("environment steps")
         ax.set_ylabel(name.replace("_", " "))
-        ax.grid(alpha=0.3)
         if name == "test_success":
             ax.set_ylim(-0.02, 1.02)
+    return save_curves(figure, path, title)
+
+
+def save_curves(figure: Any, path: Path, title: str) -> Path:
+    """Save panels over environment steps; returns the file."""
+    for ax in figure.axes:
+        ax.set_xlabel("environment steps")
+        ax.grid(alpha=0.3)
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
     return path

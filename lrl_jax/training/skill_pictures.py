@@ -12,6 +12,7 @@ from lrl_jax.collectors.tick import names_env_once
 from lrl_jax.envs import render_maze
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
 from lrl_jax.spaces import Box
+from lrl_jax.training.pictures import save_curves
 from lrl_jax.training.skill_tests import SkillPaths, follow_skills, skill_place
 
 _PIXELS = 640
@@ -167,8 +168,4 @@ def skill_curves(rows: list[dict[str, float]], path: Path, title: str) -> Path:
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.xaxis.set_major_formatter(EngFormatter())
         ax.set_title(name, fontsize=10)
-        ax.set_xlabel("environment steps")
-        ax.grid(alpha=0.3)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=110)
-    return path
+    return save_curves(figure, path, title)
