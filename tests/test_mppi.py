@@ -124,11 +124,11 @@ def test_the_temperature_may_be_traced():
 @pytest.mark.parametrize(
     ("settings", "error", "text"),
     [
-        (dict(horizon=0), ValueError, "horizon must be at least 1"),
+        (dict(horizon=0), ValueError, "horizon must be .* at least 1"),
         (dict(num_samples=8, num_policy_samples=8, num_elites=2), ValueError, "leaves none"),
         (dict(num_samples=32), ValueError, "num_elites=64 is above num_samples=32"),
         (dict(min_std=3.0), ValueError, "above max_std"),
-        (dict(temperature="hot"), TypeError, "temperature must be a number"),
+        (dict(temperature="hot"), ValueError, "temperature must be a finite number"),
     ],
 )
 def test_settings_are_checked(settings, error, text):

@@ -300,6 +300,18 @@ def test_rewards_come_last_and_relabelling_before():
     np.testing.assert_array_equal(seen.obs, 2 * plain.obs)
 
 
+def test_relabelled_rows_keep_their_input_where_control_goes_back():
+    story = Story(seed=1, p_mask=1.0, p_end=0.0, p_cut=0.0, p_back=1.0)
+    replay = Replay(write(story.fields(), story.mask, story.cut))
+    found = replay.sample(jax.random.key(0), 16)
+    stored = replay.next_input(found)
+    assert (stored != found.level_input).any()
+    chosen = jnp.arange(16) % 2 == 0
+    told = jnp.where(chosen[:, None], found.level_input + 100, found.level_input)
+    following = replay.next_input(found.replace(level_input=told))
+    np.testing.assert_array_equal(following, jnp.where(chosen[:, None], told, stored))
+
+
 def _doubled(found):
     return found.replace(obs=2 * found.obs)
 

@@ -165,12 +165,15 @@ class Replay(struct.Node):
         """Input that the row behind each row was decided with, [..., *input shape].
 
         Where control was handed back and the next row is stored, that one's input; else the row's
-        own: what a value that sees the input bootstraps with.
+        own: what a value that sees the input bootstraps with. A row that was relabelled with
+        another input keeps it: what would have followed is not known.
         """
         behind, exists, goes_on = ring.following(self.buffer, found.id)
-        there = ring.gather(self.buffer, behind)["level_input"]
+        own, there = (ring.gather(self.buffer, i)["level_input"] for i in (found.id, behind))
         other = found.hands_back & exists & goes_on
-        wide = other.reshape(*other.shape, *[1] * (there.ndim - other.ndim))
+        axes = tuple(range(other.ndim, own.ndim))
+        other &= (own == found.level_input.reshape(own.shape)).all(axes)
+        wide = other.reshape(*other.shape, *[1] * len(axes))
         return jnp.where(wide, there, found.level_input)
 
     # ------------------------------------------------------------------ inside
