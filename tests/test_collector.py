@@ -431,7 +431,7 @@ def test_state_stays_valid():
     assert_same(on_host(state), kept)
     assert int(collector.state.n_total_env_steps) == (3 + 4) * N
     assert int(later.n_total_env_steps.low) == (3 + 5) * N
-    with pytest.raises(ValueError, match="5 instances, the collector 3"):
+    with pytest.raises(ValueError, match="5 instances, but 3 are wanted"):
         collector.state = collector.hierarchy.init(jax.random.key(0), 5)
 
 

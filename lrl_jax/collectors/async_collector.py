@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from lrl_jax.hierarchies import Hierarchy, HierarchyState
 from lrl_jax.settings import check_float, check_int
 
 
-class AsyncCollector(BaseCollector):
+class AsyncCollector(BaseCollector, contextlib.AbstractContextManager):
     """Collects from environments that step on their own; only those that are ready go on.
 
     Args:
@@ -78,9 +79,6 @@ class AsyncCollector(BaseCollector):
     def _check_open(self) -> None:
         if self._closed:
             raise ValueError("the collector was closed: make another one.")
-
-    def __enter__(self) -> AsyncCollector:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import abc
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from lrl_jax import buffers
 from lrl_jax.buffers import Buffer
+from lrl_jax.collectors import store
 from lrl_jax.collectors.device_engine import DeviceEngine
 from lrl_jax.collectors.host_engine import HostEngine
 from lrl_jax.collectors.preprocess import Preprocess
 from lrl_jax.collectors.requests import Request, carry_out
 from lrl_jax.collectors.stats import Collected, CollectStats
-from lrl_jax.collectors.store import Store
 from lrl_jax.envs.gymnasium_adapter import HostEnv, is_gymnasium
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
 
@@ -49,7 +49,7 @@ def warn_of_open(collected: Collected, ticks: int, stacklevel: int = 4) -> None:
         )
 
 
-class BaseCollector(abc.ABC):
+class BaseCollector:
     """Collects with an engine; subclasses say how it is made and what may be asked for.
 
     Args:
@@ -130,7 +130,7 @@ class BaseCollector(abc.ABC):
             keep_statistics: whether the totals of steps, episodes and time go on.
         """
         if self._engine.store is not None:
-            self._engine.store = self._engine.store.cleared()
+            self._engine.store = buffers.cut(buffers.clear(self._engine.store))
         if not keep_statistics:
             self.reset_stat()
 
@@ -155,19 +155,16 @@ class BaseCollector(abc.ABC):
     @property
     def buffer(self) -> Buffer | None:
         """Replay buffer of environment transitions. Stays valid when the collector goes on."""
-        store = self._engine.store
-        return None if store is None else jax.tree.map(jax.numpy.copy, store.buffer)
+        return jax.tree.map(jax.numpy.copy, self._engine.store)
 
     @buffer.setter
     def buffer(self, buffer: int | Buffer | None) -> None:
-        store = None
         if buffer is not None:
-            store = Store.create(self.hierarchy, self.n_env_instances, buffer)
-        self._engine.store = store
+            buffer = store.create(self.hierarchy, self.n_env_instances, buffer)
+        self._engine.store = buffer
 
-    @abc.abstractmethod
     def _check_open(self) -> None:
-        """Raise if the collector was closed."""
+        """Raise if the collector was closed: one that does not close its environments never is."""
 
     def _ready(self) -> Engine:
         if not self._is_reset:

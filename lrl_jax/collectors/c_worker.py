@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import os
 import threading
 import time
@@ -23,7 +24,7 @@ from lrl_jax import buffers
 from lrl_jax.collectors.collector import Collector
 from lrl_jax.collectors.evaluation import whole_episodes
 from lrl_jax.collectors.tick import own_env
-from lrl_jax.collectors.worker_data import checked_weights, compress, concatenate, pack, unpack
+from lrl_jax.collectors.worker_data import checked_weights, compress, join, pack, unpack
 from lrl_jax.devices import resolve_device
 from lrl_jax.envs.gymnasium_adapter import is_gymnasium
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
@@ -53,7 +54,6 @@ class CollectionSettings:
 
 def no_envs(device: Any, index_worker: int, index_parent: int, mode: str) -> None:
     """The factory of a worker without environments of that mode."""
-    del device, index_worker, index_parent, mode
 
 
 class CWorker:
@@ -115,72 +115,68 @@ class CWorker:
         self.compress_data_to_send = bool(compress_data_to_send)
         self.device = resolve_device(device)
         entropy = [checks.seed_of("seed", seed), self.index_parent, self.index_worker]
-        self._entropy, self._n_made = entropy, 0
-        self._seed = self._next_seed()
+        self._entropy, self._n_begun = entropy, 0
+        self._seed = self._own_seed(0)
         self.iter, self.actor_version = 0, 0
         self._lock = threading.Lock()
         self._told: set[str] = set()
         self._pending: dict[str, Any] | None = None
         self._collects, self._stopped = False, False
-        self.actor = _checked_actor(actor_factory(self.device))
-        self.algo = _checked_settings(algo_factory(self.device, self.actor))
-        self.envs_train = train_envs_factory(self.device, index_worker, index_parent, "train")
+        actor = _checked_actor(actor_factory(self.device))
+        self.algo = _checked_settings(algo_factory(self.device, actor))
+        envs_train = train_envs_factory(self.device, index_worker, index_parent, "train")
         self.envs_test = test_envs_factory(self.device, index_worker, index_parent, "test")
-        self._storage = storage_factory(self.device, self.actor, self.algo)
-        self._n_random = _start_steps(self.algo)
+        self._storage = storage_factory(self.device, actor, self.algo)
+        self._n_random = getattr(self.algo, "start_steps", 0)
         # What was collected and not sent yet.
-        self._samples: list[Any] = []
-        made = self._make(self.actor, self.envs_train, None, self._storage, self._seed)
-        self._collector, self._state = made
-        self._check_test_envs(self.actor, self.envs_test)
-        self._begin()
+        self._samples: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._begin(actor, envs_train, None, self._storage)
         if initial_weights is not None:
             self.set_weights(initial_weights)
 
     # ------------------------------------------------------------------ state
 
-    def _next_seed(self) -> int:
-        """Of the environments or the actor made next, so that none repeats another's draws."""
-        sequence = np.random.SeedSequence([*self._entropy, self._n_made])
-        self._n_made += 1
+    def _own_seed(self, i: int) -> int:
+        """Of the i-th environments or actor, so that none repeats another's draws."""
+        sequence = np.random.SeedSequence([*self._entropy, i])
         return int(sequence.generate_state(1, np.uint32)[0])
 
-    def _make(
-        self, actor: Hierarchy, envs: Any, state: HierarchyState | None, storage: Any, seed: int
-    ) -> tuple[Collector | None, HierarchyState]:
-        """A collector that has been reset, None without environments; and the actor's state."""
-        first = jax.random.key(self._entropy[0])  # weights that all workers begin with
-        if envs is None:
-            return None, actor.init(first, 1) if state is None else state
-        env, params, n = _parts(envs)
-        _check_ticks(self.algo, envs, n)
-        if state is None:
-            state = actor.init(first, n)
-        elif state.n_env_instances != n:
-            state = actor.set_n_env_instances(state, n)
-        if isinstance(storage, buffers.Buffer) and storage.n_env_instances != n:
-            size = storage.capacity * storage.n_env_instances
-            storage = buffers.redistribute(storage, n, max(size, n))
-        collector = Collector(
-            actor,
-            env,
-            device=self.device,
-            env_params=params,
-            n_env_instances=n,
-            state=state,
-            buffer=storage,
-            exploration_noise=True,
-        )
-        collector.reset(seed=seed, reset_buffer=False)
-        collector.state = _with_room(collector.state, self.update_every)
-        return collector, collector.state
+    def _begin(
+        self, actor: Hierarchy, envs: Any, state: HierarchyState | None, storage: Any
+    ) -> None:
+        """Act with this actor in these environments, from a reset; without a state, from scratch.
 
-    def _begin(self) -> None:
-        """What a new collector brings with it."""
-        n = self.n_env_instances
-        self.done = np.zeros(n, bool)
+        Nothing changes where they do not fit.
+        """
+        _check_test_envs(actor, self.envs_test)
+        env, params, n = (None, None, 1) if envs is None else _parts(envs)
+        version = self.actor_version
+        if state is None:  # weights that all workers begin with
+            state, version = actor.init(jax.random.key(self._entropy[0]), n), 0
+        elif envs is not None and state.n_env_instances != n:
+            state = actor.set_n_env_instances(state, n)
+        collector = None
+        if envs is not None:
+            _check_whole_ticks(envs, n, **_ticks_of(self.algo))
+            if isinstance(storage, buffers.Buffer) and storage.n_env_instances != n:
+                size = storage.capacity * storage.n_env_instances
+                storage = buffers.redistribute(storage, n, max(size, n))
+            collector = Collector(
+                actor,
+                env,
+                device=self.device,
+                env_params=params,
+                n_env_instances=n,
+                state=state,
+                buffer=storage,
+                exploration_noise=True,
+            )
+            collector.reset(seed=self._own_seed(self._n_begun), reset_buffer=False)
+        self.actor, self.envs_train, self._collector, self._state = actor, envs, collector, state
+        self._n_begun, self.actor_version = self._n_begun + 1, version
+        self.done = np.zeros(self.n_env_instances, bool)
         # Version that chose the actions whose rows the levels have not closed yet.
-        self._open_version = np.full((self.actor.n_levels, n), self.actor_version)
+        self._open_version = np.full((actor.n_levels, self.n_env_instances), version)
 
     @property
     def n_env_instances(self) -> int:
@@ -238,19 +234,11 @@ class CWorker:
         every, test = getattr(self.algo, "test_every", 0), {}
         if every and self.envs_test is not None and (self.iter + 1) % every == 0:
             test = {"TestReturn": self.evaluate()}  # if it raises, the samples stay
-        data, stats = self._take()
+        data, counts = join(self._samples)
         version = int(data["actor_version"][-1])
-        info = {
-            "Episodes": sum(s.n_collected_episodes for s in stats),
-            "Returns": np.concatenate([s.returns for s in stats]),
-            "Lengths": np.concatenate([s.lens for s in stats]),
-            "Successes": np.concatenate([s.successes for s in stats]),
-            "Time": seconds,
-            "ActorVersion": version,
-            "NumberSamples": len(data["rew"]),
-            "IndexWorker": self.index_worker,
-        }
-        info |= test
+        stamps = {"Time": seconds, "ActorVersion": version, "IndexWorker": self.index_worker}
+        info = counts | stamps | test
+        self._samples = []
         self.iter += 1
         if self.compress_data_to_send:
             return compress(data), info
@@ -278,13 +266,13 @@ class CWorker:
         n = collector.n_env_instances
         if num_steps is not None:
             target = check_int("num_steps", num_steps, 1)
-            _check_whole_ticks("num_steps", target, self.envs_train, n)
+            _check_whole_ticks(self.envs_train, n, num_steps=target)
         least = target
         if listen_to:  # whole ticks, so that no instance has to sit out on the way
             ticks = -(-int(np.ceil(self.fraction_samples * target)) // n)
             least = min(target, max(1, ticks) * n)
         step = max(1, (target - least) // (_SLICES * n)) * n
-        stats, taken, began = [], 0, time.monotonic()
+        returns, taken, began = [], 0, time.monotonic()
         with self._lock:
             self._collects = True
         try:
@@ -293,34 +281,29 @@ class CWorker:
             # What was reset since the last rollout begins anew before stamps are looked at.
             collector.settle()
             while taken < target:
-                if taken >= least and self._is_told(listen_to):
+                if taken >= least and not self._told.isdisjoint(listen_to):
                     break
                 amount = least - taken if taken < least else min(step, target - taken)
                 random = self._n_random > 0
                 if random:
                     amount = min(amount, self._n_random)
-                stats.append(self._collect(collector, amount, random))
+                returns.append(self._collect(collector, amount, random))
                 taken += amount
                 self._n_random -= amount if random else 0
         except BaseException:
-            # Rows without their transitions: none is sent, and no trajectory runs over the hole.
-            state = self.actor.reset(collector.state)
-            emptied = [
-                s if s.buffer is None else s.replace(buffer=buffers.clear(s.buffer))
-                for s in state.levels
-            ]
-            collector.state = state.replace(levels=tuple(emptied))
+            # No trajectory runs over the hole; rows without their transitions are not sent.
+            collector.state = self.actor.reset(collector.state)
             raise
         finally:
             with self._lock:
                 self._collects = False
                 self._told -= set(listen_to)
         seconds = time.monotonic() - began
-        returns = np.concatenate([s.returns for s in stats])
-        return seconds, float(returns.mean()) if len(returns) else None
+        returned = np.concatenate(returns)
+        return seconds, float(returned.mean()) if len(returned) else None
 
-    def _collect(self, collector: Collector, amount: int, random: bool) -> Any:
-        """So many samples, kept with their stamps."""
+    def _collect(self, collector: Collector, amount: int, random: bool) -> np.ndarray:
+        """So many samples, kept with their stamps; gives the returns of episodes that ended."""
         state = collector.state
         open_before = [np.asarray(s.elapsed_env_steps) > 0 for s in state.levels]
         stats, transitions = collector.collect(
@@ -338,46 +321,38 @@ class CWorker:
         ended = np.asarray(transitions.terminated) | np.asarray(transitions.truncated)
         self.done = np.where(valid.any(0), ended[last, np.arange(len(last))], self.done)
         data["levels"] = self._drain(collector, open_before)
-        self._samples.append((data, stats))
-        return stats
+        counts = {
+            "NumberSamples": amount,
+            "Episodes": stats.n_collected_episodes,
+            "Returns": stats.returns,
+            "Lengths": stats.lens,
+            "Successes": stats.successes,
+        }
+        self._samples.append((data, counts))
+        return stats.returns
 
     def _drain(self, collector: Collector, open_before: list[np.ndarray]) -> list[Any]:
         """Rows that the levels closed, with the version that made each decision."""
-        state, levels, out = collector.state, [], []
-        for i, s in enumerate(state.levels):
-            if s.buffer is None:
-                levels.append(s)
-                out.append(None)
+        state = collector.state
+        levels: list[Any] = list(state.levels)
+        out: list[Any] = [None] * len(levels)
+        for i, level in enumerate(levels):
+            if level.buffer is None:
                 continue
-            rows, buffer = buffers.drain(s.buffer)
-            instance = rows["instance"]
-            version = np.full(len(instance), self.actor_version)
-            heads = np.searchsorted(instance, np.unique(instance))  # grouped by instance
-            spans = heads[open_before[i][instance[heads]]] if len(heads) else heads
-            version[spans] = self._open_version[i][instance[spans]]
-            closed = np.isin(np.arange(len(open_before[i])), instance)
-            still_open = open_before[i] & ~closed
-            self._open_version[i] = np.where(still_open, self._open_version[i], self.actor_version)
-            rows["actor_version"] = version
-            levels.append(s.replace(buffer=buffer))
-            out.append(rows)
+            rows, buffer = buffers.drain(level.buffer)
+            opened = np.where(open_before[i], self._open_version[i], self.actor_version)
+            closed, first = np.unique(rows["instance"], return_index=True)  # grouped by instance
+            version = np.full(len(rows["instance"]), self.actor_version)
+            version[first] = opened[closed]
+            opened[closed] = self.actor_version
+            self._open_version[i] = opened
+            levels[i], out[i] = level.replace(buffer=buffer), rows | {"actor_version": version}
         collector.state = state.replace(levels=tuple(levels))
         return out
 
-    def _take(self) -> tuple[dict[str, Any], list[Any]]:
-        """All samples that are kept, and the statistics of collecting them."""
-        parts, stats = zip(*self._samples, strict=True)
-        self._samples = []
-        return concatenate(parts), list(stats)
-
     def tell(self, word: str) -> None:
         """Say a word that the worker may listen to; also while it collects."""
-        with self._lock:
-            self._told.add(word)
-
-    def _is_told(self, listen_to: Sequence[str]) -> bool:
-        with self._lock:
-            return bool(self._told & set(listen_to))
+        self._told.add(word)
 
     def evaluate(self) -> float:
         """Mean return of exactly `algo.num_test_episodes` episodes in the test environments.
@@ -441,53 +416,36 @@ class CWorker:
         name = component_name
         if name not in COMPONENTS:
             raise ValueError(f"there is no component {name!r}: use one of {', '.join(COMPONENTS)}.")
-        arguments = {
-            "actor": (self.device,),
-            "algo": (self.device, self.actor),
-            "storage": (self.device, self.actor, self.algo),
-            "envs_train": (self.device, self.index_worker, self.index_parent, "train"),
-            "envs_test": (self.device, self.index_worker, self.index_parent, "test"),
-        }[name]
         if self._samples and name in ("actor", "envs_train"):
             raise ValueError(
                 f"worker {self.index_worker} has samples of the present {name} that were not sent: "
                 f"collect_data() first."
             )
-        new = new_component_factory(*arguments)
+        make = functools.partial(new_component_factory, self.device)
+        place = self.index_worker, self.index_parent
         if name == "algo":
-            self._set_algo(new)
+            self._set_algo(make(self.actor))
         elif name == "storage":
+            new = make(self.actor, self.algo)
             if self._collector is not None:
                 self._collector.buffer = new
             self._storage = new
         elif name == "envs_test":
-            self._check_test_envs(self.actor, new)
-            old, self.envs_test = self.envs_test, new
+            new, old = make(*place, "test"), self.envs_test
+            _check_test_envs(self.actor, new)
+            self.envs_test = new
             _close(old)
         elif name == "envs_train":
-            seed = self._next_seed()
-            made = self._make(self.actor, new, self._present, self.storage, seed)
-            old, self.envs_train = self.envs_train, new
-            self._collector, self._state = made
-            self._begin()
+            old = self.envs_train
+            self._begin(self.actor, make(*place, "train"), self._present, self.storage)
             _close(old)
         else:
-            new = _checked_actor(new)
-            self._check_test_envs(new, self.envs_test)
-            made = self._make(new, self.envs_train, None, self.storage, self._next_seed())
-            self.actor = new
-            self._collector, self._state = made
-            self.actor_version = 0  # fresh weights, until others are set
-            self._begin()
-
-    def _check_test_envs(self, actor: Hierarchy, envs: Any) -> None:
-        if envs is not None:
-            own_env(actor, *_parts(envs)[:2])
+            self._begin(_checked_actor(make()), self.envs_train, None, self.storage)
 
     def _set_algo(self, algo: Any) -> None:
         algo = _checked_settings(algo)
         if self._collector is not None:
-            _check_ticks(algo, self.envs_train, self.n_env_instances)
+            _check_whole_ticks(self.envs_train, self.n_env_instances, **_ticks_of(algo))
         self.algo = algo
 
     def update_algorithm_parameter(self, parameter_name: str, new_parameter_value: Any) -> None:
@@ -506,7 +464,7 @@ class CWorker:
             setattr(new, parameter_name, new_parameter_value)
         self._set_algo(new)
         if parameter_name == "start_steps":
-            self._n_random = _start_steps(new)
+            self._n_random = self.algo.start_steps
 
     def update_storage_parameter(self, parameter_name: str, new_parameter_value: Any) -> None:
         """Change the `buffer_size` of the storage; its newest rows are kept.
@@ -548,13 +506,14 @@ class CWorker:
 
 
 def _with_room(state: HierarchyState, samples: int) -> HierarchyState:
-    """With rings, empty ones, for the rows that levels may close on so many samples."""
+    """With empty rings for the rows that levels may close on so many samples."""
     rows = -(-samples // state.n_env_instances) + 1  # a reset closes one more
 
     def roomy(level):
-        if level.buffer is None or rows <= level.buffer.capacity <= 2 * rows:
+        if level.buffer is None:
             return level
-        return level.replace(buffer=buffers.clear(level.buffer, rows))
+        fits = rows <= level.buffer.capacity <= 2 * rows
+        return level.replace(buffer=buffers.clear(level.buffer, None if fits else rows))
 
     return state.replace(levels=tuple(roomy(level) for level in state.levels))
 
@@ -568,22 +527,23 @@ def _checked_settings(algo: Any) -> Any:
     return algo
 
 
-def _start_steps(algo: Any) -> int:
-    return getattr(algo, "start_steps", 0)
+def _ticks_of(algo: Any) -> dict[str, int]:
+    return {"update_every": algo.update_every, "start_steps": getattr(algo, "start_steps", 0)}
 
 
-def _check_ticks(algo: Any, envs: Any, n: int) -> None:
-    _check_whole_ticks("update_every", algo.update_every, envs, n)
-    _check_whole_ticks("start_steps", _start_steps(algo), envs, n)
-
-
-def _check_whole_ticks(name: str, samples: int, envs: Any, n: int) -> None:
+def _check_whole_ticks(envs: Any, n: int, **samples: int) -> None:
     """Refuse samples that would leave out an instance of a vector environment, which cuts it."""
-    if is_gymnasium(envs) and samples % n:
-        raise ValueError(
-            f"{name}={samples} samples are no whole number of steps of {n} instances, and a vector "
-            f"environment cannot pause some of them: use {samples - samples % n + n}."
-        )
+    for name, number in samples.items():
+        if is_gymnasium(envs) and number % n:
+            raise ValueError(
+                f"{name}={number} samples are no whole number of steps of {n} instances, and a "
+                f"vector environment cannot pause some of them: use {number - number % n + n}."
+            )
+
+
+def _check_test_envs(actor: Hierarchy, envs: Any) -> None:
+    if envs is not None:
+        own_env(actor, *_parts(envs)[:2])
 
 
 def _checked_actor(actor: Any) -> Hierarchy:

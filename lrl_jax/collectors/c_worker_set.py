@@ -6,6 +6,7 @@ asked for what, and what comes back: rollouts joined, with the lag of the polici
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,11 +15,11 @@ import numpy as np
 
 from lrl_jax.collectors.c_worker import CWorker, no_envs
 from lrl_jax.collectors.ray_pool import RayPool, WorkerError, checked_config
-from lrl_jax.collectors.worker_data import checked_weights, concatenate, decompress
+from lrl_jax.collectors.worker_data import checked_weights, decompress, join
 from lrl_jax.settings import check_float, check_int
 
 
-class CWorkerSet:
+class CWorkerSet(contextlib.AbstractContextManager):
     """A set of CWorkers, remote ones on Ray (extra "distributed") or one in this process.
 
     Args:
@@ -98,7 +99,7 @@ class CWorkerSet:
         self._weights: dict[str, Any] | None = None
         self.actor_version = 0
         self._local: CWorker | None = None
-        self._pool: RayPool | None = None
+        self._pool: Any = None  # of the remote workers, where there are some
         self._instances: dict[int, int] = {}
         # What a worker that starts later needs too: the last change of each thing, in order.
         self._changes: dict[tuple[str, Any], tuple[Any, ...]] = {}
@@ -147,27 +148,22 @@ class CWorkerSet:
             **more: further keyword arguments of the set.
         """
 
-        def collection_worker_set_factory(
-            device: Any, initial_weights: dict[str, Any] | None, index_parent: int
-        ) -> CWorkerSet:
-            return cls(
-                num_workers=num_workers,
-                index_parent=index_parent,
-                algo_factory=algo_factory,
-                actor_factory=actor_factory,
-                storage_factory=storage_factory,
-                local_device=device,
-                initial_weights=initial_weights,
-                fraction_samples=col_fraction_samples,
-                total_parent_workers=total_parent_workers,
-                compress_data_to_send=compress_data_to_send,
-                train_envs_factory=train_envs_factory,
-                test_envs_factory=test_envs_factory,
-                worker_remote_config=col_worker_resources,
-                **more,
-            )
-
-        return collection_worker_set_factory
+        return lambda device, initial_weights, index_parent: cls(
+            num_workers=num_workers,
+            index_parent=index_parent,
+            algo_factory=algo_factory,
+            actor_factory=actor_factory,
+            storage_factory=storage_factory,
+            local_device=device,
+            initial_weights=initial_weights,
+            fraction_samples=col_fraction_samples,
+            total_parent_workers=total_parent_workers,
+            compress_data_to_send=compress_data_to_send,
+            train_envs_factory=train_envs_factory,
+            test_envs_factory=test_envs_factory,
+            worker_remote_config=col_worker_resources,
+            **more,
+        )
 
     # ----------------------------------------------------------------- workers
 
@@ -175,24 +171,14 @@ class CWorkerSet:
         """The worker of this process; made when it is first asked for, index `num_workers`."""
         self._check_running()
         if self._local is None:
-            index = 0 if self.num_workers == 0 else self.num_workers
-            self._local = self.worker_class(index, device=self._local_device, **self.worker_params)
-            for (name, _), arguments in self._changes.items():
-                getattr(self._local, name)(*arguments)
-            if self._weights is not None:
-                self._local.set_weights(self._weights)
-            self._instances[index] = self._local.n_env_instances
+            index, device = self.num_workers, self._local_device
+            self._local = self.worker_class(index, device=device, **self.worker_params)
+            self._prepare(index)
         return self._local
 
     def remote_workers(self) -> list[Any]:
         """Ray's handles of the remote workers, in the order of their index."""
         return [] if self._pool is None else list(self._pool.actors.values())
-
-    @property
-    def _remote(self) -> RayPool:
-        """The remote workers, where there are some."""
-        assert self._pool is not None
-        return self._pool
 
     def add_workers(self, num_workers: int) -> None:
         """Start further remote workers, in a set that has some."""
@@ -220,10 +206,16 @@ class CWorkerSet:
     def _prepare(self, index: int) -> None:
         """Bring a worker that has begun to where the others are."""
         for (name, _), arguments in self._changes.items():
-            self._remote.ask(index, name, *arguments)
+            self._ask(index, name, *arguments)
         if self._weights is not None:
-            self._remote.ask(index, "set_weights", self._weights)
-        self._instances[index] = self._remote.ask(index, "get_attribute", "n_env_instances")
+            self._ask(index, "set_weights", self._weights)
+        self._instances[index] = self._ask(index, "get_attribute", "n_env_instances")
+
+    def _ask(self, index: int, name: str, *arguments: Any) -> Any:
+        """Call a method of a worker, wherever it is, and wait for what comes back."""
+        if self._local is not None and index == self._local.index_worker:
+            return getattr(self._local, name)(*arguments)
+        return self._pool.ask(index, name, *arguments)
 
     # --------------------------------------------------------------- collecting
 
@@ -244,13 +236,12 @@ class CWorkerSet:
         """
         self._check_running()
         if self.num_workers == 0:
-            data, info = self._local_rollout()
-            return self._joined([(data, info)])
+            return self._joined([self._local_rollout()])
         self._check_weights()
         self.drain()
         self._n_gathers += 1
         word = f"stop-{self._n_gathers}"
-        for i in self._remote.actors:
+        for i in self._pool.actors:
             self._launch(i, word)
         finished, told = 0, False
         while self._flying:
@@ -260,7 +251,7 @@ class CWorkerSet:
             if not told and 2 * finished >= self.num_workers:
                 told = True
                 for index, _, _ in self._flying.values():
-                    self._remote.call(index, "tell", word)
+                    self._pool.call(index, "tell", word)
         return self._take_arrived()
 
     def _take_arrived(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -288,7 +279,7 @@ class CWorkerSet:
 
     def _launch_idle(self) -> None:
         busy = {index for index, _, _ in self._flying.values()}
-        for i in self._remote.actors:
+        for i in self._pool.actors:
             if i not in busy:
                 self._launch(i)
 
@@ -300,9 +291,7 @@ class CWorkerSet:
     def _local_rollout(self) -> tuple[Any, dict[str, Any]]:
         worker = self.local_worker()
         try:
-            data, info = worker.collect_data()
-            data = decompress(data) if isinstance(data, bytes) else data
-            return self._numbered(data, info), info
+            return self._numbered(*worker.collect_data())
         except Exception as error:
             message = f"raised {type(error).__name__}: {error}"
             raise WorkerError(worker.index_worker, message) from error
@@ -312,46 +301,43 @@ class CWorkerSet:
         sent, self._set = self._set, []
         for ref, index in sent:
             try:
-                self._remote.get(ref, index)
+                self._pool.get(ref, index)
             except WorkerError as error:
                 if not error.died:  # a death shows where a rollout is waited for
                     raise
 
     def _launch(self, index: int, word: str | None = None) -> None:
-        ref = self._remote.call(index, "collect_data", [] if word is None else [word])
+        ref = self._pool.call(index, "collect_data", [] if word is None else [word])
         self._flying[ref] = (index, self.actor_version, time.monotonic())
 
     def _receive(self, refs: list[Any], word: str | None = None) -> list[tuple[Any, Any]]:
         """Wait for one of these rollouts and take all of them that have come."""
         ready: list[Any] = []
         while not ready:
-            ready, _ = self._remote.ray.wait(refs, num_returns=1, timeout=1.0)
+            ready, _ = self._pool.ray.wait(refs, num_returns=1, timeout=1.0)
             for ref in refs:
                 index, _, since = self._flying[ref]
                 if self.timeout is not None and not ready:
                     waited = time.monotonic() - since
                     if waited > self.timeout:
                         raise WorkerError(index, f"has not answered for {waited:.0f} s.")
-        more, _ = self._remote.ray.wait(refs, num_returns=len(refs), timeout=0)
-        parts, failed = [], None
+        more, _ = self._pool.ray.wait(refs, num_returns=len(refs), timeout=0)
+        parts, failed = [], []
         for ref in more or ready:
             index, _, _ = self._flying.pop(ref)
             try:
-                data, info = self._remote.get(ref, index)
-                data = decompress(data) if isinstance(data, bytes) else data
-                parts.append((self._numbered(data, info), info))
+                parts.append(self._numbered(*self._pool.get(ref, index)))
             except WorkerError as error:
                 try:
                     self._restart(index, error)
                     self._launch(index, word)
                 except WorkerError as last:
-                    if failed is None:
-                        failed = last
-                    else:
-                        failed.add_note(f"Beside it, {last}")
-        if failed is not None:
+                    failed.append(last)
+        if failed:
             self._arrived += parts  # the next gather has what came beside the error
-            raise failed
+            for other in failed[1:]:
+                failed[0].add_note(f"Beside it, {other}")
+            raise failed[0]
         return parts or self._receive([r for r in refs if r in self._flying] or [*self._flying])
 
     def _restart(self, index: int, error: WorkerError) -> None:
@@ -359,9 +345,9 @@ class CWorkerSet:
         while self.restarts.get(index, 0) < self.max_restarts:
             self.restarts[index] = self.restarts.get(index, 0) + 1
             try:
-                self._remote.restart(index, self._params(index))
+                self._pool.restart(index, self._params(index))
                 self._prepare(index)
-                return self._remote.ask(index, "end_start")
+                return self._pool.ask(index, "end_start")
             except WorkerError as again:
                 error = again
         raise error
@@ -370,18 +356,13 @@ class CWorkerSet:
         """Data and info of several rollouts as that of one."""
         parts = sorted(parts, key=lambda part: part[1]["IndexWorker"])
         infos = [info for _, info in parts]
-        data = concatenate([data for data, _ in parts])
+        data, counts = join(parts)
         rows = [rows["actor_version"] for rows in data["levels"] if rows is not None]
 
         def lag(*versions: np.ndarray) -> int:
             return max((self.actor_version - int(v.min()) for v in versions if len(v)), default=0)
 
-        info = {
-            "NumberSamples": sum(i["NumberSamples"] for i in infos),
-            "Episodes": sum(i["Episodes"] for i in infos),
-            "Returns": np.concatenate([i["Returns"] for i in infos]),
-            "Lengths": np.concatenate([i["Lengths"] for i in infos]),
-            "Successes": np.concatenate([i["Successes"] for i in infos]),
+        info = counts | {
             "Time": max(i["Time"] for i in infos),
             "ActorVersion": min(i["ActorVersion"] for i in infos),
             "PolicyLag": lag(data["actor_version"]),
@@ -391,15 +372,14 @@ class CWorkerSet:
         }
         return data, info
 
-    def _numbered(self, data: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
-        """With instances counted through all workers."""
-        index = info["IndexWorker"]
-        offset = sum(n for i, n in self._instances.items() if i < index)
-
-        def shifted(rows):
-            return rows if rows is None else {**rows, "instance": rows["instance"] + offset}
-
-        return {**shifted(data), "levels": [shifted(rows) for rows in data["levels"]]}
+    def _numbered(self, data: Any, info: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What a worker has sent, with instances counted through all workers."""
+        data = decompress(data) if isinstance(data, bytes) else data
+        offset = sum(n for i, n in self._instances.items() if i < info["IndexWorker"])
+        for rows in (data, *data["levels"]):
+            if rows is not None:
+                rows["instance"] = rows["instance"] + offset
+        return data, info
 
     @property
     def n_env_instances(self) -> int:
@@ -447,10 +427,11 @@ class CWorkerSet:
     def _ask_all(self, name: str, *arguments: Any) -> tuple[dict[int, Any], dict[int, WorkerError]]:
         """What the remote workers answer, all at the same time, and the errors of the others."""
         answers, failed = {}, {}
-        refs = {i: self._remote.call(i, name, *arguments) for i in self._remote.actors}
+        pool: Any = self._pool
+        refs = {i: pool.call(i, name, *arguments) for i in (pool.actors if pool else ())}
         for i, ref in refs.items():
             try:
-                answers[i] = self._remote.get(ref, i)
+                answers[i] = pool.get(ref, i)
             except WorkerError as error:
                 failed[i] = error
         return answers, failed
@@ -480,13 +461,10 @@ class CWorkerSet:
                 f"call collect() first, which leaves none under way."
             )
         if self._local is not None:
-            getattr(self._local, name)(*arguments)
-            self._instances[self._local.index_worker] = self._local.n_env_instances
-        failed: dict[int, WorkerError] = {}
-        if self._pool is not None:
-            changed, failed = self._ask_all(name, *arguments)
-            for i in changed:
-                self._instances[i] = self._pool.ask(i, "get_attribute", "n_env_instances")
+            self._ask(self._local.index_worker, name, *arguments)
+        _, failed = self._ask_all(name, *arguments)
+        for i in self._instances.keys() - failed.keys():
+            self._instances[i] = self._ask(i, "get_attribute", "n_env_instances")
         refused = [error for error in failed.values() if not error.died]
         if not refused:
             self._remember(name, arguments)
@@ -523,9 +501,6 @@ class CWorkerSet:
     def _check_running(self) -> None:
         if self._stopped:
             raise RuntimeError("the set was stopped: make another one.")
-
-    def __enter__(self) -> CWorkerSet:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,16 @@ import jax
 
 from lrl_jax.buffers import Buffer
 from lrl_jax.collectors.base import BaseCollector, checked_hierarchy, make_engine, warn_of_open
+from lrl_jax.collectors.counting import Owed
 from lrl_jax.collectors.evaluation import run_test
 from lrl_jax.collectors.preprocess import Preprocess
-from lrl_jax.collectors.requests import Request, due
+from lrl_jax.collectors.requests import Request, Way, due
 from lrl_jax.collectors.stats import Collected, CollectStats
 from lrl_jax.collectors.tick import own_env
 from lrl_jax.collectors.video import VideoLogger
 from lrl_jax.devices import resolve_device
 from lrl_jax.envs.gymnasium_adapter import is_gymnasium
-from lrl_jax.hierarchies import Hierarchy, HierarchyState
+from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
 from lrl_jax.randomness import Salt
 from lrl_jax.settings import check_int
 
@@ -91,8 +92,8 @@ class Collector(BaseCollector):
         ):
             if value is not None and not callable(getattr(value, what, None)):
                 raise TypeError(f"{name} has no method {what}: {value!r}.")
-        if state is not None and not isinstance(state, HierarchyState):
-            raise TypeError(f"state must be a HierarchyState, got {type(state).__name__}.")
+        if state is not None:
+            checks.state_of(state)
         self.env, self.env_params = own_env(hierarchy, env, env_params)
         self.test_env = self.env if test_env is None else test_env
         if self.test_env is self.env and test_env_params is None:
@@ -113,9 +114,6 @@ class Collector(BaseCollector):
                 f"the environment has {own} instances, but n_env_instances={n}: leave it out."
             )
         return n
-
-    def _check_open(self) -> None:
-        """Environments are their owner's."""
 
     # -------------------------------------------------------------- collecting
 
@@ -193,7 +191,6 @@ class Collector(BaseCollector):
         Raises:
             ValueError, TypeError: for what does not go together or is out of range.
         """
-        del env_expects_numpy
         amounts = {"n_steps": n_steps, "n_total_steps": n_total_steps, "n_episodes": n_episodes}
         request = Request.checked(
             self.hierarchy,
@@ -213,7 +210,6 @@ class Collector(BaseCollector):
             post_step_callback=post_step_callback,
             video_logger=video_logger,
             render=render,
-            no_grad=no_grad,
             gym_reset_kwargs=gym_reset_kwargs,
         )
         counts_episodes = request.way.mode.startswith("n_episodes")
@@ -235,7 +231,7 @@ class Collector(BaseCollector):
         def after(t: int, collected: Collected, progress: Any) -> None:
             nonlocal n_logged, saved_at
             if due(request.log_interval, t):
-                self._log(t * self.n_env_instances, collected.stats(n_logged))
+                self._log("collect", collected.stats(n_logged), t)
                 n_logged = len(collected.records)
             if due(request.test_interval, t):
                 copy = self._acting(request.way.learn).get_copy(self.state)
@@ -254,26 +250,21 @@ class Collector(BaseCollector):
 
     def _differentiable(self, request: Request) -> Any:
         way, engine = request.way, self._ready()
-        others = (
-            way.random,
-            request.test_interval,
-            request.post_step_callback,
-            request.video_logger,
-            request.gym_reset_kwargs,
-        )
-        plain = way.mode == "n_steps" and way.record is True and not way.learn
-        allowed = plain and not any(others) and request.render is None
+        looked_at = request.post_step_callback or request.video_logger or request.render is not None
+        others = looked_at or request.test_interval or request.gym_reset_kwargs
+        allowed = way == Way(record=True, capacity=way.capacity) and not others
         hierarchy = self._acting(way.learn)
         transitions, record = engine.differentiable(hierarchy, request.amount, allowed)
         if record is None:
             n_steps = request.amount * self.n_env_instances
             return CollectStats(n_collected_steps=n_steps), transitions
-        return Collected(way.mode, [record], None, 0.0).stats(), transitions
+        nothing = Owed.begin(way.mode, 0, engine.n)
+        return Collected(way.mode, [record], nothing, 0.0).stats(), transitions
 
-    def _log(self, step: int, stats: CollectStats) -> None:
-        for name, value in stats.items():
+    def _log(self, about: str, values: Mapping[str, Any], t: int) -> None:
+        for name, value in values.items():
             if value is not None and name not in ("collect_time", "collect_speed"):
-                self.writer.add_scalar(f"collect/{name}", value, step)
+                self.writer.add_scalar(f"{about}/{name}", value, t * self.n_env_instances)
 
     def save_checkpoint(self, t: int, n_steps: int) -> Path | None:
         """Save all of the state as `step_{t}`, zero-padded to sort; None without a folder."""
@@ -316,7 +307,7 @@ class Collector(BaseCollector):
         Raises:
             ValueError, TypeError: for numbers out of range, or what is not a state.
         """
-        state = self.state if state is None else _checked_state("state", state)
+        state = self.state if state is None else checks.state_of(state)
         n = self._test_instances(state)
         n = n if is_gymnasium(self.test_env) else min(n, check_int("n_episodes", n_episodes, 1))
         request = Request.checked(
@@ -356,8 +347,7 @@ class Collector(BaseCollector):
             fractions of finished episodes with success at their last step
             (test_success_frac) and at any step (test_success_in_ep); None without an episode.
         """
-        del env_expects_numpy
-        _checked_state("test_state", test_state)
+        checks.state_of(test_state, name="test_state")
         n = self._test_instances(test_state)
         request = Request.checked(
             self.hierarchy, n, {"n_steps": n_steps}, video_logger=video_logger
@@ -370,9 +360,7 @@ class Collector(BaseCollector):
             "test_success_in_ep": stats["success_rate"],
         }
         if self.writer is not None:
-            for name, value in result.items():
-                if value is not None:
-                    self.writer.add_scalar(f"test/{name}", value, t * self.n_env_instances)
+            self._log("test", result, t)
         return result
 
     def _test_instances(self, state: HierarchyState) -> int:
@@ -402,12 +390,3 @@ class Collector(BaseCollector):
                 # Elsewhere each time: the test has left the environments' streams where it began.
                 seed = jax.random.fold_in(key, self.collect_step & 0x7FFFFFFF)
                 self.reset_env({"seed": int(jax.random.randint(seed, (), 0, 2**31 - 1))})
-
-
-def _checked_state(name: str, state: Any) -> HierarchyState:
-    if not isinstance(state, HierarchyState):
-        raise TypeError(
-            f"{name} must be a HierarchyState such as hierarchy.get_copy(state), got "
-            f"{type(state).__name__}."
-        )
-    return state

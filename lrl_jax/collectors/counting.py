@@ -86,8 +86,3 @@ class Owed(struct.Node):
         """After so many ticks of all instances, where ticks are counted."""
         left = self.left - n_ticks
         return self.replace(active=self.active & (left > 0), left=left)
-
-
-def n_open(owed: Owed, mode: str) -> int:
-    """Episodes that count but have not ended, on the host; 0 where steps are counted."""
-    return int(np.sum(owed.active)) if mode.startswith("n_episodes") else 0

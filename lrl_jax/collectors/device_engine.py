@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrl_jax import buffers
 from lrl_jax.collectors.counting import Owed
 from lrl_jax.collectors.preprocess import Preprocess, reset_arguments
 from lrl_jax.collectors.requests import Way
 from lrl_jax.collectors.stats import Record
-from lrl_jax.collectors.store import Store
+from lrl_jax.collectors.store import add
 from lrl_jax.collectors.tick import RolloutCarry, begun, full_tick, is_traced
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
 from lrl_jax.randomness import Salt, Stream
@@ -39,7 +40,7 @@ def _chunk(hierarchy, env, way, preprocess, params, owned, owed, n_ticks):
             state, metrics = hierarchy.learn(carry.hierarchy)
             carry = carry.replace(hierarchy=state)
         if store is not None:
-            store = store.add(transitions)
+            store = add(store, transitions)
         out = Record(
             episodes=episodes,
             reward=transitions.rew.sum(),
@@ -96,7 +97,7 @@ class DeviceEngine:
     def __init__(self, env: Any, params: Any, n: int, preprocess: Preprocess | None = None):
         self.env, self.params, self.n, self.preprocess = env, params, n, preprocess
         self.carry: Any = None
-        self.store: Store | None = None
+        self.store: buffers.Buffer | None = None
         self.shared = True
         self._before_trace: RolloutCarry | None = None
 
@@ -138,7 +139,7 @@ class DeviceEngine:
             carry = carry.replace(hierarchy=carry.hierarchy.replace(stream=stream))
         self.carry, self.shared = carry, True
         if self.store is not None:
-            self.store = self.store.cut()
+            self.store = buffers.cut(self.store)
 
     def state(self) -> HierarchyState:
         """State of the hierarchy. Stays valid when the engine goes on."""
@@ -147,7 +148,6 @@ class DeviceEngine:
 
     def set_state(self, hierarchy: Hierarchy, state: HierarchyState) -> None:
         """Go on with another state, of n instances."""
-        del hierarchy
         if is_traced(state) and not is_traced(self.carry):
             self._before_trace = self.carry
         self.shared = True
@@ -214,12 +214,6 @@ class DeviceEngine:
             return transitions, None
         rew, episodes = jax.device_get((rew, episodes))
         return transitions, Record(episodes, rew.sum(1), np.full(n_ticks, self.n), {}, None)
-
-    def end(self, hierarchy: Hierarchy, way: Way) -> None:
-        """After the last tick of a call."""
-        if way.random:
-            # The environments have moved on under the hierarchy: it starts anew.
-            self.set_state(hierarchy, hierarchy.reset(self.state()))
 
     def frame(self) -> Any:
         """State of the first instance's environment."""

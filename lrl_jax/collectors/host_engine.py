@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrl_jax import buffers
 from lrl_jax.collectors.counting import Owed
 from lrl_jax.collectors.preprocess import Preprocess, reset_arguments
 from lrl_jax.collectors.records import (
@@ -28,7 +29,7 @@ from lrl_jax.collectors.records import (
 from lrl_jax.collectors.requests import Way
 from lrl_jax.collectors.sources import Source
 from lrl_jax.collectors.stats import Record
-from lrl_jax.collectors.store import Store
+from lrl_jax.collectors.store import add
 from lrl_jax.collectors.tick import signals_of
 from lrl_jax.envs.gymnasium_adapter import success_in
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
@@ -38,28 +39,30 @@ from lrl_jax.spaces import Box
 # Functions for `hierarchy.jitted`; states come and go as plain leaves, see `_Flat`.
 
 
-def _decide(hierarchy, flat, levels, raw, obs, mask):
-    """Returns the state's leaves, actions as sent and as decided, and what the levels did."""
-    state = flat.state(raw)
-    active = state.active_level
-    state, action = hierarchy.get_action(state, obs, mask)
-    did = decisions(active, state, mask) if levels else None
-    return flat.raw(state), hierarchy.action_space.clip(action), action, did
+def _between(hierarchy, flat, levels, learn, raw, before, then):
+    """What lies between two steps, in one call; either side can be None.
 
+    Args:
+        before: the step taken and its mask: bookkeeping, and the updates owed.
+        then: observations and their mask: the next decision.
 
-def _settle(hierarchy, flat, levels, learn, raw, step, mask):
-    """What follows a step: bookkeeping, and the updates owed. Returns also who is active."""
-    *step, signals = step
-    state = hierarchy.process_transition(flat.state(raw), *step, mask, signals)
-    active = state.active_level if levels else None
-    state, metrics = hierarchy.learn(state) if learn else (state, {})
-    return flat.raw(state), metrics, active
-
-
-def _settle_and_decide(hierarchy, flat, levels, learn, raw, step, mask, obs, next_mask):
-    """Between two steps, in one call."""
-    raw, *settled = _settle(hierarchy, flat, levels, learn, raw, step, mask)
-    return *_decide(hierarchy, flat, levels, raw, obs, next_mask), *settled
+    Returns:
+        The state's leaves; metrics and who is active after `before`; and of `then` actions as sent
+        and as decided, and what the levels did.
+    """
+    state, settled, decided = flat.state(raw), None, None
+    if before is not None:
+        (*step, signals), mask = before
+        state = hierarchy.process_transition(state, *step, mask, signals)
+        active = state.active_level if levels else None
+        state, metrics = hierarchy.learn(state) if learn else (state, {})
+        settled = metrics, active
+    if then is not None:
+        active, (obs, mask) = state.active_level, then
+        state, action = hierarchy.get_action(state, obs, mask)
+        did = decisions(active, state, mask) if levels else None
+        decided = hierarchy.action_space.clip(action), action, did
+    return flat.raw(state), settled, decided
 
 
 def _decide_ahead(hierarchy, flat, capacity, raw, obs, n_ticks):
@@ -88,8 +91,7 @@ def _replay(hierarchy, flat, raw, ticks, n_ticks):
 
 
 def _add(hierarchy, store, transitions):
-    del hierarchy
-    return store.add(transitions)
+    return add(store, transitions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +139,11 @@ class _Tick:
     episodes: Episodes
     levels: tuple[LevelTransitions, ...] | None = None
 
+    @property
+    def valid(self) -> np.ndarray:
+        """Whose steps these are, bool [n]."""
+        return np.ones(len(self.step[1]), bool) if self.ready is None else self.ready
+
 
 class HostEngine:
     """Environments on the host, hierarchy and buffer of a collector.
@@ -162,7 +169,7 @@ class HostEngine:
                 "switch it off."
             )
         self.env, self.source, self.n, self.preprocess = env, source, source.n, preprocess
-        self.store: Store | None = None
+        self.store: buffers.Buffer | None = None
         self._flat: _Flat | None = None
         self._raw: list[jax.Array] = []
         self._shared = True
@@ -221,7 +228,7 @@ class HostEngine:
         self._sums = Sums.zero(self.n, np)
         self._random[:] = False
         if self.store is not None:
-            self.store = self.store.cut()
+            self.store = buffers.cut(self.store)
         self.obs = self.source.reset(env_seed, **kwargs)
         if self.preprocess is not None:
             self.obs = np.asarray(self.preprocess.on_reset(self.obs, self._ids))
@@ -269,7 +276,6 @@ class HostEngine:
 
         After an error, and where instances that sat out cannot be reset alone, all are reset.
         """
-        del way
         kwargs = reset_arguments(reset_kwargs)
         self.source.options = kwargs.pop("options", None)
         if kwargs:
@@ -296,74 +302,68 @@ class HostEngine:
         What raises in a tick - an environment, the user's function, an interrupt - loses that tick;
         the next call begins with a reset.
         """
-        record = _Recorder(way, hierarchy)
-        everyone = self.source.lockstep and way.mode == "n_steps"
-        ahead = everyone and self._looks_ahead(hierarchy, way) and not self.source.stale.any()
-        run = self._run_ahead if ahead else self._run
+        run = _Run(hierarchy, way, self.source.lockstep and way.mode == "n_steps")
+        if run.everyone and self._looks_ahead(hierarchy, way) and not self.source.stale.any():
+            decide = hierarchy.jitted(_decide_ahead, self._flat, way.capacity)
+            run.ahead = jax.device_get(decide(self._raw, self.obs, np.int32(n_ticks)))
         try:
-            owed = run(hierarchy, way, owed, n_ticks, record, everyone)
+            owed = self._run(run, owed, n_ticks)
         except BaseException:
             self._broken = True
             raise
-        return record.result(), owed.after_ticks(len(record.ticks)) if everyone else owed
+        finally:  # what was stepped before an error is not lost
+            if run.ahead is not None and run.ticks:
+                self._replay(run)
+        return run.result(), owed.after_ticks(len(run.ticks)) if run.everyone else owed
 
-    def _run(
-        self,
-        hierarchy: Hierarchy,
-        way: Way,
-        owed: Owed,
-        n_ticks: int,
-        record: _Recorder,
-        everyone: bool,
-    ) -> Owed:
-        """One call between two ticks; `everyone`: all instances take each of them."""
+    def _run(self, run: _Run, owed: Owed, n_ticks: int) -> Owed:
+        """One call between two ticks."""
         before: _Tick | None = None
         for _ in range(n_ticks):
-            if not everyone and not owed.active.any():
+            if not run.everyone and not owed.active.any():
                 break
             stale = self.source.stale & owed.active
             if stale.any():
-                self._finish(hierarchy, way, before, record)
+                self._finish(run, before)
                 before = None
-                self._restart(hierarchy, stale)
-            mask = None if everyone else owed.active & ~self.source.busy
+                self._restart(run.hierarchy, stale)
+            mask = None if run.everyone else owed.active & ~self.source.busy
             if mask is None or mask.any():
-                sent = self._decided(hierarchy, way, before, mask, record)
-                self.source.send(sent, mask)
+                self.source.send(self._decided(run, before, mask), mask)
                 if before is not None:
-                    self._keep(hierarchy, before, record)  # while the environments are busy
+                    self._keep(run, before)  # while the environments are busy
             else:  # all that are owed something are under way
-                self._finish(hierarchy, way, before, record)
-            before = self._received(hierarchy, way, owed.active)
-            if not everyone:
-                owed = owed.after(way.mode, before.episodes.finished, before.ready)
-        self._finish(hierarchy, way, before, record)
+                self._finish(run, before)
+            before = self._received(run, owed.active)
+            if not run.everyone:
+                owed = owed.after(run.way.mode, before.episodes.finished, before.ready)
+        self._finish(run, before)
         return owed
 
-    def _decided(
-        self, hierarchy: Hierarchy, way: Way, before: _Tick | None, mask: Any, record: _Recorder
-    ) -> np.ndarray:
+    def _decided(self, run: _Run, before: _Tick | None, mask: Any) -> np.ndarray:
         """Actions as sent, of those in the mask; settles the tick before in the same call."""
-        levels, did = way.record == "levels", None
-        if way.random:
-            sent = act = self._random_actions(hierarchy)
-        elif before is None:
-            decide = hierarchy.jitted(_decide, self._flat, levels, donate=0)
-            self._raw, sent, act, did = decide(self._owned(), self.obs, mask)
+        if run.ahead is not None:
+            sent, act = (actions[len(run.ticks)] for actions in run.ahead)
+        elif run.way.random:
+            sent = act = self._random_actions(run.hierarchy)
         else:
-            between = hierarchy.jitted(_settle_and_decide, self._flat, levels, way.learn, donate=0)
-            self._raw, sent, act, did, *settled = between(
-                self._owned(), before.step, before.decided, self.obs, mask
-            )
-            record.settled(before, *settled)
-        sent = np.asarray(sent)
-        if way.record or self.store is not None or self.preprocess is not None:
+            sent, act, did = self._advance(run, before, (self.obs, mask))
+            if run.levels:
+                self._levels = jax.device_get(did)
+        if run.way.record or self.store is not None or self.preprocess is not None:
             self._act = _merged(mask, np.asarray(act), self._act)
-        if levels:
-            self._levels = jax.device_get(did)
         if mask is not None:
-            self._random[mask] = way.random
-        return sent
+            self._random[mask] = run.way.random
+        return np.asarray(sent)
+
+    def _advance(self, run: _Run, before: _Tick | None, then: Any) -> Any:
+        """See `_between`; returns what it decided."""
+        between = run.hierarchy.jitted(_between, self._flat, run.levels, run.way.learn, donate=0)
+        step = None if before is None else (before.step, before.decided)
+        self._raw, settled, decided = between(self._owned(), step, then)
+        if before is not None:
+            run.settled(before, *settled)
+        return decided
 
     def _random_actions(self, hierarchy: Hierarchy) -> np.ndarray:
         space = hierarchy.action_space
@@ -372,19 +372,18 @@ class HostEngine:
             return self._rng.uniform(space.low_array, space.high_array, shape).astype(space.dtype)
         return self._rng.integers(0, space.n, shape, space.dtype)
 
-    def _received(self, hierarchy: Hierarchy, way: Way, active: np.ndarray) -> _Tick:
+    def _received(self, run: _Run, active: np.ndarray) -> _Tick:
         """The environments' answer, with the sums of the episodes."""
         answer = self.source.receive()
         ready, obs, act, following = answer.ready, self.obs, self._act, answer.obs
         step, info = (answer.obs_next, answer.rew, answer.terminated, answer.truncated), answer.info
         if self.preprocess is not None:
             step, info, act, following = self._preprocessed(self.preprocess, answer, ready)
-        seen = success_in(info, self.n if ready is None else int(ready.sum()))
+        n = self.n if ready is None else int(ready.sum())
+        seen = success_in(info, n)
         success = np.zeros(self.n, bool) if seen is None else self._of_all(seen, ready)
-        signals: dict[str, np.ndarray] = {}
-        if hierarchy.signals:
-            told = signals_of(hierarchy, info, self.n if ready is None else int(ready.sum()))
-            signals = {name: self._of_all(np.asarray(x), ready) for name, x in told.items()}
+        told = signals_of(run.hierarchy, info, n)
+        signals = {name: self._of_all(values, ready) for name, values in told.items()}
         self.obs = _merged(ready, following, obs)
         _, rew, terminated, truncated = step
         self._sums, episodes = self._sums.after(rew, terminated | truncated, success, ready)
@@ -392,8 +391,10 @@ class HostEngine:
         if not self.source.lockstep:  # what was under way is received, but does not count
             episodes = episodes.replace(finished=episodes.finished & active)
             decided = ready & ~self._random
-        levels = self._levels if way.record == "levels" else None
-        return _Tick(obs, act, (*step, signals), ready, decided, episodes, levels)
+        levels = self._levels if run.levels else None
+        tick = _Tick(obs, act, (*step, signals), ready, decided, episodes, levels)
+        run.ticks.append(tick)
+        return tick
 
     def _of_all(self, rows: np.ndarray, ready: np.ndarray | None) -> np.ndarray:
         """Values [n] of those in `ready` in order, zero elsewhere."""
@@ -406,16 +407,13 @@ class HostEngine:
     def _preprocessed(self, preprocess: Preprocess, answer: Any, ready: np.ndarray | None) -> Any:
         """A step as the user's function leaves it, and what is acted on next."""
         ready = np.ones(self.n, bool) if ready is None else ready
-        given = (answer.obs_next, answer.rew, answer.terminated, answer.truncated)
         fresh = (answer.terminated | answer.truncated) & ready
-        own: Any = [x[ready] for x in given]
-        own += [answer.info, self._act[ready], self._ids[ready]]
-        *changed, info, new_act, _ = preprocess.on_step(*own)
-        step = tuple(x.copy() for x in given)
-        for array, value in zip(step, changed, strict=True):
+        given = (answer.obs_next, answer.rew, answer.terminated, answer.truncated, self._act)
+        *step, self._act = (x.copy() for x in given)
+        *own, act = (x[ready] for x in given)
+        *changed, info, act, _ = preprocess.on_step(*own, answer.info, act, env_id=self._ids[ready])
+        for array, value in zip((*step, self._act), (*changed, act), strict=True):
             array[ready] = value
-        self._act = self._act.copy()
-        self._act[ready] = new_act
         obs_next, _, terminated, truncated = step
         following, done = answer.obs, (terminated | truncated) & ready
         early = done & ~fresh
@@ -426,24 +424,20 @@ class HostEngine:
             following[done] = preprocess.on_reset(following[done], self._ids[done])
         return step, info, self._act, following
 
-    def _finish(
-        self, hierarchy: Hierarchy, way: Way, before: _Tick | None, record: _Recorder
-    ) -> None:
+    def _finish(self, run: _Run, before: _Tick | None) -> None:
         """Settle the last tick, so that the state is whole."""
-        if before is None:
-            return
-        if not way.random:
-            levels = way.record == "levels"
-            settle = hierarchy.jitted(_settle, self._flat, levels, way.learn, donate=0)
-            self._raw, *settled = settle(self._owned(), before.step, before.decided)
-            record.settled(before, *settled)
-        self._keep(hierarchy, before, record)
+        if before is not None:
+            if not run.way.random and run.ahead is None:
+                self._advance(run, before, None)
+            self._keep(run, before)
 
-    def _keep(self, hierarchy: Hierarchy, tick: _Tick, record: _Recorder) -> None:
-        record.add(tick)
+    def _keep(self, run: _Run, tick: _Tick) -> None:
+        """Store a tick; what nobody wants of it any more is let go."""
         if self.store is not None:
-            transitions = record.transitions(tick)
-            self.store = hierarchy.jitted(_add, donate=0)(self.store, transitions)
+            self.store = run.hierarchy.jitted(_add, donate=0)(self.store, run.transitions(tick))
+        if not run.way.record and run.way.capacity > 1 and run.ahead is None:
+            tick.obs = tick.act = None
+            tick.step = (None, *tick.step[1:])
 
     def _restart(self, hierarchy: Hierarchy, mask: np.ndarray) -> None:
         """Reset the instances in `mask` in mid-episode."""
@@ -455,14 +449,7 @@ class HostEngine:
         self.obs, self._sums = obs, self._sums.cleared(mask)
         self._put(hierarchy.reset(self.state(), jnp.asarray(mask)))
         if self.store is not None:
-            self.store = self.store.cut(jnp.asarray(mask))
-
-    def end(self, hierarchy: Hierarchy, way: Way) -> None:
-        """After the last tick of a call."""
-        if way.random:
-            # The environments have moved on under the hierarchy: it starts anew.
-            self._put(hierarchy.reset(self.state()))
-            self._random |= self.source.busy
+            self.store = buffers.cut(self.store, jnp.asarray(mask))
 
     # ------------------------------------------------- levels that do not look
 
@@ -472,44 +459,17 @@ class HostEngine:
         plain = way.capacity > 1 and way.record != "levels" and not (way.learn or way.random)
         return blind and plain and self.preprocess is None
 
-    def _run_ahead(
-        self,
-        hierarchy: Hierarchy,
-        way: Way,
-        owed: Owed,
-        n_ticks: int,
-        record: _Recorder,
-        everyone: bool,
-    ) -> Owed:
-        """The same with one call before and one after all ticks."""
-        del everyone
-        decide = hierarchy.jitted(_decide_ahead, self._flat, way.capacity)
-        sent, acts = jax.device_get(decide(self._raw, self.obs, np.int32(n_ticks)))
-        ticks: list[_Tick] = []
-        try:
-            for t in range(n_ticks):
-                self._act = acts[t]
-                self.source.send(sent[t], None)
-                if ticks:
-                    self._keep(hierarchy, ticks[-1], record)  # while the environments are busy
-                ticks.append(self._received(hierarchy, way, owed.active))
-            self._keep(hierarchy, ticks[-1], record)
-        finally:  # what was stepped before an error is not lost
-            if ticks:
-                self._replay(hierarchy, way, ticks)
-        return owed
-
-    def _replay(self, hierarchy: Hierarchy, way: Way, ticks: list[_Tick]) -> None:
+    def _replay(self, run: _Run) -> None:
         """The bookkeeping of ticks whose actions were drawn ahead."""
-        padding = way.capacity - len(ticks)
+        padding = run.way.capacity - len(run.ticks)
 
         def padded(*arrays):
             stacked = np.stack(arrays)
             return np.pad(stacked, [(0, padding)] + [(0, 0)] * (stacked.ndim - 1))
 
-        columns = jax.tree.map(padded, *((tick.obs, *tick.step) for tick in ticks))
-        replay = hierarchy.jitted(_replay, self._flat, donate=0)
-        self._raw = replay(self._owned(), columns, np.int32(len(ticks)))
+        columns = jax.tree.map(padded, *((tick.obs, *tick.step) for tick in run.ticks))
+        replay = run.hierarchy.jitted(_replay, self._flat, donate=0)
+        self._raw = replay(self._owned(), columns, np.int32(len(run.ticks)))
 
 
 def _merged(mask: np.ndarray | None, new: Any, old: Any) -> np.ndarray:
@@ -517,11 +477,23 @@ def _merged(mask: np.ndarray | None, new: Any, old: Any) -> np.ndarray:
     return new if mask is None else np.where(wide(mask, new), new, old)
 
 
-class _Recorder:
-    """Gathers ticks into a Record."""
+class _Run:
+    """What is asked for in one go, and the ticks that were taken for it.
 
-    def __init__(self, way: Way, hierarchy: Hierarchy):
-        self._way, self._hierarchy = way, hierarchy
+    Attributes:
+        hierarchy: acts.
+        way: how ticks are taken.
+        everyone: whether all instances take each tick.
+        levels: whether what each level does is recorded.
+        ahead: actions as sent and as decided of all ticks, [capacity, n, ...], where they were
+            drawn before the first; else None.
+        ticks: those received.
+    """
+
+    def __init__(self, hierarchy: Hierarchy, way: Way, everyone: bool):
+        self.hierarchy, self.way, self.everyone = hierarchy, way, everyone
+        self.levels = way.record == "levels"
+        self.ahead: tuple[np.ndarray, np.ndarray] | None = None
         self.ticks: list[_Tick] = []
         self._metrics: list[dict[str, jax.Array]] = []
 
@@ -534,45 +506,27 @@ class _Recorder:
             done = terminated | truncated
             tick.levels = closings(tick.levels, np.asarray(active), done, tick.ready)
 
-    def add(self, tick: _Tick) -> None:
-        """Add a tick; what nobody wants of it is let go."""
-        if not self._way.record and self._way.capacity > 1:
-            tick = dataclasses.replace(tick, obs=None, act=None, step=(None, *tick.step[1:]))
-        self.ticks.append(tick)
-
     def transitions(self, tick: _Tick) -> Transitions:
         """Of one tick, leaves [n, ...]."""
         obs_next, rew, terminated, truncated, _ = tick.step
-        valid = np.ones(len(rew), bool) if tick.ready is None else tick.ready
-        obs, act = self._hierarchy.env_spec.obs_space, self._hierarchy.action_space
-        out = Transitions(
-            obs=tick.obs.astype(obs.dtype, copy=False),
-            act=tick.act.astype(act.dtype, copy=False),
-            rew=rew,
-            terminated=terminated,
-            truncated=truncated,
-            obs_next=obs_next.astype(obs.dtype, copy=False),
-            valid=valid,
-        )
+        act = tick.act.astype(self.hierarchy.action_space.dtype, copy=False)
+        out = Transitions(tick.obs, act, rew, terminated, truncated, obs_next, tick.valid)
         return zeroed(out, tick.ready)
 
     def result(self) -> Record:
         """All that was added."""
-        ticks, way = self.ticks, self._way
-        n = len(ticks[0].step[1])
-        ready = np.stack([np.ones(n, bool) if t.ready is None else t.ready for t in ticks])
-        rew = np.stack([t.step[1] for t in ticks])
-        metrics = _stacked(jax.device_get(self._metrics)) if self._metrics else {}
+        ticks, way = self.ticks, self.way
+        valid = np.stack([tick.valid for tick in ticks])
+        rew = np.stack([tick.step[1] for tick in ticks])
+        last = ticks[-1]
         return Record(
-            episodes=_stacked([t.episodes for t in ticks]),
-            reward=np.where(ready, rew, 0).sum(1, np.float64),
-            steps=ready.sum(1),
-            metrics=metrics,
+            episodes=_stacked([tick.episodes for tick in ticks]),
+            reward=np.where(valid, rew, 0).sum(1, np.float64),
+            steps=valid.sum(1),
+            metrics=_stacked(jax.device_get(self._metrics)) if self._metrics else {},
             transitions=_stacked([self.transitions(t) for t in ticks]) if way.record else None,
-            levels=_stacked([t.levels for t in ticks]) if way.record == "levels" else None,
-            obs_next=zeroed(ticks[-1].step[0], ticks[-1].ready).copy()
-            if way.capacity == 1
-            else None,
+            levels=_stacked([tick.levels for tick in ticks]) if self.levels else None,
+            obs_next=zeroed(last.step[0], last.ready).copy() if way.capacity == 1 else None,
         )
 
 

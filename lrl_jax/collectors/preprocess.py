@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-STEP_KEYS = ("obs_next", "rew", "terminated", "truncated", "done", "info", "act", "env_id")
-RESET_KEYS = ("obs", "env_id")
+STEP = ("obs_next", "rew", "terminated", "truncated", "info", "act")
 
 
 def reset_arguments(gym_reset_kwargs: Any) -> dict[str, Any]:
@@ -41,56 +40,31 @@ class Preprocess:
 
     def on_reset(self, obs: Any, env_id: Any) -> Any:
         """Observations [n, ...] after a reset of the instances `env_id` [n]."""
-        out = self._call(RESET_KEYS, obs=obs, env_id=env_id)
+        out = self._call(obs=obs, env_id=env_id)
         return _like("obs", out.get("obs", obs), obs)
 
-    def on_step(
-        self,
-        obs_next: Any,
-        rew: Any,
-        terminated: Any,
-        truncated: Any,
-        info: Any,
-        act: Any,
-        ids: Any,
-    ) -> tuple[Any, Any, Any, Any, Any, Any, bool]:
-        """A step of the instances `ids` [n].
+    def on_step(self, *step: Any, env_id: Any) -> tuple[Any, ...]:
+        """A step of the instances `env_id` [n].
 
         An episode that the environment ended stays ended: it counts as truncated if the function
         says neither.
 
-        Returns:
-            obs_next, rew, terminated, truncated, info, act, and whether the function may end
-            episodes that the environment has not ended.
-        """
-        done = terminated | truncated
-        out = self._call(
-            STEP_KEYS,
-            obs_next=obs_next,
-            rew=rew,
-            terminated=terminated,
-            truncated=truncated,
-            done=done,
-            info=info,
-            act=act,
-            env_id=ids,
-        )
-        new_terminated = _like("terminated", out.get("terminated", terminated), terminated)
-        new_truncated = _like("truncated", out.get("truncated", truncated), truncated)
-        if "done" in out:
-            new_truncated = new_truncated | (_like("done", out["done"], done) & ~new_terminated)
-        new_truncated = new_truncated | (done & ~new_terminated)
-        return (
-            _like("obs_next", out.get("obs_next", obs_next), obs_next),
-            _like("rew", out.get("rew", rew), rew),
-            new_terminated,
-            new_truncated,
-            out.get("info", info),
-            _like("act", out.get("act", act), act),
-            bool({"terminated", "truncated", "done"} & set(out)),
-        )
+        Args:
+            *step: in the order of `STEP`.
+            env_id: whose step it is.
 
-    def _call(self, allowed: tuple[str, ...], **given: Any) -> Mapping[str, Any]:
+        Returns:
+            The same, and whether the function may end episodes that the environment has not ended.
+        """
+        given = dict(zip(STEP, step, strict=True))
+        done = given["terminated"] | given["truncated"]
+        out = self._call(**given, done=done, env_id=env_id)
+        new = {name: _like(name, out.get(name, old), old) for name, old in given.items()}
+        ended = done | _like("done", out.get("done", done), done)
+        new["truncated"] = new["truncated"] | (ended & ~new["terminated"])
+        return *new.values(), bool({"terminated", "truncated", "done"} & set(out))
+
+    def _call(self, **given: Any) -> Mapping[str, Any]:
         out = self.fn(**given)
         if out is None:
             return {}
@@ -98,17 +72,19 @@ class Preprocess:
             raise TypeError(
                 f"preprocess_fn returned {type(out).__name__}: return a dict of what it changes."
             )
-        unknown = sorted(set(out) - set(allowed) - {"policy"})
+        unknown = sorted(set(out) - set(given) - {"policy"})
         if unknown:
             raise ValueError(
                 f"preprocess_fn returned {unknown}, but what it can change here is "
-                f"{', '.join(allowed)}."
+                f"{', '.join(given)}."
             )
         return out
 
 
 def _like(name: str, new: Any, old: Any) -> Any:
-    """The new value in the old one's type; its shape must be the same."""
+    """The new value in the old one's type; its shape must be the same, but for the info."""
+    if name == "info":
+        return new
     xp = jnp if isinstance(old, jax.Array) else np
     array = new if isinstance(new, jax.Array) and xp is jnp else xp.asarray(new)
     if array.shape != old.shape:

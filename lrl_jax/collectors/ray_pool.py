@@ -106,16 +106,13 @@ class RayPool:
         self._start(index, params)
         self._await([index])
 
-    def _wanted(self) -> dict[str, float]:
-        """Resources of one actor, in Ray's words."""
-        named = {_RESOURCES[k]: v for k, v in self._config.items() if k in _RESOURCES and v}
-        return named | dict(self._config.get("resources") or {})
-
     def _reserve(self, n: int) -> Any:
         """Room for n actors."""
         from ray.util import placement_group, remove_placement_group
 
-        each, total = self._wanted(), self.ray.cluster_resources()
+        each = {_RESOURCES[k]: v for k, v in self._config.items() if k in _RESOURCES and v}
+        each |= self._config.get("resources") or {}
+        total = self.ray.cluster_resources()
         for name, amount in each.items():
             there = total.get(name, 0.0)
             if amount * n > there:
@@ -203,14 +200,11 @@ def fetched(x: Any) -> Any:
 
 def checked_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
     """Resources of a worker; Ray no longer gives each a store of its own."""
-    config = {"num_cpus": 1} if config is None else dict(config)
+    config = {"num_cpus": 1, **(config or {})}
     config.pop("object_store_memory", None)
-    config.setdefault("num_cpus", 1)
-    unknown = sorted(set(config) - {*_RESOURCES, "resources"})
-    if unknown:
-        raise ValueError(
-            f"worker_remote_config has {unknown}: it knows {sorted({*_RESOURCES, 'resources'})}."
-        )
+    known = {*_RESOURCES, "resources"}
+    if unknown := sorted(set(config) - known):
+        raise ValueError(f"worker_remote_config has {unknown}: it knows {sorted(known)}.")
     for name in _RESOURCES:
         if name in config and (isinstance(config[name], bool) or not config[name] >= 0):
             raise ValueError(f"worker_remote_config[{name!r}]={config[name]!r} must be at least 0.")
@@ -218,9 +212,7 @@ def checked_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _shown(resources: Mapping[str, float]) -> str:
-    return ", ".join(
-        f"{resources.get(name, 0.0):g} {name}" for name in ("CPU", "GPU") if name in resources
-    )
+    return ", ".join(f"{resources[x]:g} {x}" for x in ("CPU", "GPU") if x in resources)
 
 
 def _import_ray() -> Any:

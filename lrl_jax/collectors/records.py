@@ -115,6 +115,11 @@ class Sums(struct.Node):
             episodes.success & ~done,
         ), episodes
 
+    def episodes(self) -> Episodes:
+        """The episodes as far as they went, on the device."""
+        no = jnp.zeros(self.success.shape, bool)
+        return Episodes(self.episode_return, self.length, self.success, no, no)
+
     def cleared(self, mask: np.ndarray) -> Sums:
         """Zero in the mask, on the host: these instances were reset."""
         return jax.tree.map(lambda x: np.where(mask, np.zeros((), x.dtype), x), self)

@@ -53,8 +53,7 @@ class Request:
         start: number of the first tick.
         limit: number of the tick that is not taken any more.
         log_interval, test_interval, checkpoint_interval: ticks, or None.
-        n_test_steps, verbose, post_step_callback, video_logger, render, no_grad,
-            gym_reset_kwargs: as given.
+        n_test_steps, verbose, post_step_callback, video_logger, render, gym_reset_kwargs: as given.
     """
 
     way: Way
@@ -69,7 +68,6 @@ class Request:
     post_step_callback: Callable[[int, Any], Any] | None = None
     video_logger: VideoLogger | None = None
     render: float | None = None
-    no_grad: bool = True
     gym_reset_kwargs: dict[str, Any] | None = None
 
     @classmethod
@@ -128,11 +126,6 @@ class Request:
         capacity = 1 if one_by_one else max(1, min(_MAX_CHUNK, 2**20 // n))
         way = Way(mode, bool(learn), record, bool(random), capacity)
         return cls(way, amount - start, start, limit, **more)
-
-    @property
-    def end(self) -> int | None:
-        """Number of ticks at the end where that is known, for a progress bar."""
-        return self.limit if self.way.mode == "n_steps" else None
 
     def next_stop(self, t: int) -> int:
         """Tick up to which nothing is due after tick t."""
@@ -209,7 +202,8 @@ def carry_out(
     owed = engine.begin(hierarchy, way, owed, request.gym_reset_kwargs)
     out, t = Collected(way.mode, [], owed, 0.0), request.start
     shown = Frames(hierarchy, engine.env, request.video_logger, request.render, not way.random)
-    bar = tqdm(total=request.end, initial=t, disable=not request.verbose, unit="tick")
+    end = request.limit if way.mode == "n_steps" else None
+    bar = tqdm(total=end, initial=t, disable=not request.verbose, unit="tick")
     try:
         with bar as progress:
             while t < request.limit:
@@ -230,5 +224,6 @@ def carry_out(
                 if t < stop or not np.any(out.owed.active):
                     break
     finally:  # also where a callback fails
-        engine.end(hierarchy, way)
+        if way.random:  # the environments have moved on under the hierarchy: it starts anew
+            engine.set_state(hierarchy, hierarchy.reset(engine.state()))
     return out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from typing import Any
@@ -46,17 +45,6 @@ class RolloutOutput(struct.Node):
     levels: tuple[LevelTransitions, ...] | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Settings:
-    """What a rollout is compiled for."""
-
-    n_steps: int
-    learn: bool
-    record: bool | str
-    learn_interval: int
-    unroll: int
-
-
 def check_record(name: str, record: Any) -> bool | str:
     """Return what is to be recorded: False, True (transitions) or "levels" (also each level)."""
     if isinstance(record, str) and record != "levels":
@@ -64,7 +52,7 @@ def check_record(name: str, record: Any) -> bool | str:
     return record if isinstance(record, str) else bool(record)
 
 
-def _ticks(hierarchy, env, params, settings, carry, sums, n_ticks):
+def _ticks(hierarchy, env, params, record, unroll, carry, sums, n_ticks):
     """Scan over ticks, each settling the step of the one before.
 
     What passes through the carry is computed once; used within its own iteration, a step would be
@@ -89,40 +77,36 @@ def _ticks(hierarchy, env, params, settings, carry, sums, n_ticks):
         obs = carry.obs
         carry, step, action = decide_and_step(hierarchy, env, params, carry)
         carry = devices.pin(carry, specs)
-        out = step.recorded(obs, action, None) if settings.record else None
+        out = step.recorded(obs, action, None) if record else None
         return (carry, sums, step, jnp.ones((), bool)), (out, None)
 
-    if settings.record == "levels":
+    if record == "levels":
         (carry, sums), out = jax.lax.scan(whole, (carry, sums), length=n_ticks)
         return carry, sums, out
     start = (carry, sums, Step.none(carry.obs, hierarchy.signals), jnp.zeros((), bool))
-    (carry, sums, step, _), out = jax.lax.scan(later, start, length=n_ticks, unroll=settings.unroll)
+    (carry, sums, step, _), out = jax.lax.scan(later, start, length=n_ticks, unroll=unroll)
     return *settled(carry, sums, step, None), out
 
 
-def _sums(n: int) -> dict[str, jax.Array]:
+def _summed(rew: jax.Array, episodes: Episodes) -> dict[str, jax.Array]:
+    """What a tick adds to the sums of each instance, [n]."""
+    done = episodes.finished
     return {
-        "n_episodes": jnp.zeros(n, jnp.int32),
-        "return_sum": jnp.zeros(n, jnp.float32),
-        "length_sum": jnp.zeros(n, jnp.int32),
-        "success_sum": jnp.zeros(n, jnp.int32),
-        "reward_sum": jnp.zeros(n, jnp.float32),
+        "n_episodes": done.astype(jnp.int32),
+        "return_sum": jnp.where(done, episodes.episode_return, 0.0),
+        "length_sum": jnp.where(done, episodes.length, 0),
+        "success_sum": (done & episodes.success).astype(jnp.int32),
+        "reward_sum": rew,
     }
 
 
 def _add(sums: dict[str, jax.Array], rew: jax.Array, episodes: Episodes) -> dict[str, jax.Array]:
-    done = episodes.finished
-    return {
-        "n_episodes": sums["n_episodes"] + done,
-        "return_sum": sums["return_sum"] + jnp.where(done, episodes.episode_return, 0.0),
-        "length_sum": sums["length_sum"] + jnp.where(done, episodes.length, 0),
-        "success_sum": sums["success_sum"] + (done & episodes.success),
-        "reward_sum": sums["reward_sum"] + rew,
-    }
+    return jax.tree.map(jnp.add, sums, _summed(rew, episodes))
 
 
-def _rollout(hierarchy, env, settings, params, carry) -> tuple[RolloutCarry, RolloutOutput]:
-    ticks = functools.partial(_ticks, hierarchy, env, params, settings)
+def _rollout(hierarchy, env, n_steps, learn_interval, record, unroll, params, carry):
+    """See `rollout`; learns every `learn_interval` ticks, not at all if it is None."""
+    ticks = functools.partial(_ticks, hierarchy, env, params, record, unroll)
 
     def round_of(n_ticks, scanned, _):
         carry, sums = scanned
@@ -132,12 +116,12 @@ def _rollout(hierarchy, env, settings, params, carry) -> tuple[RolloutCarry, Rol
 
     n = carry.n_env_instances
     recorded: Any
-    sums, metrics = _sums(n), {}
-    if not settings.learn:
-        carry, sums, recorded = ticks(carry, sums, settings.n_steps)
+    sums, metrics = _summed(jnp.zeros(n, jnp.float32), carry.sums.episodes()), {}
+    if learn_interval is None:
+        carry, sums, recorded = ticks(carry, sums, n_steps)
     else:
-        n_rounds, rest = divmod(settings.n_steps, settings.learn_interval)
-        whole = functools.partial(round_of, settings.learn_interval)
+        n_rounds, rest = divmod(n_steps, learn_interval)
+        whole = functools.partial(round_of, learn_interval)
         scanned, (recorded, metrics) = jax.lax.scan(whole, (carry, sums), length=n_rounds)
         recorded = jax.tree.map(
             lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), recorded
@@ -153,7 +137,7 @@ def _rollout(hierarchy, env, settings, params, carry) -> tuple[RolloutCarry, Rol
     # Gathered first, so that sums are rounded alike however many devices there are.
     sums = devices.pin(sums, lambda sums: dict.fromkeys(sums, P()))
     totals = {name: value.sum() for name, value in sums.items()}
-    totals["reward_mean"] = totals.pop("reward_sum") / (settings.n_steps * n)
+    totals["reward_mean"] = totals.pop("reward_sum") / (n_steps * n)
     return carry, RolloutOutput(totals | metrics, *recorded)
 
 
@@ -201,8 +185,8 @@ def rollout(
     others = any(x.n_updates and x.rollout_length is None for x in hierarchy.levels)
     asked = learn_interval or (1 if others else 0)
     learn_interval = math.gcd(asked, hierarchy.learn_ticks or 0) or 1
-    settings = _Settings(n_steps, bool(learn), record, learn_interval, unroll)
-    run = hierarchy.jitted(_rollout, env, settings)
+    interval = learn_interval if learn else None
+    run = hierarchy.jitted(_rollout, env, n_steps, interval, record, unroll)
     with devices.use(devices.mesh_of(carry)):
         return run(params, carry)
 
@@ -211,15 +195,13 @@ def _evaluate(hierarchy, env, n, max_steps, params, state, key) -> Episodes:
     state_key, carry_key = jax.random.split(key)
     test_state = hierarchy.for_testing(state, state_key, n)
     carry = begun(hierarchy, env, params, carry_key, n, test_state)
-    nothing = jnp.zeros(n, bool)
-    seen = Episodes(carry.sums.episode_return, carry.sums.length, nothing, nothing, nothing)
 
     def step(loop, _):
         carry, seen = loop
         carry, _, episodes, _ = full_tick(hierarchy, env, params, carry)
         return (carry, select(seen.finished, seen, episodes)), None
 
-    return jax.lax.scan(step, (carry, seen), length=max_steps)[0][1]
+    return jax.lax.scan(step, (carry, carry.sums.episodes()), length=max_steps)[0][1]
 
 
 @names_env_once

@@ -94,8 +94,7 @@ class Futures:
         if not seen:  # an error that nobody has seen yet is not forgotten
             for future in running:
                 future.result()
-        seeds = [None if seed is None else seed + i for i in range(self.n)]
-        obs = self._resets(range(self.n), seeds, **kwargs)
+        obs = self._resets(range(self.n), seed, **kwargs)
         self.spoiled = False
         return obs
 
@@ -103,15 +102,15 @@ class Futures:
         """Reset the idle instances in the mask [n]; observations [n, ...], true there."""
         ids = np.flatnonzero(mask)
         kwargs = {"options": self.options} if self.options else {}
-        obs = self._resets(ids, [None] * len(ids), **kwargs)
+        obs = self._resets(ids, None, **kwargs)
         out = np.zeros((self.n, *obs.shape[1:]), obs.dtype)
         out[ids] = obs
         return out
 
-    def _resets(self, ids: Any, seeds: Sequence[Any], **kwargs: Any) -> np.ndarray:
+    def _resets(self, ids: Any, seed: int | None, **kwargs: Any) -> np.ndarray:
         resets = [
-            self._pool.submit(self._envs[i].reset, seed, **kwargs)
-            for i, seed in zip(ids, seeds, strict=True)
+            self._pool.submit(self._envs[i].reset, None if seed is None else seed + i, **kwargs)
+            for i in ids
         ]
         concurrent.futures.wait(resets)
         return np.concatenate([future.result() for future in resets])
@@ -123,40 +122,25 @@ class Futures:
 
     def receive(self) -> HostStep:
         """Wait for `wait_num` steps, or for one if `timeout` seconds have passed."""
-        if not self._flying:
-            raise RuntimeError("no step is under way: send actions first.")
-        wait_num = min(self._wait_num, len(self._flying))
-        done: set[Any] = {future for future in self._flying if future.done()}
-        if len(done) < wait_num:
-            done = self._wait(wait_num, self._timeout)
-        finished = sorted(done, key=lambda future: self._flying[future])
+        waiting = concurrent.futures.as_completed(list(self._flying), self._timeout)
+        try:
+            for _ in range(min(self._wait_num, len(self._flying))):
+                next(waiting)
+        except concurrent.futures.TimeoutError:
+            first = concurrent.futures.FIRST_COMPLETED
+            concurrent.futures.wait(self._flying, return_when=first)
+        done = [future for future in self._flying if future.done()]
+        finished = sorted(done, key=self._flying.__getitem__)
         ids = [self._flying.pop(future) for future in finished]
         self.spoiled |= any(future.exception() is not None for future in finished)
         steps = [future.result() for future in finished]
-
-        def column(name):
-            return np.concatenate([getattr(step, name) for step in steps])
 
         info = merged([step.info for step in steps])
         told = [success_in(step.info, 1) for step in steps]
         if any(success is not None for success in told):  # by some, which `merged` leaves out
             info["is_success"] = np.array([x is not None and bool(x[0]) for x in told])
-        return _spread(self.n, ids, {name: column(name) for name in _COLUMNS}, info)
-
-    def _wait(self, wait_num: int, timeout: float | None) -> set[Any]:
-        """At least `wait_num` finished futures, or at least one once the time is over."""
-        waiting = concurrent.futures.as_completed(list(self._flying), timeout)
-        done: set[Any] = set()
-        try:
-            for future in waiting:
-                done.add(future)
-                if len(done) >= wait_num:
-                    break
-        except concurrent.futures.TimeoutError:
-            if not done:
-                first = concurrent.futures.FIRST_COMPLETED
-                done = set(concurrent.futures.wait(self._flying, return_when=first).done)
-        return done | {future for future in self._flying if future.done()}
+        columns = {x: np.concatenate([getattr(step, x) for step in steps]) for x in _COLUMNS}
+        return _spread(self.n, ids, columns, info)
 
     def close(self) -> None:
         """Wait for what is under way, close the environments."""
@@ -233,16 +217,11 @@ class Envpool:
             for _ in range(self.n // self._batch):
                 self._recv()
         self._env.async_reset()
-        obs = None
-        for _ in range(self.n // self._batch):
-            answer, *_, answered = self._recv()
-            if obs is None:
-                obs = np.zeros((self.n, *answer.shape[1:]), answer.dtype)
-            obs[answered] = answer
+        answers = [self._recv() for _ in range(self.n // self._batch)]
+        obs, ids = (np.concatenate([answer[k] for answer in answers]) for k in (0, -1))
         self._unseen[:], self.spoiled = False, False
         self._ended.clear()
-        assert obs is not None
-        return obs
+        return obs[np.argsort(ids)]
 
     def _recv(self) -> tuple[Any, ...]:
         obs, rew, terminated, truncated, info = self._env.recv()
@@ -264,8 +243,6 @@ class Envpool:
 
     def receive(self) -> HostStep:
         """The next steps; `batch_size` says how many to wait for."""
-        if not self.busy.any():
-            raise RuntimeError("no step is under way: send actions first.")
         rows: list[dict[str, Any]] = []
         while not rows:
             lacking = self._batch - int(self._flying.sum())
@@ -323,6 +300,12 @@ def _is_of(values: Any, ids: np.ndarray) -> bool:
     return isinstance(values, np.ndarray) and values.shape[:1] == ids.shape
 
 
+#: Environments on the host, in lockstep (`HostEnv`) or answering when they are ready. Of the
+#: instances `busy` are those whose steps have not been received, and `stale` those to be reset
+#: before their next use, bool [n] each; where `spoiled`, all need a reset.
+Source = HostEnv | Futures | Envpool
+
+
 def make_source(
     env: Any, dtype: Any, processes: bool, wait_num: int | None, timeout: float | None
 ) -> Futures | Envpool:
@@ -331,11 +314,6 @@ def make_source(
     Raises:
         TypeError: for what cannot step in part.
     """
-    if isinstance(env, AsyncVectorEnv):
-        raise TypeError(
-            "AsyncVectorEnv steps all of its environments or none: give AsyncCollector the list of "
-            "functions that it was made from."
-        )
     if callable(getattr(env, "recv", None)) and callable(getattr(env, "send", None)):
         if not (wait_num is None and timeout is None):
             raise ValueError(
@@ -346,7 +324,7 @@ def make_source(
     if isinstance(env, VectorEnv):
         raise TypeError(
             f"{type(env).__name__} steps all of its environments or none: use Collector, or give "
-            f"AsyncCollector a list of functions that make one environment each."
+            f"AsyncCollector the list of functions that it was made from."
         )
     if isinstance(env, Sequence) and not isinstance(env, str):
         if not env:

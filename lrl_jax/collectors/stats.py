@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrl_jax import struct
-from lrl_jax.collectors.counting import n_open
+from lrl_jax.collectors.counting import Owed
 from lrl_jax.collectors.records import Episodes, LevelTransitions, Transitions
 
 
@@ -29,10 +29,8 @@ class SequenceSummaryStats:
         """Summarise values [N]; None if there are none."""
         if not len(values):
             return None
-        values = np.asarray(values, np.float64)
-        return cls(
-            float(values.mean()), float(values.std()), float(values.max()), float(values.min())
-        )
+        summaries = (np.mean, np.std, np.max, np.min)
+        return cls(*(float(of(np.asarray(values, np.float64))) for of in summaries))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,13 +164,13 @@ class Collected:
 
     mode: str
     records: list[Record]
-    owed: Any  # Owed, or None where nothing is
+    owed: Owed
     seconds: float
 
     @property
     def n_open(self) -> int:
-        """Episodes that a limit left open."""
-        return 0 if self.owed is None else n_open(self.owed, self.mode)
+        """Episodes that a limit left open; 0 where steps are counted."""
+        return int(np.sum(self.owed.active)) if self.mode.startswith("n_episodes") else 0
 
     @property
     def recorded(self) -> tuple[Any, ...]:
@@ -193,9 +191,7 @@ class Collected:
         parts = [r.metrics for r in records if r.metrics]
         joined = jax.tree.map(lambda *x: np.concatenate(x), *parts) if parts else {}
         returns = finished("episode_return")
-        beyond = 0
-        if self.mode == "n_steps_or_more" and self.owed is not None:
-            beyond = -int(self.owed.left)
+        beyond = -int(self.owed.left) if self.mode == "n_steps_or_more" else 0
         return CollectStats(
             n_collected_episodes=len(returns),
             n_collected_steps=n_steps,

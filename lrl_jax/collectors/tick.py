@@ -184,24 +184,13 @@ def begun(
     stream_key, reset_key, state_key = jax.random.split(key, 3)
     if state is None:
         state = hierarchy.aligned(hierarchy.init(state_key, n), known=True)
-    elif state.n_env_instances != n:
-        raise ValueError(
-            f"the state has {state.n_env_instances} instances, but {n} were asked for: use "
-            f"hierarchy.set_n_env_instances(state, {n})."
-        )
     else:
-        state = hierarchy.aligned(hierarchy.reset(state))
+        state = hierarchy.aligned(hierarchy.reset(checks.state_of(state, n)))
     reset_keys = Stream.create(reset_key).instance_keys(n)
     obs, env_state = jax.vmap(env.reset, in_axes=(0, None))(reset_keys, params)
     if hierarchy.training:
-        total = state.n_total_env_steps
-        env_state = _stagger(
-            hierarchy,
-            env_state,
-            params,
-            jax.random.fold_in(reset_key, Salt.STAGGER),
-            (total.high == 0) & (total.low == 0),
-        )
+        stagger_key = jax.random.fold_in(reset_key, Salt.STAGGER)
+        env_state = _stagger(hierarchy, env_state, params, stagger_key, state.n_total_env_steps)
     return RolloutCarry(
         env_state=jax.tree.map(_strong, env_state),
         obs=jnp.asarray(obs, hierarchy.env_spec.obs_space.dtype),
@@ -211,14 +200,12 @@ def begun(
     )
 
 
-def _stagger(
-    hierarchy: Hierarchy, env_state: Any, params: Any, key: jax.Array, is_first: jax.Array
-) -> Any:
+def _stagger(hierarchy: Hierarchy, env_state: Any, params: Any, key: jax.Array, total: Any) -> Any:
     """Let first episodes begin late where a level asks for it (`stagger`).
 
     The clocks start so that the first episode of each instance lasts a random multiple of the
     ticks that the level's decisions last: instances do not begin and end their episodes together
-    ever after. Nothing is changed unless `is_first`: before any training step.
+    ever after. Nothing is changed but before any training step, where their `total` is 0.
     """
     interval, asked = 1, None
     for level in reversed(hierarchy.levels):
@@ -234,6 +221,7 @@ def _stagger(
         )
     most = jnp.maximum(limit // asked, 1)
     length = asked * jax.random.randint(key, env_state.time.shape, 1, most + 1)
+    is_first = (total.high == 0) & (total.low == 0)
     late = jnp.where(is_first, jnp.maximum(limit - length, 0), 0)
     return env_state.replace(time=env_state.time + late.astype(env_state.time.dtype))
 
@@ -286,10 +274,8 @@ class Step(struct.Node):
     @classmethod
     def none(cls, obs: jax.Array, signals: tuple[str, ...]) -> Step:
         """A step that nobody took, for observations [n, ...]."""
-        n = obs.shape[0]
-        no = jnp.zeros(n, bool)
-        signals_ = {name: jnp.zeros(n) for name in signals}
-        return cls(jnp.zeros_like(obs), jnp.zeros(n), no, no, no, signals_)
+        zeros, no = jnp.zeros(obs.shape[0]), jnp.zeros(obs.shape[0], bool)
+        return cls(jnp.zeros_like(obs), zeros, no, no, no, dict.fromkeys(signals, zeros))
 
     def recorded(self, obs: jax.Array, action: jax.Array, mask: jax.Array | None) -> Transitions:
         """As it is recorded, zero outside the mask."""
@@ -357,7 +343,7 @@ def decide_and_step(
     if preprocess is not None:
         ids, done = jnp.arange(n), terminated | truncated
         obs_next, rew, terminated, truncated, info, action, may_end = preprocess.on_step(
-            obs_next, rew, terminated, truncated, info, action, ids
+            obs_next, rew, terminated, truncated, info, action, env_id=ids
         )
         if may_end:
             ended = (terminated | truncated) & ~done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,8 +49,8 @@ class VideoLogger:
         self.path, self.fps, self.every, self.max_frames = Path(path), fps, every, max_frames
         if self.path.suffix.lower() not in (".gif", ".mp4"):
             raise ValueError(f"{self.path.name}: videos are written as .gif or .mp4.")
-        if self.path.suffix.lower() == ".mp4":
-            _need_av()
+        if self.path.suffix.lower() == ".mp4" and importlib.util.find_spec("av") is None:
+            raise ImportError("MP4 files need PyAV: pip install 'lrl_jax[video]', or write a .gif.")
         self.draw_plans = bool(draw_plans)
         self._render = render_fn
         self._seen = 0
@@ -65,35 +66,11 @@ class VideoLogger:
         """
         full = self.max_frames is not None and len(self.frames) >= self.max_frames
         if self._seen % self.every == 0 and not full:
-            self.frames.append(self._frame(env, env_state, plan if self.draw_plans else None))
+            plan = plan if self.draw_plans else None
+            draw = self._render
+            frame = _frame(env, env_state, plan) if draw is None else draw(env, env_state)
+            self.frames.append(np.array(frame, np.uint8))
         self._seen += 1
-
-    def _frame(self, env: Any, env_state: Any, plan: Any) -> np.ndarray:
-        if self._render is not None:
-            frame = self._render(env, env_state)
-        elif isinstance(env, Maze2D):
-            frame = render_maze(env, env_state, planned=None if plan is None else [plan])
-        elif is_gymnasium(env):
-            frame = env.render()
-            frame = frame[0] if isinstance(frame, tuple | list) and len(frame) else frame
-            if not isinstance(frame, np.ndarray):
-                raise ValueError(
-                    f"{type(env).__name__}.render() returned {type(frame).__name__}, not an "
-                    f"array: make the environment with render_mode='rgb_array'."
-                )
-        elif callable(getattr(env, "render", None)):
-            try:
-                frame = env.render(env_state)
-            except TypeError as error:
-                raise TypeError(
-                    f"{type(env).__name__}.render does not take the state alone ({error}): give "
-                    f"VideoLogger a render_fn of (env, state)."
-                ) from error
-        else:
-            raise TypeError(
-                f"{type(env).__name__} has no method render(state): give VideoLogger a render_fn."
-            )
-        return np.array(frame, np.uint8)
 
     def save(self) -> Path:
         """Write what was gathered and start anew; returns the file.
@@ -117,12 +94,29 @@ class VideoLogger:
         return self.path
 
 
-def _need_av() -> None:
+def _frame(env: Any, env_state: Any, plan: Any = None) -> np.ndarray:
+    """The default picture of an environment."""
+    if isinstance(env, Maze2D):
+        return render_maze(env, env_state, planned=None if plan is None else [plan])
+    if is_gymnasium(env):
+        frame = env.render()
+        frame = frame[0] if isinstance(frame, tuple | list) and len(frame) else frame
+        if not isinstance(frame, np.ndarray):
+            raise ValueError(
+                f"{type(env).__name__}.render() returned {type(frame).__name__}, not an "
+                f"array: make the environment with render_mode='rgb_array'."
+            )
+        return frame
+    if not callable(getattr(env, "render", None)):
+        raise TypeError(
+            f"{type(env).__name__} has no method render(state): give VideoLogger a render_fn."
+        )
     try:
-        import av  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "MP4 files need PyAV: pip install 'lrl_jax[video]', or write a .gif."
+        return np.asarray(env.render(env_state))
+    except TypeError as error:
+        raise TypeError(
+            f"{type(env).__name__}.render does not take the state alone ({error}): give "
+            f"VideoLogger a render_fn of (env, state)."
         ) from error
 
 
@@ -147,7 +141,8 @@ class Frames:
     ):
         self._hierarchy, self._env, self._video, self._render = hierarchy, env, video, render
         planned = hierarchy.levels[0].planned_states
-        self._plans = plans and planned is not None and video is not None
+        in_maze = planned is not None and hasattr(env, "layout")
+        self._plans = plans and in_maze and video is not None
         self._plan: Any = None
         self._decides, self._obs = False, None
         self._steps = True
@@ -157,11 +152,9 @@ class Frames:
         if self._video is None and self._render is None:
             return
         self._steps = bool(owed.active[0])
-        if not self._steps or not self._plans or not hasattr(self._env, "layout"):
-            return
-        state = engine.state()
-        self._decides = int(state.active_level[0]) == 0
-        self._obs = self._hierarchy.see(0, jnp.asarray(engine.obs)[:1])[0]
+        if self._steps and self._plans:
+            self._decides = int(engine.state().active_level[0]) == 0
+            self._obs = self._hierarchy.see(0, jnp.asarray(engine.obs)[:1])[0]
 
     def after(self, engine: Any, ended: bool) -> None:
         """After a tick; `ended`: whether it ended instance 0's episode."""
@@ -191,11 +184,9 @@ def _show(env: Any, env_state: Any) -> None:
     if is_gymnasium(env):
         env.render()
         return
-    if not callable(getattr(env, "render", None)):
-        raise TypeError(f"{type(env).__name__} cannot be rendered: it has no method render(state).")
     import matplotlib.pyplot as plt
 
-    plt.imshow(np.asarray(env.render(env_state)))
+    plt.imshow(_frame(env, env_state))
     plt.axis("off")
     plt.pause(0.001)
     plt.clf()

@@ -40,11 +40,8 @@ def unpack(tree: Any) -> Any:
     """Undo `pack`."""
 
     def leaf(x):
-        return (
-            jax.random.wrap_key_data(jnp.asarray(x.words), impl=x.impl)
-            if isinstance(x, _Key)
-            else x
-        )
+        is_key = isinstance(x, _Key)
+        return jax.random.wrap_key_data(jnp.asarray(x.words), impl=x.impl) if is_key else x
 
     return jax.tree.map(leaf, tree)
 
@@ -83,15 +80,25 @@ def decompress(data: bytes) -> Any:
     return unpack(pickle.loads(zlib.decompress(data)))
 
 
-def concatenate(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Data of several rollouts as that of one; the rows of an instance stay in order."""
-    first = parts[0]
-    out: dict[str, Any] = {k: np.concatenate([p[k] for p in parts]) for k in first if k != "levels"}
-    out["levels"] = [
-        None if rows is None else _joined([p["levels"][i] for p in parts])
+def join(
+    parts: Sequence[tuple[dict[str, Any], dict[str, Any]]],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Data and counts of several rollouts as those of one; rows of an instance stay in order."""
+    parts_of_data, infos = zip(*parts, strict=True)
+    first = parts_of_data[0]
+    data: dict[str, Any] = {
+        k: np.concatenate([p[k] for p in parts_of_data]) for k in first if k != "levels"
+    }
+    data["levels"] = [
+        None if rows is None else _joined([p["levels"][i] for p in parts_of_data])
         for i, rows in enumerate(first["levels"])
     ]
-    return out
+    counts: dict[str, Any] = {
+        k: sum(info[k] for info in infos) for k in ("NumberSamples", "Episodes")
+    }
+    for k in ("Returns", "Lengths", "Successes"):
+        counts[k] = np.concatenate([info[k] for info in infos])
+    return data, counts
 
 
 def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

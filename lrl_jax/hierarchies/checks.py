@@ -27,16 +27,16 @@ def seed_of(name: str, value: Any) -> int:
     return seed
 
 
-def state_of(state: Any, n: int) -> HierarchyState:
-    """Return a state if it is one, of n instances."""
+def state_of(state: Any, n: int | None = None, name: str = "state") -> HierarchyState:
+    """Return a state if it is one, of n instances where that matters."""
     if not isinstance(state, HierarchyState):
         raise TypeError(
-            f"state must be a HierarchyState such as hierarchy.init returns, got "
+            f"{name} must be a HierarchyState such as hierarchy.init returns, got "
             f"{type(state).__name__}."
         )
-    if state.n_env_instances != n:
+    if n is not None and state.n_env_instances != n:
         raise ValueError(
-            f"the state has {state.n_env_instances} instances, the collector {n}: use "
+            f"the {name} has {state.n_env_instances} instances, but {n} are wanted: use "
             f"hierarchy.set_n_env_instances(state, {n})."
         )
     return state

@@ -96,14 +96,12 @@ def paths_picture(
 
     `about` is added to the title.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     n = min(max_episodes, paths.goals.shape[0])
     columns = min(3, n)
     rows = -(-n // columns)
     figure = Figure(figsize=(4 * columns, 4.3 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes:
         ax.axis("off")
@@ -170,12 +168,10 @@ def curve_picture(
         title: of the figure.
         seed_rows: of seeds.csv; each agent gets a thin line.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names = [name for name in ("test_success", "test_return") if name in rows[0]]
     figure = Figure(figsize=(4.5 * len(names), 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
     agents: dict[float, list[dict[str, float]]] = {}
     for row in seed_rows or []:
         agents.setdefault(row["agent"], []).append(row)
@@ -188,11 +184,17 @@ def curve_picture(
         if f"{name}_low" in rows[0]:
             low, high = ([row[f"{name}_{end}"] for row in rows] for end in ("low", "high"))
             ax.fill_between(steps, low, high, color="C0", alpha=0.25, linewidth=0)
-        ax.set_xlabel("environment steps")
         ax.set_ylabel(name.replace("_", " "))
-        ax.grid(alpha=0.3)
         if name == "test_success":
             ax.set_ylim(-0.02, 1.02)
+    return save_curves(figure, path, title)
+
+
+def save_curves(figure: Any, path: Path, title: str) -> Path:
+    """Save panels over environment steps; returns the file."""
+    for ax in figure.axes:
+        ax.set_xlabel("environment steps")
+        ax.grid(alpha=0.3)
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
     return path

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,33 +28,45 @@ from lrl_jax.training.train import Trainer
 _MOST_TEST_TICKS = 100_000
 
 
-class Session(Protocol):
+class Session(abc.ABC):
     """What the host loop of a run needs."""
 
+    _mesh: Mesh | None = None
+
+    def __init__(self, trainer: Trainer):
+        self._trainer = trainer
+
     @property
+    @abc.abstractmethod
     def state(self) -> HierarchyState:
         """The hierarchy's state, with a leading axis where there are several agents."""
-        ...
 
     def compile(self) -> float:
         """Compile what a chunk needs, where that can be told apart; returns the seconds."""
-        ...
+        return 0.0
 
+    @abc.abstractmethod
     def advance(self) -> dict[str, Any]:
         """Train up to the next interim test, to its end; returns the metrics."""
-        ...
 
     def test(self, i: int) -> dict[str, Any]:
         """The interim test behind chunk i."""
-        ...
+        trainer, config = self._trainer, self._trainer.config
+        if trainer.on_host:
+            seed = Salt.INTERIM_TEST_ON_HOST + i
+            return trainer.means_of(_test_on_host(trainer, self.state, config.test_episodes, seed))
+        test = trainer.hierarchy.jitted(_test_metrics, trainer, config.seeds > 1)
+        with devices.use(self._mesh):
+            return test(self.state, i)
 
     def result(self) -> HierarchyState:
         """The state for what follows training."""
-        ...
+        return self.state
 
     def close(self) -> None:
         """End what was started."""
-        ...
+        if self._trainer.on_host:
+            self._trainer.env.close()
 
 
 def begin(trainer: Trainer) -> Session:
@@ -96,8 +110,10 @@ def _test_key(key: jax.Array) -> jax.Array:
 # Functions for `hierarchy.jitted`; `many` maps them over agents.
 
 
-def _over_agents(f: Callable, in_axes: Any = 0) -> Callable:
-    """`f` for all agents: on each device for its own, where devices share the agents."""
+def _over_agents(f: Callable, many: bool, in_axes: Any = 0) -> Callable:
+    """`f`, or for all agents: on each device for its own, where devices share the agents."""
+    if not many:
+        return f
     f = jax.vmap(f, in_axes)
     if devices.AGENTS not in jax.sharding.get_abstract_mesh().shape:
         return f
@@ -108,44 +124,32 @@ def _over_agents(f: Callable, in_axes: Any = 0) -> Callable:
 
 
 def _init(hierarchy, trainer, many, key):
-    del hierarchy
-
-    def init(key):
-        return devices.pin(trainer.init(key), specs)
-
-    return (_over_agents(init) if many else init)(key)
+    return _over_agents(lambda key: devices.pin(trainer.init(key), specs), many)(key)
 
 
 def _test(hierarchy, trainer, n, many, state, key):
-    del hierarchy
-
-    def test(state, key):
-        return trainer.test(state, key, n)
-
-    return (_over_agents(test, (0, 0)) if many else test)(state, key)
+    test = functools.partial(trainer.test, n_episodes=n)
+    return _over_agents(test, many, (0, 0))(state, key)
 
 
 def _chunk(hierarchy, trainer, many, carry):
-    del hierarchy
-    carry, metrics = (_over_agents(trainer.chunk) if many else trainer.chunk)(carry)
+    carry, metrics = _over_agents(trainer.chunk, many)(carry)
     return carry, devices.place(metrics, P())
 
 
 def _test_metrics(hierarchy, trainer, many, state, i):
-    del hierarchy
-    test = trainer.test_metrics
-    return devices.place((_over_agents(test, (0, None)) if many else test)(state, i), P())
+    return devices.place(_over_agents(trainer.test_metrics, many, (0, None))(state, i), P())
 
 
-class DeviceSession:
+class DeviceSession(Session):
     """Chunks of jitted rounds, one agent or several in one call, on one device or a mesh."""
 
     def __init__(self, trainer: Trainer):
+        super().__init__(trainer)
         config, hierarchy = trainer.config, trainer.hierarchy
         many = config.seeds > 1
-        self._trainer, self._mesh = trainer, _mesh(config)
+        self._mesh = _mesh(config)
         self._chunk: Any = hierarchy.jitted(_chunk, trainer, many, donate=0)
-        self._test = hierarchy.jitted(_test_metrics, trainer, many)
         key = _keys(config.agent_seeds) if many else jax.random.key(config.seed)
         if many or self._mesh is not None:
             with devices.use(self._mesh):
@@ -172,19 +176,11 @@ class DeviceSession:
         self._carry, metrics = self._compiled(self._carry)
         return jax.block_until_ready(metrics)
 
-    def test(self, i: int) -> dict[str, Any]:
-        """The interim test behind chunk i."""
-        with devices.use(self._mesh):
-            return self._test(self.state, i)
-
     def result(self) -> HierarchyState:
         """The state for what follows training: on one device, without replay if it was on many."""
         if self._mesh is None:
             return self.state
         return _on_one_device(self._trainer, self.state)
-
-    def close(self) -> None:
-        """Nothing was started."""
 
 
 def _mesh(config: TrainConfig) -> Mesh | None:
@@ -215,11 +211,11 @@ def _on_one_device(trainer: Trainer, state: HierarchyState) -> HierarchyState:
     return (jax.vmap(build) if trainer.config.seeds > 1 else build)(learners, total)
 
 
-class HostSession:
+class HostSession(Session):
     """A Collector that learns after each tick in a Gymnasium vector environment."""
 
     def __init__(self, trainer: Trainer):
-        self._trainer = trainer
+        super().__init__(trainer)
         self._collector = Collector(trainer.hierarchy, trainer.env)
         self._collector.reset(seed=trainer.config.seed)
 
@@ -227,10 +223,6 @@ class HostSession:
     def state(self) -> HierarchyState:
         """The hierarchy's state."""
         return self._collector.state
-
-    def compile(self) -> float:
-        """Nothing is compiled ahead: the first chunk pays for it."""
-        return 0.0
 
     def advance(self) -> dict[str, Any]:
         """Train up to the next interim test; returns the metrics."""
@@ -246,25 +238,13 @@ class HostSession:
             **stats.learning,
         }
 
-    def test(self, i: int) -> dict[str, Any]:
-        """The interim test behind chunk i."""
-        return _test_metrics_on_host(self._trainer, self.state, i)
 
-    def result(self) -> HierarchyState:
-        """The state for what follows training."""
-        return self.state
-
-    def close(self) -> None:
-        """Close the environment."""
-        self._trainer.env.close()
-
-
-class WorkerSession:
+class WorkerSession(Session):
     """Workers collect, rounds of all of them together; one learner learns between rounds."""
 
     def __init__(self, trainer: Trainer):
+        super().__init__(trainer)
         config, hierarchy = trainer.config, trainer.hierarchy
-        self._trainer = trainer
         n = config.n_env_instances // config.workers
         own = dataclasses.replace(config, n_env_instances=n, workers=0)
         self._state = hierarchy.init(jax.random.key(config.seed), config.n_env_instances)
@@ -272,10 +252,10 @@ class WorkerSession:
         self._workers = CWorkerSet(
             config.workers,
             index_parent=0,
-            algo_factory=_WorkerAlgorithm(config.round_ticks * n),
-            actor_factory=_WorkerActor(own),
-            storage_factory=_no_storage,
-            train_envs_factory=_WorkerEnvs(own),
+            algo_factory=lambda *_: CollectionSettings(update_every=own.round_steps),
+            actor_factory=lambda _: Trainer.build(own).hierarchy,
+            storage_factory=lambda *_: None,  # rows are stored where they are learned from
+            train_envs_factory=lambda *_: _envs_of_a_worker(own),
             initial_weights=weights_of(self._state, 0),
             seed=config.seed,
         )
@@ -284,10 +264,6 @@ class WorkerSession:
     def state(self) -> HierarchyState:
         """The hierarchy's state, with the replay of all workers' rows."""
         return self._state
-
-    def compile(self) -> float:
-        """Nothing is compiled ahead: the first chunk pays for it."""
-        return 0.0
 
     def advance(self) -> dict[str, Any]:
         """Train up to the next interim test; returns the metrics."""
@@ -311,65 +287,18 @@ class WorkerSession:
             **mean_over_updates(learning),
         }
 
-    def test(self, i: int) -> dict[str, Any]:
-        """The interim test behind chunk i."""
-        if self._trainer.on_host:
-            return _test_metrics_on_host(self._trainer, self._state, i)
-        test = self._trainer.hierarchy.jitted(_test_metrics, self._trainer, False)
-        return test(self._state, i)
-
-    def result(self) -> HierarchyState:
-        """The state for what follows training."""
-        return self._state
-
     def close(self) -> None:
         """End the workers."""
         self._workers.stop()
-        if self._trainer.on_host:
-            self._trainer.env.close()
+        super().close()
 
 
-@dataclasses.dataclass(frozen=True)
-class _WorkerAlgorithm:
-    """Settings of workers, wherever they are."""
-
-    update_every: int
-
-    def __call__(self, device: Any, actor: Any) -> CollectionSettings:
-        return CollectionSettings(update_every=self.update_every)
-
-
-@dataclasses.dataclass(frozen=True)
-class _WorkerActor:
-    """The hierarchy of a worker's share of the instances."""
-
-    config: TrainConfig
-
-    def __call__(self, device: Any) -> Any:
-        return Trainer.build(self.config).hierarchy
-
-
-@dataclasses.dataclass(frozen=True)
-class _WorkerEnvs:
+def _envs_of_a_worker(config: TrainConfig) -> Any:
     """A worker's share of the environments."""
-
-    config: TrainConfig
-
-    def __call__(self, device: Any, index_worker: int, index_parent: int, mode: str) -> Any:
-        n = self.config.n_env_instances
-        if self.config.env.startswith(envs.GYMNASIUM):
-            return envs.make(self.config.env, num_envs=n)[0]
-        return *envs.make(self.config.env), n
-
-
-def _no_storage(device: Any, actor: Any, algo: Any) -> None:
-    """Rows are stored where they are learned from."""
-
-
-def _test_metrics_on_host(trainer: Trainer, state: HierarchyState, i: int) -> dict[str, Any]:
-    return trainer.means_of(
-        _test_on_host(trainer, state, trainer.config.test_episodes, Salt.INTERIM_TEST_ON_HOST + i)
-    )
+    n = config.n_env_instances
+    if config.env.startswith(envs.GYMNASIUM):
+        return envs.make(config.env, num_envs=n)[0]
+    return *envs.make(config.env), n
 
 
 def _test_on_host(trainer: Trainer, state: HierarchyState, n: int, seed: int) -> Episodes:
