@@ -316,7 +316,7 @@ def test_gradients_are_clipped_to_the_global_norm():
     for norm in (1e-6, 1e6):
         settings = {**state.settings, "max_grad_norm": jnp.float32(norm)}
         new, _ = ALGORITHM.update(state.replace(settings=settings), batch, jax.random.key(0))
-        sizes.append(float(jnp.linalg.norm(new.opt.mu)))
+        sizes.append(float(jnp.linalg.norm(new.opt.mean)))
     np.testing.assert_allclose(sizes[0], 0.1 * 1e-6, rtol=1e-3)
     assert sizes[1] > 0.01
 
@@ -403,7 +403,7 @@ def test_schedules_are_observed_and_settings_can_be_swept():
         ({"clip": "wide"}, TypeError),
         ({"value_clip": -1.0}, ValueError),
         ({"n_epochs": 0}, ValueError),
-        ({"n_minibatches": 1.5}, TypeError),
+        ({"n_minibatches": 1.5}, ValueError),
         ({"learning_rate": float("nan")}, ValueError),
         ({"entropy_coefficient": -1.0}, ValueError),
         ({"max_grad_norm": -1.0}, ValueError),
