@@ -47,10 +47,8 @@ def random_batch(space, seed=0, version=-1) -> PPOBatch:
     terminated = ended & (rng.random((T, N)) < 0.5)
     followed = np.concatenate([mask[1:], np.zeros((1, N), bool)])
     breaks = ended | (rng.random((T, N)) < 0.3)
-    if space == THREE:
-        act = jnp.asarray(rng.integers(0, 3, (T, N)), jnp.int32)
-    else:
-        act = normal(T, N, 2)
+    index = jnp.asarray(rng.integers(0, 3, (T, N)), jnp.int32)
+    act = index if space == THREE else normal(T, N, 2)
     return PPOBatch(
         obs=normal(T, N, X),
         condition=normal(T, N, C),

@@ -245,7 +245,7 @@ class PPO:
         Where a row continues, the next row's value is taken. Others are computed for pieces of the
         rollout that hold one that is needed.
         """
-        t, n = batch.rew.shape
+        n = batch.rew.shape[1]
         value = self._value_pieces(state, batch.obs, batch.condition, None)
         shifted = jnp.concatenate([value[1:], jnp.zeros((1, n))])
         needed = batch.mask & ~batch.continues & ~batch.terminated
@@ -354,7 +354,7 @@ class PPO:
         return state, means | dict(zip(ERRORS, metrics[0, n:], strict=True))
 
     def _rows(self, state: PPOState, batch: PPOBatch) -> jax.Array:
-        """All that the loss needs of a row side by side, float32 [T * n, .]: one gather takes it."""
+        """All that the loss needs of a row side by side, float32 [T * n, .], for one gather."""
         value, advantage, target = self.advantages(state, batch)
         mask = batch.mask
         if self.normalise_advantages:
