@@ -247,7 +247,7 @@ class PPO:
         """
         n = batch.rew.shape[1]
         value = self._value_pieces(state, batch.obs, batch.condition, None)
-        shifted = jnp.concatenate([value[1:], jnp.zeros((1, n))])
+        shifted = jnp.concatenate([value[1:], jnp.zeros((1, n), jnp.float32)])
         needed = batch.mask & ~batch.continues & ~batch.terminated
         other = self._value_pieces(state, batch.obs_next, batch.condition_next, needed)
         return value, jnp.where(batch.continues, shifted, other)
@@ -263,7 +263,7 @@ class PPO:
         def piece(args):
             if needed is None:
                 return values(args[:2])
-            zeros = jnp.zeros(args[0].shape[:2])
+            zeros = jnp.zeros(args[0].shape[:2], jnp.float32)
             return jax.lax.cond(args[2].any(), values, lambda _: zeros, args[:2])
 
         split = lambda x: x.reshape(n_pieces, t // n_pieces, *x.shape[1:])  # noqa: E731

@@ -101,6 +101,8 @@ def _decide(level, ticks, shared, rows):
     asks = kept[2] is not None
 
     def outcome(decision: Decision):
+        was = {k: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for k, x in kept[1].items()}
+        checks.same_store(f"{type(level).__name__}.act", decision.store, was)
         greedy = jnp.asarray(decision.greedy_below, bool) if asks else None
         return (decision.action, decision.store, greedy), decision.memory
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -255,6 +256,7 @@ _PARAMETERS = {
     "reward": ("learner", "rows", "ctx"),
     "learn": ("learner", "replay", "ctx"),
 }
+_INTERVALS = ("control_interval", "chunk_size")
 _GONE = {
     "prepare": "draft(learner, memory, obs, ctx) -> (Decision, memory, needs_act)",
     "row_fields": 'Decision(action, memory, store={"name": value})',
@@ -295,6 +297,11 @@ def as_level(level: Any) -> Any:
                 f"{name}.{method} must take ({', '.join(names)}), but takes "
                 f"{inspect.signature(function)}: {error}."
             ) from None
+    for attribute in ("buffer_size", "rollout_length", "update_interval", "n_updates", *_INTERVALS):
+        value = getattr(level, attribute)
+        if isinstance(value, float) and value.is_integer():  # 64.0 is 64
+            level = copy.copy(level)
+            object.__setattr__(level, attribute, int(value))
     try:
         hash(level)
     except TypeError as error:

@@ -88,6 +88,7 @@ class WithInput:
     """Rows with the level's input appended to their observations, as the predictor sees them."""
 
     space: Space
+    bootstraps: bool = False  # whether values behind rows matter
 
     def one(self, obs: jax.Array, level_input: Any) -> jax.Array:
         """Observations [..., O] and inputs [..., *input shape] to [..., O + I]."""
@@ -96,15 +97,21 @@ class WithInput:
         else:
             lead = level_input.shape[: level_input.ndim - len(self.space.shape)]
             level_input = level_input.reshape(*lead, self.space.dim)
-        return jnp.concatenate([obs, level_input.astype(obs.dtype)], -1)
+        return jnp.concatenate([obs.astype(jnp.float32), level_input.astype(jnp.float32)], -1)
 
-    def __call__(self, rows: Row) -> Row:
-        """The same rows, seen with their own input."""
-        see = self.one
-        lead = rows.terminated.shape
-        obs, following = (x.reshape(*lead, -1) for x in (rows.obs, rows.obs_next))
-        level_input = rows.level_input
-        return rows.replace(obs=see(obs, level_input), obs_next=see(following, level_input))
+    def __call__(self, rows: Row, replay: Replay) -> Row:
+        """The same rows, seen with their input.
+
+        What follows the rows of a piece [T, B], where values bootstrap, is seen with the input of
+        then; the model's rows [B] with their own.
+        """
+        lead, following = rows.terminated.shape, rows.level_input
+        if self.bootstraps and len(lead) == 2:
+            following = replay.next_input(rows)
+        obs, obs_next = (x.reshape(*lead, -1) for x in (rows.obs, rows.obs_next))
+        return rows.replace(
+            obs=self.one(obs, rows.level_input), obs_next=self.one(obs_next, following)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -440,7 +447,8 @@ class PlannerLevel(Level):
     ) -> tuple[PlannerLearner, dict[str, jax.Array]]:
         """Make one update of the predictor, which draws from the key in its own state."""
         if self.level_input_space is not None:
-            replay = replay.through(WithInput(self.level_input_space))
+            bootstraps = self.use_value and not self.pursues_input
+            replay = replay.through(WithInput(self.level_input_space, bootstraps))
         ps, (loss, info) = learner.predictor.learn(
             learner.ps,
             replay,
