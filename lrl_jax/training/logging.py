@@ -4,15 +4,6 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Protocol
-
-
-class Writer(Protocol):
-    """What the host loops need of a TensorBoard writer."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> object:
-        """Write one scalar."""
-        ...
 
 
 class RunLog:

@@ -89,6 +89,16 @@ def _record(hierarchy, env, n, n_ticks, params, state, key):
     return carry.obs, recorded
 
 
+def new_figure(width: float, height: float) -> Any:
+    """A figure, in inches, that no window belongs to."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def paths_picture(
     env: Any, paths: Paths, path: Path, max_episodes: int = 6, about: str = ""
 ) -> Path:
@@ -96,14 +106,11 @@ def paths_picture(
 
     `about` is added to the title.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     n = min(max_episodes, paths.goals.shape[0])
     columns = min(3, n)
     rows = -(-n // columns)
-    figure = Figure(figsize=(4 * columns, 4.3 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(4 * columns, 4.3 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes:
         ax.axis("off")
@@ -170,12 +177,9 @@ def curve_picture(
         title: of the figure.
         seed_rows: of seeds.csv; each agent gets a thin line.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     names = [name for name in ("test_success", "test_return") if name in rows[0]]
-    figure = Figure(figsize=(4.5 * len(names), 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(4.5 * len(names), 3.6)
     agents: dict[float, list[dict[str, float]]] = {}
     for row in seed_rows or []:
         agents.setdefault(row["agent"], []).append(row)

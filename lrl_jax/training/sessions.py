@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,33 +27,31 @@ from lrl_jax.training.train import Trainer
 _MOST_TEST_TICKS = 100_000
 
 
-class Session(Protocol):
+class Session(abc.ABC):
     """What the host loop of a run needs."""
 
-    @property
-    def state(self) -> HierarchyState:
-        """The hierarchy's state, with a leading axis where there are several agents."""
-        ...
+    state: Any
+    """The HierarchyState, with a leading axis where there are several agents."""
 
     def compile(self) -> float:
         """Compile what a chunk needs, where that can be told apart; returns the seconds."""
-        ...
+        return 0.0
 
+    @abc.abstractmethod
     def advance(self) -> dict[str, Any]:
         """Train up to the next interim test, to its end; returns the metrics."""
-        ...
 
+    @abc.abstractmethod
     def test(self, i: int) -> dict[str, Any]:
         """The interim test behind chunk i."""
-        ...
 
     def result(self) -> HierarchyState:
         """The state for what follows training."""
-        ...
+        return self.state
 
     def close(self) -> None:
         """End what was started."""
-        ...
+        return None
 
 
 def begin(trainer: Trainer) -> Session:
@@ -96,8 +95,10 @@ def _test_key(key: jax.Array) -> jax.Array:
 # Functions for `hierarchy.jitted`; `many` maps them over agents.
 
 
-def _over_agents(f: Callable, in_axes: Any = 0) -> Callable:
-    """`f` for all agents: on each device for its own, where devices share the agents."""
+def _over_agents(many: bool, f: Callable, in_axes: Any = 0) -> Callable:
+    """`f`, of many agents: on each device for its own, where devices share the agents."""
+    if not many:
+        return f
     f = jax.vmap(f, in_axes)
     if devices.AGENTS not in jax.sharding.get_abstract_mesh().shape:
         return f
@@ -107,37 +108,27 @@ def _over_agents(f: Callable, in_axes: Any = 0) -> Callable:
     return jax.shard_map(f, in_specs=split, out_specs=own, check_vma=False)
 
 
-def _init(hierarchy, trainer, many, key):
-    del hierarchy
-
+def _init(_, trainer, many, key):
     def init(key):
         return devices.pin(trainer.init(key), specs)
 
-    return (_over_agents(init) if many else init)(key)
+    return _over_agents(many, init)(key)
 
 
-def _test(hierarchy, trainer, n, many, state, key):
-    del hierarchy
-
-    def test(state, key):
-        return trainer.test(state, key, n)
-
-    return (_over_agents(test, (0, 0)) if many else test)(state, key)
+def _test(_, trainer, n, many, state, key):
+    return _over_agents(many, lambda state, key: trainer.test(state, key, n), (0, 0))(state, key)
 
 
-def _chunk(hierarchy, trainer, many, carry):
-    del hierarchy
-    carry, metrics = (_over_agents(trainer.chunk) if many else trainer.chunk)(carry)
+def _chunk(_, trainer, many, carry):
+    carry, metrics = _over_agents(many, trainer.chunk)(carry)
     return carry, devices.place(metrics, P())
 
 
-def _test_metrics(hierarchy, trainer, many, state, i):
-    del hierarchy
-    test = trainer.test_metrics
-    return devices.place((_over_agents(test, (0, None)) if many else test)(state, i), P())
+def _test_metrics(_, trainer, many, state, i):
+    return devices.place(_over_agents(many, trainer.test_metrics, (0, None))(state, i), P())
 
 
-class DeviceSession:
+class DeviceSession(Session):
     """Chunks of jitted rounds, one agent or several in one call, on one device or a mesh."""
 
     def __init__(self, trainer: Trainer):
@@ -183,9 +174,6 @@ class DeviceSession:
             return self.state
         return _on_one_device(self._trainer, self.state)
 
-    def close(self) -> None:
-        """Nothing was started."""
-
 
 def _mesh(config: TrainConfig) -> Mesh | None:
     """The mesh of a run; None for one device."""
@@ -215,7 +203,7 @@ def _on_one_device(trainer: Trainer, state: HierarchyState) -> HierarchyState:
     return (jax.vmap(build) if trainer.config.seeds > 1 else build)(learners, total)
 
 
-class HostSession:
+class HostSession(Session):
     """A Collector that learns after each tick in a Gymnasium vector environment."""
 
     def __init__(self, trainer: Trainer):
@@ -227,10 +215,6 @@ class HostSession:
     def state(self) -> HierarchyState:
         """The hierarchy's state."""
         return self._collector.state
-
-    def compile(self) -> float:
-        """Nothing is compiled ahead: the first chunk pays for it."""
-        return 0.0
 
     def advance(self) -> dict[str, Any]:
         """Train up to the next interim test; returns the metrics."""
@@ -250,44 +234,31 @@ class HostSession:
         """The interim test behind chunk i."""
         return _test_metrics_on_host(self._trainer, self.state, i)
 
-    def result(self) -> HierarchyState:
-        """The state for what follows training."""
-        return self.state
-
     def close(self) -> None:
         """Close the environment."""
         self._trainer.env.close()
 
 
-class WorkerSession:
+class WorkerSession(Session):
     """Workers collect, rounds of all of them together; one learner learns between rounds."""
 
     def __init__(self, trainer: Trainer):
         config, hierarchy = trainer.config, trainer.hierarchy
         self._trainer = trainer
         n = config.n_env_instances // config.workers
-        own = dataclasses.replace(config, n_env_instances=n, workers=0)
-        self._state = hierarchy.init(jax.random.key(config.seed), config.n_env_instances)
+        own = _WorkerFactories(dataclasses.replace(config, n_env_instances=n, workers=0))
+        self.state = hierarchy.init(jax.random.key(config.seed), config.n_env_instances)
         self._version = 0
         self._workers = CWorkerSet(
             config.workers,
             index_parent=0,
-            algo_factory=_WorkerAlgorithm(config.round_ticks * n),
-            actor_factory=_WorkerActor(own),
-            storage_factory=_no_storage,
-            train_envs_factory=_WorkerEnvs(own),
-            initial_weights=weights_of(self._state, 0),
+            algo_factory=own.algorithm,
+            actor_factory=own.actor,
+            storage_factory=own.storage,
+            train_envs_factory=own.envs,
+            initial_weights=weights_of(self.state, 0),
             seed=config.seed,
         )
-
-    @property
-    def state(self) -> HierarchyState:
-        """The hierarchy's state, with the replay of all workers' rows."""
-        return self._state
-
-    def compile(self) -> float:
-        """Nothing is compiled ahead: the first chunk pays for it."""
-        return 0.0
 
     def advance(self) -> dict[str, Any]:
         """Train up to the next interim test; returns the metrics."""
@@ -295,10 +266,10 @@ class WorkerSession:
         infos, learning, reward = [], [], 0.0
         for _ in range(config.rounds_per_chunk):
             data, info = self._workers.collect()
-            state = hierarchy.add_rows(self._state, data["levels"], info["NumberSamples"])
-            self._state, metrics = hierarchy.learn(state)
+            state = hierarchy.add_rows(self.state, data["levels"], info["NumberSamples"])
+            self.state, metrics = hierarchy.learn(state)
             self._version += 1
-            self._workers.set_weights(weights_of(self._state, self._version))
+            self._workers.set_weights(weights_of(self.state, self._version))
             infos.append(info)
             learning.append(metrics)
             reward += float(data["rew"].sum())
@@ -314,13 +285,9 @@ class WorkerSession:
     def test(self, i: int) -> dict[str, Any]:
         """The interim test behind chunk i."""
         if self._trainer.on_host:
-            return _test_metrics_on_host(self._trainer, self._state, i)
+            return _test_metrics_on_host(self._trainer, self.state, i)
         test = self._trainer.hierarchy.jitted(_test_metrics, self._trainer, False)
-        return test(self._state, i)
-
-    def result(self) -> HierarchyState:
-        """The state for what follows training."""
-        return self._state
+        return test(self.state, i)
 
     def close(self) -> None:
         """End the workers."""
@@ -330,40 +297,25 @@ class WorkerSession:
 
 
 @dataclasses.dataclass(frozen=True)
-class _WorkerAlgorithm:
-    """Settings of workers, wherever they are."""
-
-    update_every: int
-
-    def __call__(self, device: Any, actor: Any) -> CollectionSettings:
-        return CollectionSettings(update_every=self.update_every)
-
-
-@dataclasses.dataclass(frozen=True)
-class _WorkerActor:
-    """The hierarchy of a worker's share of the instances."""
+class _WorkerFactories:
+    """What workers make, wherever they are: all of a share of the instances."""
 
     config: TrainConfig
 
-    def __call__(self, device: Any) -> Any:
+    def algorithm(self, device: Any, actor: Any) -> CollectionSettings:
+        return CollectionSettings(update_every=self.config.round_steps)
+
+    def actor(self, device: Any) -> Any:
         return Trainer.build(self.config).hierarchy
 
+    def storage(self, device: Any, actor: Any, algo: Any) -> None:
+        """Rows are stored where they are learned from."""
 
-@dataclasses.dataclass(frozen=True)
-class _WorkerEnvs:
-    """A worker's share of the environments."""
-
-    config: TrainConfig
-
-    def __call__(self, device: Any, index_worker: int, index_parent: int, mode: str) -> Any:
+    def envs(self, device: Any, index_worker: int, index_parent: int, mode: str) -> Any:
         n = self.config.n_env_instances
         if self.config.env.startswith(envs.GYMNASIUM):
             return envs.make(self.config.env, num_envs=n)[0]
         return *envs.make(self.config.env), n
-
-
-def _no_storage(device: Any, actor: Any, algo: Any) -> None:
-    """Rows are stored where they are learned from."""
 
 
 def _test_metrics_on_host(trainer: Trainer, state: HierarchyState, i: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from lrl_jax.collectors.tick import names_env_once
 from lrl_jax.envs import render_maze
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
 from lrl_jax.spaces import Box
+from lrl_jax.training.pictures import new_figure
 from lrl_jax.training.skill_tests import SkillPaths, follow_skills, skill_place
 
 _PIXELS = 640
@@ -64,8 +65,6 @@ def skills_picture(
     Returns:
         The file.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     env = hierarchy.env
     if starts is None:
@@ -84,8 +83,7 @@ def skills_picture(
             n_steps,
         )
     )
-    figure = Figure(figsize=(12, 6.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12, 6.2)
     left, right = figure.subplots(1, 2)
     scale = _PIXELS / max(env.width, env.height)
     background = render_maze(env, size=_PIXELS)
@@ -143,12 +141,9 @@ def skill_curves(rows: list[dict[str, float]], path: Path, title: str) -> Path:
         path: file to write.
         title: of the figure.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    figure = Figure(figsize=(13, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(13, 3.4)
     # Of several planners the lowest, above the skills.
     planner = max(name for name in rows[0] if name.endswith("/standardizer_diag_0")).split("/")[0]
     panels = {
