@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -47,6 +48,14 @@ def check_float(
         wanted = f"{'(' if above else '['}{low:g}, {high:g}]"
         raise ValueError(f"{name} must be a finite number in {wanted}, got {value!r}.")
     return number
+
+
+def put_checked(
+    settings: Any, check: Callable[..., Any], names: Sequence[str], *bounds: Any
+) -> None:
+    """Give fields of a frozen dataclass what `check(name, value, *bounds)` makes of them."""
+    for name in names:
+        object.__setattr__(settings, name, check(name, getattr(settings, name), *bounds))
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

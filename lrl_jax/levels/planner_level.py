@@ -24,8 +24,17 @@ from lrl_jax.planners import ICEM, BlackboxPlanner, PlanState, PredictorRollout
 from lrl_jax.planners.blackbox import check_aux_rewards
 from lrl_jax.predictors import Partial
 from lrl_jax.randomness import Salt
-from lrl_jax.settings import check_choice, check_float, check_int
+from lrl_jax.settings import check_choice, check_float, check_int, put_checked
 from lrl_jax.spaces import Box, Discrete, Space, mapped_space
+
+# Settings that become leaves of the learner.
+_LEAVES = (
+    "warm_up_steps",
+    "no_planning_steps",
+    "switch_planner_prob",
+    "switch_random_prob",
+    "resample_random_action_prob",
+)
 
 # Rows of candidates that fill the matrix products of two cores.
 ROWS_PER_CHUNK = 1024
@@ -200,22 +209,14 @@ class PlannerLevel(Level):
     def __post_init__(self):
         if not callable(self.predictor_factory):
             raise TypeError(f"predictor_factory is not callable: {self.predictor_factory!r}.")
-        for name, least in (
-            ("hold", 1),
-            ("buffer_size", 1),
-            ("update_interval", 1),
-            ("n_updates", 0),
-            ("batch_size", 1),
-            ("model_batch_size", 1),
-        ):
-            object.__setattr__(self, name, check_int(name, getattr(self, name), least))
-        for name in ("warm_up_steps", "no_planning_steps"):
-            check_float(name, getattr(self, name), 0.0)
-        for name in ("switch_planner_prob", "switch_random_prob", "resample_random_action_prob"):
-            check_float(name, getattr(self, name), 0.0, 1.0)
-        for name in ("control_interval", "full_row_env_steps", "chunk_size"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, check_int(name, getattr(self, name), 1))
+        sizes = ("hold", "buffer_size", "update_interval", "batch_size", "model_batch_size")
+        optional = ("control_interval", "full_row_env_steps", "chunk_size")
+        given = [name for name in optional if getattr(self, name) is not None]
+        put_checked(self, check_int, (*sizes, *given), 1)
+        put_checked(self, check_int, ("n_updates",), 0)
+        for name in _LEAVES:
+            high = 1.0 if name.endswith("_prob") else math.inf
+            check_float(name, getattr(self, name), 0.0, high)
         check_choice("mode", self.mode, ("heaviest", "mean"))
         object.__setattr__(self, "aux_rewards", check_aux_rewards(self.aux_rewards))
         if self.level_input_space is not None and not isinstance(
@@ -291,16 +292,7 @@ class PlannerLevel(Level):
             ps=predictor.init(key),
             predictor=predictor,
             spec=dataclasses.replace(spec, above=None, below=None),
-            **{
-                name: jnp.array(getattr(self, name), jnp.float32)
-                for name in (
-                    "warm_up_steps",
-                    "no_planning_steps",
-                    "switch_planner_prob",
-                    "switch_random_prob",
-                    "resample_random_action_prob",
-                )
-            },
+            **{name: jnp.array(getattr(self, name), jnp.float32) for name in _LEAVES},
         )
 
     def latent_space(self, spec: LevelSpec) -> Box:
@@ -476,11 +468,7 @@ class PlannerLevel(Level):
             self.hold,
         )
         return BlackboxPlanner(
-            self.optimizer,
-            rollout_fn,
-            aux_rewards=self.aux_rewards,
-            use_value=self.use_value,
-            use_termination=self.use_termination,
+            self.optimizer, rollout_fn, self.aux_rewards, self.use_value, self.use_termination
         )
 
     def _seen(self, learner, obs, level_input):
