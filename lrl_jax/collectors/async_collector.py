@@ -64,7 +64,7 @@ class AsyncCollector(BaseCollector, contextlib.AbstractContextManager):
         try:
             check_env(hierarchy, self._source.spec_env, None)
             engine = HostEngine(hierarchy, env, self._source, preprocess)
-            super().__init__(hierarchy, engine, preprocess, buffer, exploration_noise, state)
+            super().__init__(hierarchy, engine, buffer, exploration_noise, state)
         except BaseException:
             self._source.close()
             raise

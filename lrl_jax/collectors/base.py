@@ -23,7 +23,7 @@ Engine = DeviceEngine | HostEngine
 
 
 def make_engine(
-    hierarchy: Hierarchy, env: Any, env_params: Any, n: int, preprocess: Preprocess | None
+    hierarchy: Hierarchy, env: Any, env_params: Any, n: int, preprocess: Preprocess | None = None
 ) -> Engine:
     """The engine of an environment that was checked; `n` is for gymnax's."""
     if not is_gymnasium(env):
@@ -55,7 +55,6 @@ class BaseCollector:
     Args:
         hierarchy: acts; in train mode it explores, stores and learns.
         engine: of the environments.
-        preprocess: sees the data first, or None.
         buffer: rows of a replay buffer, or one to go on with, or None.
         exploration_noise: whether levels add their training noise also where nothing is learned.
         state: HierarchyState to start from; a new one if None.
@@ -73,13 +72,12 @@ class BaseCollector:
         self,
         hierarchy: Hierarchy,
         engine: Engine,
-        preprocess: Preprocess | None,
         buffer: int | Buffer | None,
         exploration_noise: bool,
         state: HierarchyState | None,
     ):
-        self.hierarchy, self.preprocess, self._engine = hierarchy, preprocess, engine
-        self.n_env_instances = engine.n
+        self.hierarchy, self._engine = hierarchy, engine
+        self.n_env_instances, self.preprocess = engine.n, engine.preprocess
         self.exploration_noise = bool(exploration_noise)
         self.buffer = buffer
         self._initial_state = None if state is None else checks.state_of(state, engine.n)

@@ -243,12 +243,10 @@ class CWorkerSet(contextlib.AbstractContextManager):
         word = f"stop-{self._n_gathers}"
         for i in self._pool.actors:
             self._launch(i, word)
-        finished, told = 0, False
+        told = False
         while self._flying:
-            parts = self._receive(list(self._flying), word)
-            self._arrived += parts
-            finished += len(parts)
-            if not told and 2 * finished >= self.num_workers:
+            self._receive(list(self._flying), word)
+            if not told and 2 * len(self._flying) <= self.num_workers:
                 told = True
                 for index, _, _ in self._flying.values():
                     self._pool.call(index, "tell", word)
@@ -269,11 +267,11 @@ class CWorkerSet(contextlib.AbstractContextManager):
         self._check_weights()
         self._launch_idle()
         if not self._arrived:
-            self._arrived += self._receive(list(self._flying))
+            self._receive(list(self._flying))
         if self.max_lag is not None:  # those that could not wait for the next weights
             oldest = self.actor_version - self.max_lag
             while late := [r for r, (_, version, _) in self._flying.items() if version <= oldest]:
-                self._arrived += self._receive(late)
+                self._receive(late)
         self._launch_idle()
         return self._take_arrived()
 
@@ -286,7 +284,7 @@ class CWorkerSet(contextlib.AbstractContextManager):
     def drain(self) -> None:
         """Wait for what `collect_async` has begun; the next gather has it."""
         while self._flying:
-            self._arrived += self._receive(list(self._flying))
+            self._receive(list(self._flying))
 
     def _local_rollout(self) -> tuple[Any, dict[str, Any]]:
         worker = self.local_worker()
@@ -310,8 +308,11 @@ class CWorkerSet(contextlib.AbstractContextManager):
         ref = self._pool.call(index, "collect_data", [] if word is None else [word])
         self._flying[ref] = (index, self.actor_version, time.monotonic())
 
-    def _receive(self, refs: list[Any], word: str | None = None) -> list[tuple[Any, Any]]:
-        """Wait for one of these rollouts and take all of them that have come."""
+    def _receive(self, refs: list[Any], word: str | None = None) -> None:
+        """Wait for one of these rollouts, and add all of them that have come to those arrived.
+
+        Where one raises, the next gather has what came beside the error.
+        """
         ready: list[Any] = []
         while not ready:
             ready, _ = self._pool.ray.wait(refs, num_returns=1, timeout=1.0)
@@ -322,11 +323,11 @@ class CWorkerSet(contextlib.AbstractContextManager):
                     if waited > self.timeout:
                         raise WorkerError(index, f"has not answered for {waited:.0f} s.")
         more, _ = self._pool.ray.wait(refs, num_returns=len(refs), timeout=0)
-        parts, failed = [], []
+        failed, n_before = [], len(self._arrived)
         for ref in more or ready:
             index, _, _ = self._flying.pop(ref)
             try:
-                parts.append(self._numbered(*self._pool.get(ref, index)))
+                self._arrived.append(self._numbered(*self._pool.get(ref, index)))
             except WorkerError as error:
                 try:
                     self._restart(index, error)
@@ -334,11 +335,11 @@ class CWorkerSet(contextlib.AbstractContextManager):
                 except WorkerError as last:
                     failed.append(last)
         if failed:
-            self._arrived += parts  # the next gather has what came beside the error
             for other in failed[1:]:
                 failed[0].add_note(f"Beside it, {other}")
             raise failed[0]
-        return parts or self._receive([r for r in refs if r in self._flying] or [*self._flying])
+        if len(self._arrived) == n_before:  # those that came were started again
+            self._receive([r for r in refs if r in self._flying] or [*self._flying])
 
     def _restart(self, index: int, error: WorkerError) -> None:
         """Start a worker again as often as is allowed; `error` if it is not."""

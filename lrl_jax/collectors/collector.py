@@ -101,7 +101,7 @@ class Collector(BaseCollector):
         _, self.test_env_params = own_env(hierarchy, self.test_env, test_env_params)
         n = self._instances(n_env_instances, state)
         engine = make_engine(hierarchy, self.env, self.env_params, n, preprocess)
-        super().__init__(hierarchy, engine, preprocess, buffer, exploration_noise, state)
+        super().__init__(hierarchy, engine, buffer, exploration_noise, state)
 
     def _instances(self, n: Any, state: HierarchyState | None) -> int:
         """Number of instances; a Gymnasium environment has its own."""
@@ -380,11 +380,10 @@ class Collector(BaseCollector):
         """Carry out a request in the test environment."""
         stream = state.stream if key is None else None
         key = jax.random.fold_in(state.stream.key, Salt.TEST) if key is None else key
+        env = self.test_env, self.test_env_params
+        engine = make_engine(self.hierarchy, *env, n, self.preprocess)
         try:
-            return run_test(
-                request, self.hierarchy, state, key, n, self.test_env, self.test_env_params,
-                stream=stream, preprocess=self.preprocess,
-            )  # fmt: skip
+            return run_test(request, self.hierarchy, engine, state, key, stream)
         finally:
             if self._shares_env and self._is_reset:
                 # Elsewhere each time: the test has left the environments' streams where it began.

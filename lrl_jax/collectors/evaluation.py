@@ -6,8 +6,7 @@ from typing import Any
 
 import jax
 
-from lrl_jax.collectors.base import make_engine
-from lrl_jax.collectors.preprocess import Preprocess
+from lrl_jax.collectors.base import Engine, make_engine
 from lrl_jax.collectors.requests import Request, carry_out
 from lrl_jax.collectors.stats import Collected, CollectStats
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
@@ -17,31 +16,24 @@ from lrl_jax.randomness import Stream
 def run_test(
     request: Request,
     hierarchy: Hierarchy,
+    engine: Engine,
     state: HierarchyState,
     key: jax.Array,
-    n: int,
-    env: Any,
-    env_params: Any,
-    *,
     stream: Stream | None = None,
-    preprocess: Preprocess | None = None,
 ) -> Collected:
     """Carry out a request from a reset, in eval mode; neither state nor hierarchy change.
 
     Args:
         request: how much.
         hierarchy: built for such an environment.
+        engine: of the environments, a new one.
         state: of any number of instances; its learners are tested.
         key: consumed.
-        n: number of instances.
-        env, env_params: environment that was checked.
         stream: of the decisions; begun from `key` if None.
-        preprocess: sees the data first, or None.
     """
     hierarchy = hierarchy.eval()
-    engine = make_engine(hierarchy, env, env_params, n, preprocess)
     # The replay takes no part: carrying it would copy it.
-    tested = hierarchy.for_testing(state, key, n)
+    tested = hierarchy.for_testing(state, key, engine.n)
     if stream is not None:
         tested = tested.replace(stream=stream)
     engine.reset(hierarchy, tested, None, key=key)
@@ -61,8 +53,10 @@ def whole_episodes(
     """An exact number of whole episodes, equal shares for all instances but for one.
 
     Args:
-        hierarchy, state, key, n, env, env_params: see `run_test`.
+        hierarchy, state, key: see `run_test`.
         n_episodes: number of episodes, summed over instances.
+        n: number of instances.
+        env, env_params: environment that was checked.
         max_steps: ticks after which it is an error that episodes are open.
 
     Raises:
@@ -72,7 +66,8 @@ def whole_episodes(
     request = Request.checked(
         hierarchy, n, amounts, episode_allocation="quota", max_steps=max_steps
     )
-    stats = run_test(request, hierarchy, state, key, n, env, env_params).stats()
+    engine = make_engine(hierarchy, env, env_params, n)
+    stats = run_test(request, hierarchy, engine, state, key).stats()
     if stats.truncated_by_limit:
         raise ValueError(
             f"{stats.truncated_by_limit} of {n_episodes} test episodes had not ended after "

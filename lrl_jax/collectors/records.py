@@ -147,18 +147,16 @@ def decisions(
     active: jax.Array, state: Any, mask: jax.Array | None
 ) -> tuple[LevelTransitions, ...]:
     """What the levels hold after `get_action`, which began with those active levels [n]."""
-    n, out = active.shape[0], []
-    for i, level in enumerate(state.levels):
-        decided = active <= i
-        out.append(
-            LevelTransitions(
-                decided=decided if mask is None else decided & mask,
-                level_input=state.levels[i - 1].action if i else jnp.zeros((n, 0), jnp.float32),
-                act=level.action,
-                store=level.store,
-            )
+    no_input = jnp.zeros((active.shape[0], 0), jnp.float32)
+    return tuple(
+        LevelTransitions(
+            decided=active <= i if mask is None else (active <= i) & mask,
+            level_input=state.levels[i - 1].action if i else no_input,
+            act=level.action,
+            store=level.store,
         )
-    return tuple(out)
+        for i, level in enumerate(state.levels)
+    )
 
 
 def closings(

@@ -92,11 +92,9 @@ def own_env(hierarchy: Hierarchy, env: Any = None, env_params: Any = None) -> tu
     if is_gymnasium(env):
         if env_params is not None:
             raise ValueError("env_params are for gymnax environments: this one is Gymnasium's.")
-    else:
-        if env_params is None and env is hierarchy.env:
-            env_params = hierarchy.env_params
-        if env_params is None:
-            env_params = getattr(env, "default_params", None)
+    elif env_params is None:
+        own = hierarchy.env_params if env is hierarchy.env else None
+        env_params = getattr(env, "default_params", None) if own is None else own
     check_env(hierarchy, env, env_params)
     return env, env_params
 
