@@ -350,7 +350,7 @@ class PPO:
             version=state.version + 1,
         )
         n = len(METRICS)
-        means = dict(zip(METRICS, metrics[:, :n].mean(0), strict=True))
+        means: dict[str, jax.Array] = dict(zip(METRICS, metrics[:, :n].mean(0), strict=True))
         return state, means | dict(zip(ERRORS, metrics[0, n:], strict=True))
 
     def _rows(self, state: PPOState, batch: PPOBatch) -> jax.Array:
