@@ -43,7 +43,7 @@ class LatentPlanner(LatentModel):
         latent: jax.Array,
         condition: jax.Array,
         key: jax.Array,
-        training: bool | jax.Array,
+        explores: bool | jax.Array,
         *,
         n_steps: jax.Array | int | None = None,
         terminal_value: TerminalValue | None = None,
@@ -56,7 +56,7 @@ class LatentPlanner(LatentModel):
             latent: [L].
             condition: features [C], or [H + 1, C].
             key: typed key; evaluation does not use it.
-            training: whether to explore, bool []; may be traced.
+            explores: whether to explore, bool []; may be traced.
             n_steps, terminal_value: see `evaluate_plans`.
 
         Returns:
@@ -65,7 +65,7 @@ class LatentPlanner(LatentModel):
         planner, dim = self.planner, state.action_space.dim
         conditions = self._over_horizon(condition)
         # Candidates are drawn from a key of their own in evaluation: no chance is left in it.
-        if training is False:
+        if explores is False:
             key = jax.random.key(0)
         key_noise, key_heads, key_elite = jax.random.split(key, 3)
         shapes = (
@@ -93,9 +93,9 @@ class LatentPlanner(LatentModel):
         temperature = state.settings["temperature"]
         fit, memory = planner.search(memory, policy_plans, draws, value_fn, temperature)
         unit = planner.exploit(fit)
-        if training is not False:
+        if explores is not False:
             gumbel = jax.random.gumbel(key_elite, (planner.num_elites,))
-            unit = jnp.where(training, planner.explore(fit, gumbel, action_noise), unit)
+            unit = jnp.where(explores, planner.explore(fit, gumbel, action_noise), unit)
         return from_unit(state.action_space, unit), memory
 
     def _over_horizon(self, condition):

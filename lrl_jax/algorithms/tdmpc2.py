@@ -185,7 +185,7 @@ class TDMPC2(LatentPlanner):
         obs: jax.Array,
         condition: jax.Array,
         key: jax.Array,
-        training: bool | jax.Array,
+        explores: bool | jax.Array,
     ) -> tuple[jax.Array, MPPIMemory]:
         """Plan for one instance and decide.
 
@@ -195,12 +195,12 @@ class TDMPC2(LatentPlanner):
             obs: features [X].
             condition: features [C], or [H + 1, C] if they change over the horizon.
             key: typed key; evaluation does not use it.
-            training: whether to explore; else the same inputs give the same action.
+            explores: whether to explore; else the same inputs give the same action.
 
         Returns:
             Action [*A] in units of the action space, and the memory.
         """
-        return self.plan(state, memory, self.encode(state.params, obs), condition, key, training)
+        return self.plan(state, memory, self.encode(state.params, obs), condition, key, explores)
 
     # --------------------------------------------------------------- learning
 
