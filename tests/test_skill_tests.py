@@ -1,6 +1,7 @@
 """Following skills in a maze, and what is measured of them; subgoals; small learning."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -10,8 +11,9 @@ import pytest
 
 import lrl_jax as lrl
 from lrl_jax.envs import Maze2D
-from lrl_jax.levels import PlannerLevel, RandomLevel, SPlaTESLevel, SubgoalPlannerLevel
+from lrl_jax.levels import Context, Neighbour, PlannerLevel, RandomLevel, SPlaTESLevel
 from lrl_jax.levels.base import Control
+from lrl_jax.levels.planner_level import WithInput
 from lrl_jax.planners import CEM
 from lrl_jax.predictors import get_default_predictor_factory
 from lrl_jax.spaces import Box, Discrete
@@ -82,15 +84,17 @@ def test_skills_are_followed_as_the_level_acts(splates):
     starts, skills = drawn(env)
     paths = follow_skills(hierarchy, state, starts, skills, jax.random.key(3))
     level, learner, parent = hierarchy.levels[1], state.levels[1].learner, state.levels[0].learner
+    steps = state.n_total_env_steps.as_float()
     position = jnp.asarray(starts)
 
     def seen(p):
         return jnp.concatenate([p, p, p], -1)  # any goal: skills do not see it
 
     def act(p, z, start, k):
-        control = Control(n_steps=k, start_obs=seen(start), parent_obs=seen(p))
-        key = jax.random.key(0)
-        return level.act(learner, (), p, z, key, parent=parent, training=False, control=control)[0]
+        control = Control(steps=k, start_obs=seen(start), above_obs=seen(p))
+        above = Neighbour(parent, hierarchy.levels[0])
+        ctx = Context(jax.random.key(0), steps, z, jnp.bool_(False), control, above, training=False)
+        return level.act(learner, (), p, ctx).action
 
     for k in range(10):
         np.testing.assert_allclose(paths.positions[k], position, atol=1e-5)
@@ -197,22 +201,20 @@ def test_frozen_skills_act_as_in_eval(splates):
     hierarchy, _, _, state, _ = splates
     level = dataclasses.replace(hierarchy.levels[1], freeze_after_steps=100)  # of 160
     learner = state.levels[1].learner
-    assert not bool(level.ready(learner)) and not bool(level.explores(learner, True))
-    early = learner.replace(n_total_env_steps=jnp.float32(99))
-    assert bool(level.ready(early)) and bool(level.explores(early, True))
-    parent = state.levels[0].learner
+    assert level.learn_until == 100
+    above = Neighbour(state.levels[0].learner, hierarchy.levels[0])
     obs, z = jnp.array([1.5, 1.5]), jnp.array([0.3, -0.8])
     seen = jnp.array([1.5, 1.5, 0, 0, 1.5, 1.5])
-    control = Control(n_steps=jnp.int32(0), start_obs=seen, parent_obs=seen)
+    control = Control(steps=jnp.int32(0), start_obs=seen, above_obs=seen)
 
-    def act(learner, key, training):
-        return level.act(
-            learner, (), obs, z, key, parent=parent, training=training, control=control
-        )[0]
+    def act(steps, key, training):
+        explores = jnp.bool_(training)
+        ctx = Context(key, jnp.float32(steps), z, explores, control, above, training=training)
+        return level.act(learner, (), obs, ctx).action
 
     keys = jax.random.split(jax.random.key(0), 2)
-    np.testing.assert_allclose(act(learner, keys[0], True), act(learner, keys[1], False))
-    assert np.abs(act(early, keys[0], True) - act(early, keys[1], True)).max() > 1e-3
+    np.testing.assert_allclose(act(160, keys[0], True), act(160, keys[1], False))
+    assert np.abs(act(99, keys[0], True) - act(99, keys[1], True)).max() > 1e-3
 
 
 def test_state_noise_is_on_the_start_alone(splates):
@@ -250,37 +252,38 @@ def test_subgoals_over_plans_over_skills():
     middle = hierarchy.levels[1]
     rows = lrl.buffers.stored(state.levels[1].buffer)
     assert rows["level_input"].shape[1:] == (2,)
-    from lrl_jax.levels.base import as_rows
-
-    fields = {name: jnp.asarray(rows[name]) for name in rows if name != "instance"}
-    reward = middle.reward(state.levels[1].learner, None, as_rows(fields))
     expected = -np.linalg.norm(rows["obs_next"] - rows["level_input"], axis=-1)
-    np.testing.assert_allclose(reward, expected, rtol=1e-5)
-    # The same where the predictor sees the input beside the observation.
     learner, buffer = state.levels[1].learner, state.levels[1].buffer
-    ids = lrl.buffers.sample_ids(buffer, jax.random.key(0), 32)
-    own = lrl.buffers.gather(buffer, ids)
-    seen = lrl.buffers.gather(middle._as_seen(buffer), ids)
-    assert seen["obs_next"].shape[1] == 4
+    ctx = Context(None, jnp.float32(0))
+    own = lrl.buffers.Replay(buffer).sample(jax.random.key(0), 32)
+    reward = middle.reward(learner, own, ctx)
     np.testing.assert_allclose(
-        middle._reward_fn(learner, None)(seen),
-        -np.linalg.norm(own["obs_next"] - own["level_input"], axis=-1),
-        rtol=1e-5,
+        reward, -np.linalg.norm(own.obs_next - own.level_input, axis=-1), rtol=1e-5
     )
+    assert np.isin(np.asarray(reward).round(4), expected.round(4)).all()
+    # The predictor sees the input beside the observation, and the same rewards.
+    seen = WithInput(middle.level_input_space)(own, lrl.buffers.Replay(buffer))
+    assert seen.obs_next.shape[1] == 4
 
 
 def test_subgoal_planners_that_do_not_fit():
     env, params = lrl.make("Maze2D-Medium-v0")
     factory = get_default_predictor_factory(env, 0)
     settings = {"optimizer": CEM(2, 8, 0.5), "buffer_size": 64}
+    subgoals = functools.partial(PlannerLevel, factory, pursues_input=True, **settings)
     with pytest.raises(TypeError, match="need a Box"):
-        SubgoalPlannerLevel(factory, **settings)
+        subgoals()
     space = Box(0, 8, (3,))
     skills = SPlaTESLevel("sac", buffer_size=64)
     for level, message in (
-        (SubgoalPlannerLevel(factory, level_input_space=space, **settings), "hand control back"),
         (
-            SubgoalPlannerLevel(factory, level_input_space=space, control_interval=2, **settings),
+            PlannerLevel(factory, pursues_input=True, level_input_space=space, **settings),
+            "hand control back",
+        ),
+        (
+            PlannerLevel(
+                factory, pursues_input=True, level_input_space=space, control_interval=2, **settings
+            ),
             "must agree",
         ),
     ):

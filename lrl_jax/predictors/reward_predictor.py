@@ -346,6 +346,12 @@ class RewardPredictor(Predictor):
         ps, (loss, info) = jax.lax.scan(step, ps, None, length=n_steps)
         return ps, jax.tree.map(jnp.mean, (loss, info))
 
+    def _disturbed(self, ps, model_batch, key):
+        """The batch with noise on the states it starts from; consumes `key`."""
+        noise = jax.random.normal(key, model_batch.state.shape)
+        state = model_batch.state + self.state_noise * ps.sigma_d * noise
+        return model_batch.replace(state=state)
+
     def _update(self, ps, batch, model_batch, active, key=None):
         """One gradient step; where `active` is False, nothing is learned."""
         delta = model_batch.state_next - model_batch.state
@@ -354,9 +360,7 @@ class RewardPredictor(Predictor):
         ps = ps.replace(running_std=running)
         start = model_batch
         if self.state_noise and key is not None:
-            noise = jax.random.normal(jax.random.fold_in(key, Salt.NOISE), delta.shape)
-            state = model_batch.state + self.state_noise * ps.sigma_d * noise
-            start = model_batch.replace(state=state)
+            start = self._disturbed(ps, model_batch, jax.random.fold_in(key, Salt.NOISE))
 
         def loss_fn(params):
             return self._loss(ps, batch, model_batch, start, params)
