@@ -304,7 +304,8 @@ ERRORS = {
     "NaN start": (dict(starts=[(np.nan, 1.5)]), "not finite"),
     "three numbers": (dict(starts=[(1.5, 1.5, 0.0)]), r"\(1, 3\)"),
     "no goals": (dict(goals=[]), r"\(0,\)"),
-    "no steps": (dict(max_steps=0), "max_steps is 0"),
+    "no steps": (dict(max_steps=0), "max_steps must be .* at least 1, got 0"),
+    "half a step": (dict(max_steps=2.5), "max_steps must be a whole number"),
     "goal leaves no start": (dict(starts=[(1.5, 1.5)], goals=[(1.7, 1.5)]), "leaves no start"),
     "one cell": (dict(layout=["###", "#.#", "###"]), "leaves no start"),
 }
@@ -318,7 +319,7 @@ def test_errors_say_what_is_wrong(case):
 
 
 def test_wrong_types_are_refused():
-    for settings in (dict(layout=3.0j), dict(layout=None), dict(max_steps=2.5)):
+    for settings in (dict(layout=3.0j), dict(layout=None)):
         with pytest.raises(TypeError):
             Maze2D(**{"layout": ROOM, **settings})
 

@@ -21,7 +21,7 @@ from lrl_jax.planners import (
     ensemble_disagreement,
     plan_cost,
 )
-from lrl_jax.planners.common import n_elites, population_sizes
+from lrl_jax.planners.common import Search, n_elites, population_sizes
 from lrl_jax.spaces import Box, Discrete
 
 H = 5
@@ -297,13 +297,18 @@ def test_refit_against_numpy():
     np.testing.assert_allclose(info["std"], std.mean(), rtol=1e-5)
 
 
+def fit(mean, std):
+    """What is drawn from, without kept elites."""
+    return Search(mean=mean, std=std, kept=None, has_kept=None, best=None)
+
+
 @pytest.mark.parametrize("sampling", ["clip", "truncated_normal"])
 def test_sampling_distributions(sampling):
     optimizer = CEM(horizon=1, num_samples=20000, n_iterations=1, sampling=sampling, sigma=0.5)
     space = Box((-1.0, -1.0), (1.0, 0.25), (2,))
     mean = jnp.array([[0.5, -0.2]])
     std = jnp.array([[1.0, 0.1]])
-    draws = np.asarray(optimizer._draw(mean, std, jax.random.key(0), 20000, space))[:, 0]
+    draws = np.asarray(optimizer._draw(fit(mean, std), jax.random.key(0), 20000, space))[:, 0]
     rng = np.random.default_rng(0).normal(size=(200_000, 2)) * np.asarray(std) + np.asarray(mean)
     low, high = space.low_array, space.high_array
     for i in range(2):
@@ -352,7 +357,8 @@ def test_optimizer_colours_the_steps_and_not_the_entries():
     optimizer = ICEM(horizon=16, num_samples=4000)
     space = Box(-np.inf, np.inf, (2,))
     zero = jnp.zeros((16, 2))
-    draws = np.asarray(optimizer._draw(zero, zero + 1.0, jax.random.key(0), 4000, space))
+    search = fit(zero, zero + 1.0)
+    draws = np.asarray(optimizer._draw(search, jax.random.key(0), 4000, space))
     assert draws.shape == (4000, 16, 2)
     np.testing.assert_allclose(draws.var(0), 1.0, atol=0.12)
     covariance = np.cov(draws[:, :, 0].T)

@@ -189,12 +189,7 @@ def check_points(grid: Grid, points: Any, what: str, radius: float, tolerance: f
 def _lines_of_text(layout: Any) -> list[str] | None:
     """The lines of a layout given as text, without blank ones around; None for an array."""
     if isinstance(layout, str):
-        lines = [line.strip() for line in layout.splitlines()]
-        while lines and not lines[0]:
-            lines.pop(0)
-        while lines and not lines[-1]:
-            lines.pop()
-        return lines
+        return [line.strip() for line in layout.strip().splitlines()]
     if isinstance(layout, list | tuple) and any(isinstance(line, str) for line in layout):
         if all(isinstance(line, str) for line in layout) and any(len(line) > 1 for line in layout):
             return [line.strip() for line in layout]

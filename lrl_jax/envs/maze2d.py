@@ -90,8 +90,8 @@ class Maze2D(environment.Environment[Maze2DState, Maze2DParams]):
     Raises:
         ValueError: for a layout that is ragged, open at its border or without free cells, points
             in a wall, outside, not finite or closer to a wall than the body's radius, a goal that
-            leaves no start, or max_steps below 1.
-        TypeError: for a layout that is neither text nor an array, or max_steps not an integer.
+            leaves no start, or max_steps that is no whole number of at least 1.
+        TypeError: for a layout that is neither text nor an array.
     """
 
     _supports_transition_gradients = True

@@ -100,28 +100,23 @@ def _gymnax_env(env_id: str, **settings: Any) -> Any:
 def _make_with_params(env_id: str, factory: Any, settings: dict[str, Any]) -> tuple[Any, Any]:
     """Make an environment some of whose settings are fields of its parameters."""
     params = factory().default_params
-    fields = [f.name for f in dataclasses.fields(params)] if _is_record(params) else []
+    is_record = dataclasses.is_dataclass(type(params))
+    fields = [f.name for f in dataclasses.fields(params)] if is_record else []
     rest = {k: v for k, v in settings.items() if k not in fields}
     try:
         env = factory(**rest)
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
-        constructor = (
-            f"its constructor takes {', '.join(_MAZE_SETTINGS)}"
-            if env_id in BUILTIN
-            else "see its constructor for others"
-        )
+        constructor = "see its constructor for others"
+        if env_id in BUILTIN:
+            constructor = f"its constructor takes {', '.join(_MAZE_SETTINGS)}"
         raise TypeError(
             f"{env_id} does not have all of the settings {sorted(rest)}: {error}. "
             f"Its parameters have {', '.join(fields) or 'no fields'}; {constructor}."
         ) from error
     chosen = {k: v for k, v in settings.items() if k in fields}
     return env, dataclasses.replace(env.default_params, **chosen)
-
-
-def _is_record(params: Any) -> bool:
-    return dataclasses.is_dataclass(params) and not isinstance(params, type)
 
 
 def _unknown_id(env_id: str) -> str:

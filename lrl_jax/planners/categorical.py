@@ -8,23 +8,12 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from lrl_jax import struct
-from lrl_jax.planners import common
-from lrl_jax.planners.common import Best, CostFn, PlanState
+from lrl_jax.planners.common import CrossEntropyMethod, PlanState
 from lrl_jax.spaces import Discrete
 
 
-class _Search(struct.Node):
-    """Carry of the iterations; n is the number of actions, E the number of kept elites."""
-
-    probs: jax.Array  # [H, n]
-    kept: jax.Array  # [E, H] actions
-    has_kept: jax.Array  # [] bool
-    best: Best  # plan [H]
-
-
 @dataclasses.dataclass(frozen=True)
-class CategoricalCEM(common.KeepsElites):
+class CategoricalCEM(CrossEntropyMethod):
     """Cross-entropy method for a Discrete space: probabilities follow the elites' frequencies.
 
     Written for one instance; map it with `jax.vmap`. Plans have shape [H] and an integer dtype.
@@ -65,11 +54,6 @@ class CategoricalCEM(common.KeepsElites):
         self._check_settings(("alpha", "explore", "min_prob", "keep_elites", "shift_elites"))
         self._check_elites()
 
-    @property
-    def population(self) -> tuple[int, ...]:
-        """Number of candidates of each iteration."""
-        return (self.num_samples,) * self.n_iterations
-
     def check(self, space: Discrete) -> None:
         """Raise a TypeError or ValueError if plans over `space` are not for this optimiser."""
         if not isinstance(space, Discrete):
@@ -92,74 +76,25 @@ class CategoricalCEM(common.KeepsElites):
             has_elites=jnp.zeros((), bool),
         )
 
-    def plan(
-        self, cost_fn: CostFn, plan_state: PlanState, key: jax.Array, space: Discrete
-    ) -> tuple[jax.Array, PlanState, dict[str, jax.Array]]:
-        """Search for a cheap plan, starting from the kept one.
-
-        Args:
-            cost_fn: maps plans [N, H] of integers to costs [N]. A cost that is not finite never
-                wins.
-            plan_state: from `init`, `shift` or an earlier call.
-            key: consumed.
-            space: what a step of a plan is in.
-
-        Returns:
-            plan [H], the new state, and scalars: `cost` of the best candidate, `elite_cost`
-            (mean of the last elites), `std` (mean root of the Gini impurity 1 - sum p^2).
-        """
-        self.check(space)
-        key, key_sample = jax.random.split(key)
+    def _start(self, plan_state, space):
         probs = (1 - self.explore) * plan_state.mean + self.explore / space.n
-        kept = jnp.zeros((max(self.n_kept, self.n_shifted), self.horizon), space.dtype)
-        kept = kept.at[: self.n_shifted].set(plan_state.elites)
-        best = Best(jnp.argmax(probs, -1).astype(space.dtype), jnp.full((), jnp.inf, jnp.float32))
-        search = _Search(probs, kept, plan_state.has_elites, best)
+        return probs, None, jnp.argmax(probs, -1).astype(space.dtype)
 
-        def body(search, x):
-            key, first = x
-            return self._refit(cost_fn, search, key, space, first)
+    def _fit(self, search, elites, counts, number):
+        chosen = jax.nn.one_hot(elites, search.mean.shape[-1]) * counts[:, None, None]
+        frequency = chosen.sum(0) / jnp.maximum(number, 1.0)
+        return self.alpha * search.mean + (1 - self.alpha) * frequency, None
 
-        keys = jax.random.split(key, self.n_iterations)
-        first = jnp.arange(self.n_iterations) == 0
-        search, elite_cost = jax.lax.scan(body, search, (keys, first))
-        if self.return_mode == "best":
-            plan = search.best.plan
-        elif self.return_mode == "sample":
-            plan = self._draw(search.probs, key_sample, 1, space)[0]
-        else:
-            plan = jnp.argmax(search.probs, -1).astype(space.dtype)
-        state = PlanState(search.probs, search.kept[: self.n_shifted], search.has_kept)
-        impurity = jnp.maximum(1.0 - (search.probs**2).sum(-1), 0.0)
-        info = {
-            "cost": search.best.cost,
-            "elite_cost": elite_cost[-1],
-            "std": jnp.sqrt(impurity).mean(),
-        }
-        return plan, state, info
-
-    def _refit(self, cost_fn, search, key, space, first):
-        """One iteration: draw, evaluate, count."""
-        fresh = self._draw(search.probs, key, self.num_samples, space)
-        candidates = self._with_kept(search, fresh, first)
-        cost = common.finite_costs(cost_fn(candidates), self.num_samples)
-        elites, elite_cost, number, mean_cost = self._elites(candidates, cost)
-        finite = jnp.isfinite(elite_cost)[:, None, None]
-        counts = (jax.nn.one_hot(elites, space.n) * finite).sum(0)
-        frequency = counts / jnp.maximum(number, 1.0)
-        enough = number >= 2
-        mixed = self.alpha * search.probs + (1 - self.alpha) * frequency
-        return _Search(
-            probs=jnp.where(enough, mixed, search.probs),
-            kept=jnp.where(enough, elites[: search.kept.shape[0]], search.kept),
-            has_kept=enough | search.has_kept,
-            best=common.update_best(search.best, elites[0], elite_cost[0]),
-        ), mean_cost
-
-    def _draw(self, probs, key, size, space):
-        """Draw plans [size, H] from probabilities [H, n] by inverting their running sum."""
-        probs = self.min_prob + (1 - self.min_prob * space.n) * probs
+    def _draw(self, search, key, size, space):
+        """Draw plans [size, H] by inverting the running sum of the probabilities."""
+        probs = self.min_prob + (1 - self.min_prob * space.n) * search.mean
         cumulative = jnp.cumsum(probs, -1)
         # Scaled by the last entry, which rounding keeps from being 1.
         level = jax.random.uniform(key, (size, self.horizon)) * cumulative[:, -1]
         return (level[..., None] >= cumulative[:, :-1]).sum(-1).astype(space.dtype)
+
+    def _likeliest(self, search, space):
+        return jnp.argmax(search.mean, -1).astype(space.dtype)
+
+    def _spread(self, search):
+        return jnp.sqrt(jnp.maximum(1.0 - (search.mean**2).sum(-1), 0.0)).mean()

@@ -10,9 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr, ndtri
 
-from lrl_jax import struct
-from lrl_jax.planners import common
-from lrl_jax.planners.common import Best, CostFn, KeepsElites, PlanState, population_sizes
+from lrl_jax.planners.common import CrossEntropyMethod, PlanState, population_sizes
 from lrl_jax.planners.noise import colouring_matrix
 from lrl_jax.settings import check_choice, check_float, put_checked
 from lrl_jax.spaces import Box
@@ -20,18 +18,8 @@ from lrl_jax.spaces import Box
 SAMPLING = ("clip", "truncated_normal")
 
 
-class _Search(struct.Node):
-    """Carry of the iterations; F is the flattened action's size, E the number of kept elites."""
-
-    mean: jax.Array  # [H, F]
-    std: jax.Array  # [H, F]
-    kept: jax.Array  # [E, H, F]
-    has_kept: jax.Array  # [] bool
-    best: Best  # plan [H, F]
-
-
 @dataclasses.dataclass(frozen=True)
-class CEM(KeepsElites):
+class CEM(CrossEntropyMethod):
     """Cross-entropy method (Rubinstein 1999): sample plans, refit a Gaussian to the cheapest.
 
     Written for one instance; map it with `jax.vmap`. Plans have shape [H, *A] with H the horizon
@@ -119,99 +107,21 @@ class CEM(KeepsElites):
             has_elites=jnp.zeros((), bool),
         )
 
-    def plan(
-        self, cost_fn: CostFn, plan_state: PlanState, key: jax.Array, space: Box
-    ) -> tuple[jax.Array, PlanState, dict[str, jax.Array]]:
-        """Search for a cheap plan, starting from the kept one.
+    def _start(self, plan_state, space):
+        mean = plan_state.mean.reshape(self.horizon, space.dim)
+        return mean, jnp.broadcast_to(_initial_std(self.sigma, space), mean.shape), mean
 
-        Args:
-            cost_fn: maps plans [N, H, *A] to costs [N]. A cost that is not finite never wins.
-            plan_state: from `init`, `shift` or an earlier call.
-            key: consumed.
-            space: what a step of a plan is in.
-
-        Returns:
-            plan [H, *A] within the bounds, the new state, and scalars: `cost` of the best
-            candidate, `elite_cost` (mean of the last elites), `std` (mean of the last fit).
-        """
-        self.check(space)
-        key, key_sample = jax.random.split(key)
-        last_fit, elite_cost = self._iterate(cost_fn, plan_state, key, space)
-        plan = self._choose(last_fit, key_sample, space)
-        shape = (self.horizon, *space.shape)
-        elites = last_fit.kept[: self.n_shifted].reshape(self.n_shifted, *shape)
-        new_state = PlanState(last_fit.mean.reshape(shape), elites, last_fit.has_kept)
-        info = {
-            "cost": last_fit.best.cost,
-            "elite_cost": elite_cost,
-            "std": last_fit.std.mean(),
-        }
-        return plan.reshape(shape), new_state, info
-
-    def _iterate(self, cost_fn, plan_state, key, space):
-        """Run all iterations. Returns the last _Search and the mean cost of its elites."""
-        horizon, entries = self.horizon, space.dim
-        mean = plan_state.mean.reshape(horizon, entries)
-        std = jnp.broadcast_to(_initial_std(self.sigma, space), mean.shape)
-        # One array serves both ways of keeping elites, so its size is that of the larger one.
-        n_rows = max(self.n_kept, self.n_shifted)
-        kept = jnp.zeros((n_rows, horizon, entries), jnp.float32)
-        kept = kept.at[: self.n_shifted].set(
-            plan_state.elites.reshape(self.n_shifted, horizon, entries)
-        )
-        best = Best(mean, jnp.full((), jnp.inf, jnp.float32))
-        search = _Search(mean, std, kept, plan_state.has_elites, best)
-        keys = jax.random.split(key, self.n_iterations)
-        sizes = self.population
-
-        def step(search, key, first, last, size):
-            return self._refit(cost_fn, search, key, space, first=first, last=last, size=size)
-
-        if len(set(sizes)) > 1:
-            elite_cost = jnp.zeros(())
-            for i, size in enumerate(sizes):
-                last = i == self.n_iterations - 1
-                search, elite_cost = step(search, keys[i], i == 0, last, size)
-            return search, elite_cost
-
-        def body(search, x):
-            key, i = x
-            return step(search, key, i == 0, i == self.n_iterations - 1, sizes[0])
-
-        search, elite_cost = jax.lax.scan(body, search, (keys, jnp.arange(self.n_iterations)))
-        return search, elite_cost[-1]
-
-    def _refit(self, cost_fn, search, key, space, *, first, last, size):
-        """One iteration: draw, evaluate, fit. `first` and `last` may be traced."""
-        fresh = self._draw(search.mean, search.std, key, size, space)
-        candidates = self._with_kept(search, fresh, first)
-        if self.mean_candidate:
-            # The last row: in a search of one iteration shifted elites fill the first ones.
-            mean = jnp.where(last, search.mean, candidates[-1])
-            candidates = candidates.at[-1].set(mean)
-        plans = candidates.reshape(size, self.horizon, *space.shape)
-        cost = common.finite_costs(cost_fn(plans), size)
-        elites, elite_cost, number, mean_cost = self._elites(candidates, cost)
-        # Elites without a finite cost count for nothing; the fit stays where fewer than two are
-        # left to take a std from.
-        weight = jnp.isfinite(elite_cost)[:, None, None]
+    def _fit(self, search, elites, counts, number):
+        weight = counts[:, None, None]
         centre = jnp.where(weight, elites, 0.0).sum(0) / jnp.maximum(number, 1.0)
         square = jnp.where(weight, (elites - centre) ** 2, 0.0).sum(0)
         spread = jnp.sqrt(square / jnp.maximum(number - 1.0, 1.0))
         mix = jnp.float32(self.alpha)
-        n_rows = search.kept.shape[0]
-        enough = number >= 2
-        return _Search(
-            mean=jnp.where(enough, mix * search.mean + (1 - mix) * centre, search.mean),
-            std=jnp.where(enough, mix * search.std + (1 - mix) * spread, search.std),
-            kept=jnp.where(enough, elites[:n_rows], search.kept),
-            has_kept=enough | search.has_kept,
-            best=common.update_best(search.best, elites[0], elite_cost[0]),
-        ), mean_cost
+        return mix * search.mean + (1 - mix) * centre, mix * search.std + (1 - mix) * spread
 
-    def _draw(self, mean, std, key, size, space):
-        """Draw plans [size, H, F] around `mean` with `std`, both [H, F], within the bounds."""
-        horizon, entries = mean.shape
+    def _draw(self, search, key, size, space):
+        """Draw plans [size, H, F] within the bounds."""
+        horizon, entries = search.mean.shape
         # The steps lead, so that colouring all draws is one matrix product.
         noise = jax.random.normal(key, (horizon, size * entries))
         if self.noise_beta:
@@ -219,15 +129,15 @@ class CEM(KeepsElites):
         noise = jnp.moveaxis(noise.reshape(horizon, size, entries), 0, 1)
         low, high = space.bounds
         if self.sampling == "truncated_normal":
-            noise = _truncate(noise, mean, std, low, high)
-        plans = mean + std * noise
+            noise = _truncate(noise, search.mean, search.std, low, high)
+        plans = search.mean + search.std * noise
         return jnp.clip(plans, low.astype(np.float32), high.astype(np.float32))
 
-    def _choose(self, search, key, space):
-        """Return the plan [H, F] that `return_mode` names; consumes `key`."""
-        if self.return_mode == "sample":
-            return self._draw(search.mean, search.std, key, 1, space)[0]
-        return search.best.plan if self.return_mode == "best" else search.mean
+    def _likeliest(self, search, space):
+        return search.mean
+
+    def _spread(self, search):
+        return search.std.mean()
 
 
 def ICEM(horizon: int, num_samples: int = 256, **settings: Any) -> CEM:

@@ -1,5 +1,6 @@
 """Predictors: encoder, dynamics, reward and value of a level's semi-MDP, and their learning."""
 
+from lrl_jax.planners import Rollout as LatentRollout
 from lrl_jax.predictors.base import Predictor
 from lrl_jax.predictors.encoders import IdentityEncoder, IndexEncoder, LinearEncoder
 from lrl_jax.predictors.factory import Partial, PredictorFactory, get_default_predictor_factory
@@ -7,7 +8,6 @@ from lrl_jax.predictors.reward_predictor import RewardPredictor
 from lrl_jax.predictors.static_predictor import StaticPredictor
 from lrl_jax.predictors.targets import n_step_targets
 from lrl_jax.predictors.types import (
-    LatentRollout,
     ModelBatch,
     Prediction,
     PredictorState,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jax.core import Tracer
 
-from lrl_jax.settings import check_float
+from lrl_jax.schedules import check_setting
 
 
 def check_gamma(gamma: Any) -> None:
@@ -32,4 +32,6 @@ def check_function(name: str, function: Any, optional: bool) -> None:
 
 def check_std(std: Any) -> Any:
     """Return a positive std; a traced one is not checked."""
-    return check_float("fixed_std", std, 0.0, above=True) if isinstance(std, int | float) else std
+    if isinstance(std, int | float) and check_setting("fixed_std", std) <= 0:
+        raise ValueError(f"fixed_std must be positive, got {std}.")
+    return std

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from lrl_jax.models import mixture
 from lrl_jax.models.ensemble import MODES
-from lrl_jax.predictors.types import LatentRollout, PredictorState, Rollout
+from lrl_jax.planners import Rollout as LatentRollout
+from lrl_jax.predictors.types import PredictorState, Rollout
 
 if TYPE_CHECKING:
     from lrl_jax.predictors.base import Predictor

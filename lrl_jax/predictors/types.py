@@ -63,15 +63,6 @@ class Prediction(NamedTuple):
     term_prob: jax.Array  # [B], mean over models
 
 
-class LatentRollout(struct.Node):
-    """Rollout in latent space; fields that were not asked for are None."""
-
-    state: jax.Array  # [B, M, P, H + 1, D]
-    rew: jax.Array  # [B, M, P, H]
-    term_prob: jax.Array | None = None  # [B, M, P, H], of each step
-    value: jax.Array | None = None  # [B, M, P], of the last state
-
-
 class Rollout(struct.Node):
     """Rollout with its uncertainty."""
 
