@@ -17,7 +17,7 @@ ENV = "MountainCarContinuous-v0"
 SLOW, FAST = 0.05, 0.001  # seconds that a step of an instance sleeps
 
 
-def host(n: int, n_ticks: int, repeats: int, bar: float) -> list[Row]:
+def host(n: int, n_ticks: int, repeats: int, bar: float | None) -> list[Row]:
     """RandomHierarchy in a SyncVectorEnv of n instances, against the bare environment."""
     bare_env, env = (gymnasium.make_vec(ENV, n, vectorization_mode="sync") for _ in range(2))
     bare_env.reset(seed=0)

@@ -47,7 +47,7 @@ def held(hierarchy: Hierarchy, carry: RolloutCarry, spread: bool) -> RolloutCarr
     instance i takes i % HOLD + 1 steps, so that as many decide in every tick. The environments
     stand still meanwhile.
     """
-    state, n = carry.hierarchy, carry.episode_length.shape[0]
+    state, n = carry.hierarchy, carry.n_env_instances
     no = jnp.zeros(n, bool)
     all_of_them = [jnp.ones(n, bool)] * HOLD
     some = [jnp.arange(n) % HOLD >= k for k in range(HOLD)] if spread else []

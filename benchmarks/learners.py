@@ -101,6 +101,7 @@ def sac_update(n_calls: int, repeats: int) -> list[Row]:
         obs_next=normal[:, obs : 2 * obs],
         condition_next=jnp.zeros((SIZE, 0)),
         terminated=jnp.zeros(SIZE, bool),
+        elapsed_env_steps=jnp.ones(SIZE, jnp.int32),
         mask=jnp.ones(SIZE, bool),
     )
     keys = jax.random.split(jax.random.key(2), n_calls)

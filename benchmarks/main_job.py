@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -33,7 +34,7 @@ def run(quick: bool = False) -> list[Row]:
     for name in MAIN:
         config = PRESETS[name][1]
         steps = config.round_steps if quick else CHUNK_STEPS
-        agent = config.agent
+        agent: Any = config.agent
         begin = getattr(agent, "no_planning_steps", None) or agent.warm_up_steps
         if quick:
             starts = ("warm_up_steps", "no_planning_steps", "planner_warm_up", "skill_warm_up")

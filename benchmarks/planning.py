@@ -10,10 +10,8 @@ import jax.numpy as jnp
 from benchmarks import Row, slower
 from benchmarks.predictor import ACTION, CONTEXT, LATENT, MODES, SPACE, build
 from lrl_jax import benchmark
-from lrl_jax.hierarchies.gating import masked_act
-from lrl_jax.hierarchies.stepping import BatchAct, no_input
-from lrl_jax.levels import PlannerLevel
-from lrl_jax.levels.base import LevelSpec
+from lrl_jax.hierarchies.gating import gated
+from lrl_jax.levels import Context, LevelSpec, PlannerLevel
 from lrl_jax.nets import MLP
 from lrl_jax.planners import ICEM
 
@@ -34,9 +32,13 @@ def ours(level: PlannerLevel, n: int) -> tuple[Any, tuple]:
     keys = jax.random.split(jax.random.key(2), n)
 
     def run(learner, memory, obs, keys):
-        act_all = BatchAct(level, learner, None, False)
-        args = (obs, no_input(n), keys)
-        return masked_act(level, act_all, None, jnp.zeros((n, ACTION)), memory, args)
+        def act(memory, obs, key):
+            ctx = Context(key, jnp.zeros(()), explores=jnp.zeros((), bool), training=False)
+            decision = level.act(learner, memory, obs, ctx)
+            return decision.action, decision.memory
+
+        kept = jnp.zeros((n, ACTION))
+        return gated(jax.vmap(act), None, level.chunk_size, None, kept, memory, (obs, keys))
 
     return run, (learner, memory, obs, keys)
 
@@ -61,9 +63,9 @@ def bare(level: PlannerLevel, n: int) -> tuple[Any, tuple]:
         mean = dense(model["mean"], h).reshape(n_rows, MODES, LATENT)
         weight = dense(model["logits"], h)
         x = jnp.concatenate([s, context, action], -1)
-        r = reward.apply({"params": params["reward"]["MLP_0"]}, x)[..., 0]
+        r: Any = reward.apply({"params": params["reward"]["MLP_0"]}, x)
         # The least that uses all outputs.
-        return (s + 1e-3 * mean.max(1), total + r + weight.max(1)), None
+        return (s + 1e-3 * mean.max(1), total + r[..., 0] + weight.max(1)), None
 
     def run(params, state, context, action):
         def chunk_of(_, rows):

@@ -56,7 +56,7 @@ def fill(n: int = 64, rows_each: int = 500) -> buffers.Buffer:
     }
 
     def step(carry, key):
-        buffer, obs, first = carry
+        buffer, obs = carry
         key_act, key_end, key_reset = jax.random.split(key, 3)
         act = jax.random.uniform(key_act, (n, ACTION), minval=-1.0)
         obs_next = obs.at[:, :ACTION].add(0.3 * act)
@@ -70,13 +70,13 @@ def fill(n: int = 64, rows_each: int = 500) -> buffers.Buffer:
             "truncated": jnp.zeros(n, bool),
             "elapsed_env_steps": jnp.full(n, 10, jnp.int32),
         }
-        buffer = buffers.add(buffer, row, None, first)
+        buffer = buffers.add(buffer, row)
         obs = jnp.where(ends[:, None], jax.random.normal(key_reset, obs.shape), obs_next)
-        return (buffer, obs, ends), None
+        return (buffer, obs), None
 
     start = buffers.create(example, n, n * rows_each), jnp.zeros((n, LATENT + CONTEXT))
     keys = jax.random.split(jax.random.key(0), rows_each)
-    return jax.jit(lambda: jax.lax.scan(step, (*start, jnp.ones(n, bool)), keys)[0][0])()
+    return jax.jit(lambda: jax.lax.scan(step, start, keys)[0][0])()
 
 
 def targets(predictor, batch: int, k: int, n_steps: int, n_calls: int, repeats: int) -> list[Row]:

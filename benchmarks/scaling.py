@@ -119,14 +119,14 @@ def meshes(n_instances: int, ticks: int, repeats: int) -> list[Row]:
         placed = carry if n == 1 else shard(carry, lrl.make_mesh(n))
         buffer = placed.hierarchy.levels[0].buffer
         assert buffer is not None
-        share = buffer.words.addressable_shards[0].data.nbytes
+        rows = jax.tree.leaves((buffer.words, buffer.columns))
+        share = sum(x.addressable_shards[0].data.nbytes for x in rows)
         name = f"{n} device{'s' if n > 1 else ''}"
         notes[name] = f"{share:,} bytes of replay a device"
 
         def run(placed=placed):
-            return rollout(hierarchy, placed, ticks, learn=True, learn_interval=ticks)[
-                0
-            ].episode_return
+            carry, _ = rollout(hierarchy, placed, ticks, learn=True, learn_interval=ticks)
+            return carry.sums
 
         cases[name] = (run, ())
     timings = benchmark.compare(cases, repeats, jit=False)

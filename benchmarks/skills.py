@@ -34,8 +34,7 @@ import benchmarks
 import lrl_jax as lrl
 from benchmarks.failures import describe, follow_episodes
 from lrl_jax.collectors import evaluate
-from lrl_jax.levels import PlannerLevel
-from lrl_jax.levels.base import Level
+from lrl_jax.levels import Decision, Level, PlannerLevel
 from lrl_jax.training import PRESETS, TrainConfig, load_trainer, run_training, to_json
 from lrl_jax.training.skill_tests import push_error, skill_quality
 
@@ -55,22 +54,33 @@ CURVE = (
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomSkills(PlannerLevel):
+class RandomSkills(Level):
     """Draws each skill from the prior, also in eval mode; keeps the model, which skills see."""
 
-    def prepare(self, learner, memory, obs, level_input, key, *, parent, training):
-        """A random action; no plan is ever needed."""
-        del obs, level_input, parent, training
-        return learner.spec.action_space.sample(key), memory, jnp.zeros((), bool)
+    planner: PlannerLevel
+
+    def latent_space(self, spec):
+        """As of the planner."""
+        return self.planner.latent_space(spec)
+
+    def init_learner(self, key, spec):
+        """As of the planner, so that what it has learned can be kept."""
+        return self.planner.init_learner(key, spec)
+
+    def act(self, learner, memory, obs, ctx):
+        """A random action."""
+        del obs
+        return Decision(learner.spec.action_space.sample(ctx.key), memory)
 
 
 @dataclasses.dataclass(frozen=True)
 class StraightLine(Level):
     """Goes straight to the goal, walls or not."""
 
-    def act(self, learner, memory, obs, level_input, key, *, parent, training):
+    def act(self, learner, memory, obs, ctx):
         """Full speed towards the desired goal."""
-        return jnp.clip((obs[2:4] - obs[0:2]) * 10, -1, 1), memory
+        del learner, ctx
+        return Decision(jnp.clip((obs[2:4] - obs[0:2]) * 10, -1, 1), memory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,8 +176,7 @@ def medium(seed: int) -> dict[str, Any]:
     """One seed of the main job, its skills, and random ones in place of plans."""
     run = train(_preset("maze2d-medium-splates", seed))
     planner = run.trainer.hierarchy.levels[0]
-    fields = {f.name: getattr(planner, f.name) for f in dataclasses.fields(planner)}
-    random = run.success(RandomSkills(**fields))
+    random = run.success(RandomSkills(planner))
     return {"splates": run.result | {"random_skills": random, "quality": run.quality()}}
 
 

@@ -79,7 +79,7 @@ def _level_case(env, params, levels, n, n_ticks):
 def measure(env_id: str, n: int, n_ticks: int, repeats: int, min_seconds: float = 0.2) -> list[Row]:
     """Rows of all hierarchies in one environment at `n` instances."""
     env, params = lrl.make(env_id)
-    functions = {"bare scan": _bare_case(env, params, n, n_ticks)}
+    functions: dict[str, Any] = {"bare scan": _bare_case(env, params, n, n_ticks)}
     for name, levels in hierarchies().items():
         functions[name] = _level_case(env, params, levels, n, n_ticks)
     timings = benchmark.compare(functions, repeats, min_seconds=min_seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ def check_int(name: str, value: Any, minimum: int, maximum: int | None = None) -
     number: Any = value
     if isinstance(value, np.ndarray | jax.Array) and not isinstance(value, Tracer):
         number = value.item() if not value.shape else value
-    is_number = isinstance(number, numbers.Real | np.number) and not isinstance(number, bool)
+    is_number = issubclass(type(number), numbers.Real | np.number) and type(number) is not bool
     if not is_number or not math.isfinite(number) or number != int(number) or number < minimum:
         raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}.")
     if maximum is not None and number > maximum:
@@ -47,6 +48,14 @@ def check_float(
         wanted = f"{'(' if above else '['}{low:g}, {high:g}]"
         raise ValueError(f"{name} must be a finite number in {wanted}, got {value!r}.")
     return number
+
+
+def put_checked(
+    settings: Any, check: Callable[..., Any], names: Sequence[str], *bounds: Any
+) -> None:
+    """Give fields of a frozen dataclass what `check(name, value, *bounds)` makes of them."""
+    for name in names:
+        object.__setattr__(settings, name, check(name, getattr(settings, name), *bounds))
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -173,7 +173,7 @@ class _Checks:
             carry, out = rollout(self.hierarchy, carry, n_steps=self.n_steps, learn=True)
             return carry.hierarchy.active_level, carry.obs, out.metrics
 
-        keys = jax.random.split(jax.random.key(1), 2)
+        keys = jax.random.split(jax.random.key(0), 2)
         many = jax.jit(jax.vmap(run))(keys)
         for i in range(2):
             one = jax.jit(run)(keys[i])

@@ -279,7 +279,7 @@ def test_mean_is_a_candidate_in_the_last_iteration_only():
 
 
 def test_shrinking_counts():
-    assert population_sizes(100, 1.25, 5, 20) == [100, 80, 64, 51, 40]
+    assert population_sizes(100, 1.25, 5, 20) == (100, 80, 64, 51, 40)
     optimizer = ICEM(horizon=H, num_samples=100, elite_ratio=0.1, sample_decay=2, n_iterations=4)
     assert optimizer.population == (100, 50, 25, 20)
     seen, _ = candidates_of(optimizer, optimizer.init(BOX), jax.random.key(0))

@@ -47,10 +47,8 @@ def random_batch(space, seed=0, version=-1) -> PPOBatch:
     terminated = ended & (rng.random((T, N)) < 0.5)
     followed = np.concatenate([mask[1:], np.zeros((1, N), bool)])
     breaks = ended | (rng.random((T, N)) < 0.3)
-    if space == THREE:
-        act = jnp.asarray(rng.integers(0, 3, (T, N)), jnp.int32)
-    else:
-        act = normal(T, N, 2)
+    index = jnp.asarray(rng.integers(0, 3, (T, N)), jnp.int32)
+    act = index if space == THREE else normal(T, N, 2)
     return PPOBatch(
         obs=normal(T, N, X),
         condition=normal(T, N, C),
@@ -316,7 +314,7 @@ def test_gradients_are_clipped_to_the_global_norm():
     for norm in (1e-6, 1e6):
         settings = {**state.settings, "max_grad_norm": jnp.float32(norm)}
         new, _ = ALGORITHM.update(state.replace(settings=settings), batch, jax.random.key(0))
-        sizes.append(float(jnp.linalg.norm(new.opt.mu)))
+        sizes.append(float(jnp.linalg.norm(new.opt.mean)))
     np.testing.assert_allclose(sizes[0], 0.1 * 1e-6, rtol=1e-3)
     assert sizes[1] > 0.01
 
@@ -403,7 +401,7 @@ def test_schedules_are_observed_and_settings_can_be_swept():
         ({"clip": "wide"}, TypeError),
         ({"value_clip": -1.0}, ValueError),
         ({"n_epochs": 0}, ValueError),
-        ({"n_minibatches": 1.5}, TypeError),
+        ({"n_minibatches": 1.5}, ValueError),
         ({"learning_rate": float("nan")}, ValueError),
         ({"entropy_coefficient": -1.0}, ValueError),
         ({"max_grad_norm": -1.0}, ValueError),

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from lrl_jax import buffers
 from lrl_jax.buffers import Replay, Row, rows
+from lrl_jax.levels.planner_level import WithInput
+from lrl_jax.spaces import Box
 
 N, CAPACITY, N_TICKS = 3, 7, 16
 SCALAR = jax.ShapeDtypeStruct((), jnp.int32)
@@ -312,7 +314,22 @@ def test_relabelled_rows_keep_their_input_where_control_goes_back():
     np.testing.assert_array_equal(following, jnp.where(chosen[:, None], told, stored))
 
 
-def _doubled(found):
+@pytest.mark.parametrize("bootstraps", [False, True])
+def test_planners_bootstrap_with_the_input_of_then(bootstraps):
+    """Pieces are seen with the next row's input behind them, rows of the model with their own."""
+    story = Story(seed=2, p_mask=1.0, p_end=0.1, p_cut=0.0)
+    replay = Replay(write(story.fields(), story.mask, story.cut))
+    seen = replay.through(WithInput(Box(-1, 1, (1,)), bootstraps))
+    pieces, _ = replay.pieces(jax.random.key(0), 16, 3)
+    expected = replay.next_input(pieces) if bootstraps else pieces.level_input
+    mapped, _ = seen.pieces(jax.random.key(0), 16, 3)
+    np.testing.assert_array_equal(mapped.obs[..., 2:], pieces.level_input)
+    np.testing.assert_array_equal(mapped.obs_next[..., 2:], expected)
+    rows_ = seen.sample(jax.random.key(0), 16)
+    np.testing.assert_array_equal(rows_.obs_next[..., 2:], rows_.level_input)
+
+
+def _doubled(found, replay):
     return found.replace(obs=2 * found.obs)
 
 

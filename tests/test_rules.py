@@ -406,6 +406,7 @@ def test_salts_stay_what_they_are():
     """What was saved goes on with the draws it would have had."""
     assert {name: int(salt) for name, salt in Salt.__members__.items()} == {
         "DECIDE": 0,
+        "AFTER_TRANSITION": 64,
         "LEARN": 128,
         "STEP": 0,
         "RANDOM_ACTION": 0xA0,

@@ -126,7 +126,12 @@ class Hindsight:
         key_later, key_ratio = jax.random.split(key)
         later, _ = replay.later(key_later, first)
         achieved = slice(*self.achieved_goal)
-        goal = later.obs_next[..., achieved]
+
+        def flat_obs(obs, axes=None):
+            axes = len(lead) if axes is None else axes
+            return obs.reshape(*obs.shape[:axes], math.prod(obs.shape[axes:]))
+
+        goal = flat_obs(later.obs_next, 1)[..., achieved]
         goal = jnp.broadcast_to(goal, (*lead, goal.shape[-1]))
         chosen = jax.random.uniform(key_ratio, lead[-1:]) < self.ratio
         chosen = jnp.broadcast_to(chosen, lead)
@@ -138,11 +143,12 @@ class Hindsight:
             place = slice(*self.desired_goal)
 
             def with_goal(old):
-                new = old.at[..., place].set(goal.astype(old.dtype))
-                return jnp.where(chosen[..., None], new, old)
+                flat = flat_obs(old)
+                new = flat.at[..., place].set(goal.astype(old.dtype))
+                return jnp.where(chosen[..., None], new, flat).reshape(old.shape)
 
             rows = rows.replace(obs=with_goal(rows.obs), obs_next=with_goal(rows.obs_next))
-        reached = rows.obs_next[..., achieved]
+        reached = flat_obs(rows.obs_next)[..., achieved]
         fields = to_fields(rows)
         info = {k: x for k, x in fields.items() if k != "rew" and not k.startswith("_")}
         flat = jax.tree.map(

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.flatten_util import ravel_pytree
 
 from lrl_jax import struct
@@ -26,6 +25,8 @@ from lrl_jax.spaces import Box, Discrete, Space
 PIECE = 4096
 METRICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
 ERRORS = ("first_ratio_error", "log_prob_error")
+MASK = -2  # column of the mask in the rows of an update
+BETA1, BETA2 = 0.9, 0.999  # of Adam
 
 
 class PPOBatch(struct.Node):
@@ -61,6 +62,19 @@ class PPOBatch(struct.Node):
     mask: jax.Array
 
 
+class Adam(struct.Node):
+    """State of Adam (Kingma and Ba 2015) over all parameters as one vector.
+
+    Attributes:
+        mean, square: moving averages of gradients and their squares, float32 [P].
+        count: int32 [], steps so far.
+    """
+
+    mean: jax.Array
+    square: jax.Array
+    count: jax.Array
+
+
 class PPOState(struct.Node):
     """What PPO learns.
 
@@ -69,7 +83,7 @@ class PPOState(struct.Node):
         log_std: log of the standard deviation of actions in units of their bounds, float32 [D];
             [0] for Discrete actions.
         critic: layers of the value's network.
-        opt: state of Adam over all of these as one vector.
+        opt: state of Adam over actor and critic side by side, and `log_std`.
         version: int32 [], updates so far; rows remember it.
         settings: settings that are read while learning, float32 [] each.
         action_space: what is decided (static).
@@ -78,7 +92,7 @@ class PPOState(struct.Node):
     actor: Any
     log_std: jax.Array
     critic: Any
-    opt: Any
+    opt: Adam
     version: jax.Array
     settings: dict[str, jax.Array]
     action_space: Space = struct.field(pytree_node=False)
@@ -159,10 +173,6 @@ class PPO:
         if not isinstance(action_space, Box | Discrete):
             raise TypeError(f"PPO decides in a Box or a Discrete space, got {action_space}.")
 
-    @property
-    def _adam(self) -> optax.GradientTransformation:
-        return optax.scale_by_adam(eps=self.adam_epsilon)
-
     # ------------------------------------------------------------------ state
 
     def init(
@@ -176,6 +186,7 @@ class PPO:
         actor = init_orthogonal(key_actor, dim, self.hidden, head.out_dim, 0.01)
         critic = init_orthogonal(key_critic, dim, self.hidden, 1, 1.0)
         log_std = head.init(self.log_std_start)
+        zeros = jnp.zeros_like(ravel_pytree((Pair.of(actor, critic), log_std))[0])
         names = ["gamma", "gae_lambda", "clip", "value_coefficient", "entropy_coefficient"]
         names += ["max_grad_norm", "learning_rate"]
         names += [] if self.value_clip is None else ["value_clip"]
@@ -183,7 +194,7 @@ class PPO:
             actor=actor,
             log_std=log_std,
             critic=critic,
-            opt=self._adam.init(ravel_pytree((actor, log_std, critic))[0]),
+            opt=Adam(zeros, jnp.copy(zeros), jnp.zeros((), jnp.int32)),
             version=jnp.zeros((), jnp.int32),
             settings=init_settings(self, names),
             action_space=action_space,
@@ -234,9 +245,9 @@ class PPO:
         Where a row continues, the next row's value is taken. Others are computed for pieces of the
         rollout that hold one that is needed.
         """
-        t, n = batch.rew.shape
+        n = batch.rew.shape[1]
         value = self._value_pieces(state, batch.obs, batch.condition, None)
-        shifted = jnp.concatenate([value[1:], jnp.zeros((1, n))])
+        shifted = jnp.concatenate([value[1:], jnp.zeros((1, n), jnp.float32)])
         needed = batch.mask & ~batch.continues & ~batch.terminated
         other = self._value_pieces(state, batch.obs_next, batch.condition_next, needed)
         return value, jnp.where(batch.continues, shifted, other)
@@ -252,7 +263,7 @@ class PPO:
         def piece(args):
             if needed is None:
                 return values(args[:2])
-            zeros = jnp.zeros(args[0].shape[:2])
+            zeros = jnp.zeros(args[0].shape[:2], jnp.float32)
             return jax.lax.cond(args[2].any(), values, lambda _: zeros, args[:2])
 
         split = lambda x: x.reshape(n_pieces, t // n_pieces, *x.shape[1:])  # noqa: E731
@@ -291,10 +302,10 @@ class PPO:
             key: typed key, consumed.
 
         Returns:
-            The state, and scalars for logging: means over all minibatches, and of those rows of the
-            first minibatch that the present policy chose, `first_ratio_error`, the greatest
-            |ratio - 1|, which is 0, and `log_prob_error`, the greatest difference between stored
-            and recomputed log-probabilities: of rounding, or the rows are not what was decided on.
+            The state, and scalars for logging: means over all minibatches, and for those rows of
+            the first minibatch that the present policy chose, `first_ratio_error`, the mean of
+            |ratio - 1|, which is 0, and `log_prob_error`, the mean difference between stored and
+            recomputed log-probabilities: of rounding, or the rows are not what was decided on.
         """
         rows = self._rows(state, batch)
         size = rows.shape[0]
@@ -302,35 +313,48 @@ class PPO:
         missing = per_minibatch * self.n_minibatches - size
         rows = jnp.concatenate([rows, jnp.zeros((missing, rows.shape[1]))]) if missing else rows
         order = permutations(key, self.n_epochs, len(rows)).reshape(-1, per_minibatch)
+        steps = jnp.arange(len(order))
+        n_rows = jnp.maximum(rows[:, MASK].at[order].get(mode="promise_in_bounds").sum(1), 1.0)
+        count = state.opt.count + 1 + steps
+        rate = state.settings["learning_rate"] * jnp.sqrt(1.0 - BETA2**count) / (1.0 - BETA1**count)
+        epsilon = self.adam_epsilon * jnp.sqrt(1.0 - BETA2**count)
         params, unravel = ravel_pytree(state.params)
-        adam, rate = self._adam, state.settings["learning_rate"]
-
-        def loss(params, columns, is_first):
-            return self._loss(state, unravel(params), columns, is_first)
 
         def step(carry, minibatch):
-            params, opt = carry
-            index, is_first = minibatch
+            params, mean, square = carry
+            index, n_rows, is_first, rate, epsilon = minibatch
             columns = rows.at[index].get(mode="promise_in_bounds").T
-            grads, metrics = jax.grad(loss, has_aux=True)(params, columns, is_first)
+
+            def loss(params):
+                return self._loss(state, unravel(params), columns, n_rows, is_first)
+
+            grads, metrics = jax.grad(loss, has_aux=True)(params)
             norm = jnp.sqrt((grads * grads).sum())
             most = state.settings["max_grad_norm"]
             grads = grads * jnp.where(norm > most, most / norm, 1.0)
-            updates, opt = adam.update(grads, opt)
-            return (params - rate * updates, opt), metrics
+            mean = BETA1 * mean + (1.0 - BETA1) * grads
+            square = BETA2 * square + (1.0 - BETA2) * grads * grads
+            params = params - rate * mean / (jnp.sqrt(square) + epsilon)
+            return (params, mean, square), metrics
 
-        is_first = jnp.arange(len(order)) == 0
-        (params, opt), (means, errors) = jax.lax.scan(step, (params, state.opt), (order, is_first))
+        carry = (params, state.opt.mean, state.opt.square)
+        minibatches = (order, n_rows, steps == 0, rate, epsilon)
+        (params, mean, square), metrics = jax.lax.scan(step, carry, minibatches)
         pair, log_std = unravel(params)
         actor, critic = pair.split()
         state = state.replace(
-            actor=actor, log_std=log_std, critic=critic, opt=opt, version=state.version + 1
+            actor=actor,
+            log_std=log_std,
+            critic=critic,
+            opt=Adam(mean, square, count[-1]),
+            version=state.version + 1,
         )
-        metrics = dict(zip(METRICS, means.mean(0), strict=True))
-        return state, metrics | dict(zip(ERRORS, errors[0], strict=True))
+        n = len(METRICS)
+        means: dict[str, jax.Array] = dict(zip(METRICS, metrics[:, :n].mean(0), strict=True))
+        return state, means | dict(zip(ERRORS, metrics[0, n:], strict=True))
 
     def _rows(self, state: PPOState, batch: PPOBatch) -> jax.Array:
-        """All that the loss needs of a row side by side, float32 [T * n, .]: one gather takes it."""
+        """All that the loss needs of a row side by side, float32 [T * n, .], for one gather."""
         value, advantage, target = self.advantages(state, batch)
         mask = batch.mask
         if self.normalise_advantages:
@@ -340,16 +364,21 @@ class PPO:
             advantage = advantage / (jnp.sqrt(variance) + 1e-8)
         present = mask & (batch.version == state.version)
         action = policy_head(state.action_space).encode(batch.act)
-        scalars = (batch.log_prob, value, advantage, target, mask, present)
+        scalars = (batch.log_prob, value, advantage, target, mask, present)  # MASK is among them
         parts = [batch.obs, batch.condition, action, *(x[..., None] for x in scalars)]
         rows = jnp.concatenate([p.astype(jnp.float32) for p in parts], -1)
         rows = jnp.where(mask[..., None], rows, 0.0)
         return rows.reshape(-1, rows.shape[-1])
 
     def _loss(
-        self, state: PPOState, params: Any, columns: jax.Array, is_first: jax.Array
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """Loss [] of a minibatch, the columns of `_rows` [., B]; METRICS and ERRORS as vectors."""
+        self,
+        state: PPOState,
+        params: Any,
+        columns: jax.Array,
+        n_rows: jax.Array,
+        is_first: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Loss [] of a minibatch, the columns of `_rows` [., B]; METRICS and ERRORS as a vector."""
         pair, log_std = params
         head: PolicyHead = policy_head(state.action_space)
         settings = state.settings
@@ -379,15 +408,14 @@ class PPO:
         # All sums over the batch are one product.
         away = jnp.abs(ratio - 1.0)
         each = (policy_loss, 0.5 * error, entropy, ratio - 1.0 - log_ratio, away > clip)
-        weight = mask / jnp.maximum(mask.sum(), 1.0)
-        means = jnp.stack([jnp.where(mask > 0, x, 0.0) for x in each]) @ weight
+        each = (*each, away * present, log_prob_error)
+        means = jnp.stack([jnp.where(mask > 0, x, 0.0) for x in each]) @ (mask / n_rows)
         loss = (
             means[0]
             + settings["value_coefficient"] * means[1]
             - settings["entropy_coefficient"] * means[2]
         )
-        errors = jnp.stack([away * present, log_prob_error]).max(1)
-        return loss, (means, errors)
+        return loss, means
 
 
 def _divisor(number: int, least: int) -> int:

@@ -34,13 +34,14 @@ class Replay(struct.Node):
     buffer: Buffer
     below: Buffer | None = None
     rewards: Any = None
-    view: Callable[[Row], Row] | None = struct.field(pytree_node=False, default=None)
+    view: Callable[[Row, Any], Row] | None = struct.field(pytree_node=False, default=None)
 
-    def through(self, view: Callable[[Row], Row]) -> Replay:
+    def through(self, view: Callable[[Row, Any], Row]) -> Replay:
         """The same rows, each as `view` leaves it: for learners that look at them otherwise.
 
         Args:
-            view: rows with any leading axes to such rows; hashable, equal for equal settings.
+            view: (rows, this view) to rows, with any leading axes; hashable, equal for equal
+                settings.
         """
         return self.replace(view=view)
 
@@ -193,7 +194,7 @@ class Replay(struct.Node):
             size = found.terminated.size
             flat = jax.tree.map(lambda x: x.reshape(size, *x.shape[len(lead) :]), found)
             found = found.replace(rew=self.rewards(flat, keys[2]).reshape(lead))
-        return found if self.view is None else self.view(found)
+        return found if self.view is None else self.view(found, self)
 
 
 def as_replay(buffer: Any) -> Replay:

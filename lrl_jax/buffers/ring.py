@@ -98,13 +98,20 @@ class Buffer(struct.Node):
         return jnp.broadcast_to(getattr(self, name), self.position.shape)
 
 
-def create(example: Mapping[str, Any], n_env_instances: int, buffer_size: int) -> Buffer:
+def create(
+    example: Mapping[str, Any],
+    n_env_instances: int,
+    buffer_size: int,
+    spare_frames: int | None = None,
+) -> Buffer:
     """Create empty rings.
 
     Args:
         example: one row of one instance: names to arrays or ShapeDtypeStructs.
         n_env_instances: number of rings, n.
         buffer_size: rows over all rings; each holds `buffer_size // n`.
+        spare_frames: frames of a ring beyond its rows, where observations are stored as frames; as
+            many as rows are enough for any. A sixteenth of the rows if None.
 
     Raises:
         ValueError: if a ring could not hold a single row.
@@ -123,7 +130,7 @@ def create(example: Mapping[str, Any], n_env_instances: int, buffer_size: int) -
         obs = fields.pop("obs")
         del fields["obs_next"]
         fields[FRAME] = jax.ShapeDtypeStruct((), jnp.int32)
-        n_frames = capacity + max(4, capacity // 16)
+        n_frames = capacity + max(4, capacity // 16 if spare_frames is None else spare_frames)
         frames = jnp.zeros((n_frames, n, *obs.shape), obs.dtype)
         frame = jnp.zeros(n, jnp.int32)
     layout = packing.make_layout({**fields, POSITION: jax.ShapeDtypeStruct((), jnp.int32)})
@@ -289,9 +296,9 @@ def _add_frames(
     mask = jnp.ones(n, bool) if mask is None else jnp.broadcast_to(mask, (n,))
     latest = buffer.frames[buffer.frame, ring]
     goes_on = (_bits(latest) == _bits(obs)).reshape(n, -1).all(1)
-    behind = jax.lax.rem(buffer.frame + 1, n_frames)
+    behind = jax.lax.rem(buffer.frame + 1, jnp.int32(n_frames))
     own = jnp.where(goes_on, buffer.frame, behind)
-    following = jax.lax.rem(own + 1, n_frames)
+    following = jax.lax.rem(own + 1, jnp.int32(n_frames))
     new = mask & ~goes_on
     column = next(f for f in buffer.layout if f.name == FRAME).start
     size = buffer.size
@@ -398,9 +405,12 @@ def gather(buffer: Buffer, ids: jax.Array) -> dict[str, jax.Array]:
         rows = packing.unpack(buffer.layout, _read(buffer, buffer.words, ids))
     del rows[POSITION]
     if buffer.frames is not None:
-        n, n_frames = buffer.n_env_instances, buffer.frames.shape[0]
+        n, n_frames = buffer.n_env_instances, jnp.int32(buffer.frames.shape[0])
         frame, instance = rows.pop(FRAME), ids % n
-        for name, slot in (("obs", frame), ("obs_next", jax.lax.rem(frame + 1, n_frames))):
+        for name, slot in (
+            ("obs", frame),
+            ("obs_next", jax.lax.rem(frame + 1, n_frames)),
+        ):
             rows[name] = _read(buffer, buffer.frames, slot * n + instance)
     return rows
 
@@ -562,8 +572,13 @@ def drain(buffer: Buffer) -> tuple[dict[str, np.ndarray], Buffer]:
     that was taken out earlier. For rows that `extend` writes elsewhere.
     """
     rows = _on_host(buffer)
-    rows["first"] = rows.pop(POSITION) == 0
-    return rows, clear(buffer)
+    first = rows.pop(POSITION) == 0
+    # Where rows have been overwritten since the last time, the oldest one continues nothing.
+    written, size = (np.asarray(buffer.per_ring(name)) for name in ("fresh", "size"))
+    since_clear = np.asarray(buffer.per_ring("count") - buffer.per_ring("forgotten"))
+    instances, heads = np.unique(rows["instance"], return_index=True)
+    first[heads] |= ((written > size) | (since_clear > buffer.capacity))[instances]
+    return {**rows, "first": first}, clear(buffer)
 
 
 def extend(buffer: Buffer, rows: Mapping[str, np.ndarray]) -> Buffer:
@@ -627,7 +642,7 @@ def clear(buffer: Buffer, capacity: int | None = None) -> Buffer:
         words, frames = buffer.words, buffer.frames
         words = jnp.zeros((capacity, *words.shape[1:]), words.dtype)
         if frames is not None:
-            frames = jnp.zeros((capacity + max(4, capacity // 16), *frames.shape[1:]), frames.dtype)
+            frames = jnp.zeros((2 * capacity + 4, *frames.shape[1:]), frames.dtype)
         buffer = buffer.replace(words=words, frames=frames)
     frame = None if buffer.frame is None else jnp.zeros_like(buffer.frame)
     count = buffer.count
@@ -640,13 +655,18 @@ def clear(buffer: Buffer, capacity: int | None = None) -> Buffer:
 
 
 def redistribute(
-    buffer: Buffer, n_env_instances: int, buffer_size: int, fields: Mapping[str, Any] | None = None
+    buffer: Buffer,
+    n_env_instances: int,
+    buffer_size: int,
+    fields: Mapping[str, Any] | None = None,
+    *,
+    only_fresh: bool = False,
 ) -> Buffer:
     """Lay stored rows out anew over another number of rings; the oldest are dropped (host).
 
     Rows that followed one another stay neighbours where a ring has room; where a piece is cut, the
     next one is marked so that no trajectory runs across the seam. `fields` replace those of all
-    rows.
+    rows; `only_fresh` drops rows that have been marked as seen.
     """
     example = {
         f.name: jax.ShapeDtypeStruct(f.shape, jnp.dtype(f.dtype))
@@ -656,11 +676,16 @@ def redistribute(
     if buffer.frames is not None:
         frame = jax.ShapeDtypeStruct(buffer.frames.shape[2:], buffer.frames.dtype)
         example |= {"obs": frame, "obs_next": frame}
-    new = create(example, n_env_instances, buffer_size)
+    spare = None if buffer.frames is None else buffer.frames.shape[0] - buffer.capacity
+    new = create(example, n_env_instances, buffer_size, spare)
     rows = _on_host(buffer)
     instance, position = rows.pop("instance"), rows.pop(POSITION)
-    age = np.concatenate([np.arange(s)[::-1] for s in np.asarray(buffer.per_ring("size"))])
-    keep = np.sort(np.argsort(age, kind="stable")[: new.capacity * n_env_instances])
+    sizes, fresh = (np.asarray(buffer.per_ring(name)) for name in ("size", "fresh"))
+    age = np.concatenate([np.arange(s)[::-1] for s in sizes])
+    newest_first = np.argsort(age, kind="stable")
+    if only_fresh:
+        newest_first = newest_first[(age < fresh[instance])[newest_first]]
+    keep = np.sort(newest_first[: new.capacity * n_env_instances])
     if not len(keep):
         return new
     rows = {name: x[keep] for name, x in rows.items()}

@@ -107,7 +107,7 @@ class DeviceEngine:
         state: HierarchyState | None,
         seed: int | None,
         reset_kwargs: dict[str, Any] | None = None,
-        key: jax.Array | None = None,
+        key: Any = None,
     ) -> None:
         """Reset all environments and put the hierarchy back to level 0.
 

@@ -27,7 +27,6 @@ from lrl_jax.collectors.records import (
     zeroed,
 )
 from lrl_jax.collectors.requests import Way
-from lrl_jax.collectors.sources import Source
 from lrl_jax.collectors.stats import Record
 from lrl_jax.collectors.store import add
 from lrl_jax.collectors.tick import signals_of
@@ -161,7 +160,7 @@ class HostEngine:
     """
 
     def __init__(
-        self, hierarchy: Hierarchy, env: Any, source: Source, preprocess: Preprocess | None = None
+        self, hierarchy: Hierarchy, env: Any, source: Any, preprocess: Preprocess | None = None
     ):
         if any(level.stagger for level in hierarchy.levels):
             raise ValueError(
@@ -447,7 +446,7 @@ class HostEngine:
         if self.preprocess is not None:
             obs[mask] = self.preprocess.on_reset(obs[mask], self._ids[mask])
         self.obs, self._sums = obs, self._sums.cleared(mask)
-        self._put(hierarchy.reset(self.state(), mask))
+        self._put(hierarchy.reset(self.state(), jnp.asarray(mask)))
         if self.store is not None:
             self.store = buffers.cut(self.store, jnp.asarray(mask))
 

@@ -104,7 +104,7 @@ class Sums(struct.Node):
             rew, done, success = xp.where(mask, rew, 0.0), done & mask, success & mask
         episodes = Episodes(
             episode_return=self.episode_return + rew,
-            length=self.length + (1 if mask is None else mask),
+            length=self.length + (1 if mask is None else mask.astype(self.length.dtype)),
             success=self.success | success,
             success_at_end=success & done,
             finished=done,

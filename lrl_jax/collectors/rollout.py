@@ -164,7 +164,8 @@ def rollout(
         record: True returns the transitions; "levels" also what each level did.
         env, env_params: see `init_carry`.
         learn_interval: ticks of a round; fewer where an on-policy level learns more often, a
-            divisor of both. None: 1, or where only on-policy levels learn, what they ask for.
+            divisor of both. None: 1, or where only on-policy levels learn, what they ask for. Their
+            updates come in time if `n_steps` stays the same from call to call.
         unroll: ticks that one iteration of the loop does.
 
     Returns:
@@ -184,7 +185,8 @@ def rollout(
     # Updates on-policy fall due at fixed ticks; 0 divides nothing.
     others = any(x.n_updates and x.rollout_length is None for x in hierarchy.levels)
     asked = learn_interval or (1 if others else 0)
-    learn_interval = math.gcd(asked, hierarchy.learn_ticks or 0) or 1
+    due = hierarchy.learn_ticks or 0
+    learn_interval = math.gcd(asked, due, n_steps if due else 0) or 1
     interval = learn_interval if learn else None
     run = hierarchy.jitted(_rollout, env, n_steps, interval, record, unroll)
     with devices.use(devices.mesh_of(carry)):

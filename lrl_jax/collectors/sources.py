@@ -284,6 +284,11 @@ class Envpool:
         self._env.close()
 
 
+#: Environments on the host, in lockstep or answering when they are ready. `stale` [n]: instances to
+#: be reset before their next use; `spoiled`: whether all instances need a reset.
+Source = HostEnv | Futures | Envpool
+
+
 class _Spaces(gymnasium.Env):
     """Only the spaces of one instance."""
 

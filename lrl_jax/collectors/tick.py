@@ -272,8 +272,7 @@ class Step(struct.Node):
     @classmethod
     def none(cls, obs: jax.Array, signals: tuple[str, ...]) -> Step:
         """A step that nobody took, for observations [n, ...]."""
-        n = obs.shape[0]
-        zeros, no = jnp.zeros(n, jnp.float32), jnp.zeros(n, bool)
+        zeros, no = (jnp.zeros(obs.shape[0], kind) for kind in (jnp.float32, bool))
         return cls(jnp.zeros_like(obs), zeros, no, no, no, dict.fromkeys(signals, zeros))
 
     def recorded(self, obs: jax.Array, action: jax.Array, mask: jax.Array | None) -> Transitions:

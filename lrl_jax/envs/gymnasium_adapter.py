@@ -87,9 +87,8 @@ class HostEnv:
 
     def __init__(self, env: Any, dtype: Any = np.float32):
         self.env = env
-        if isinstance(env, VectorEnv):
-            self.vector = env
-        else:
+        self.vector: Any = env
+        if not isinstance(env, VectorEnv):
             self.vector = SyncVectorEnv([lambda: env], autoreset_mode=AutoresetMode.DISABLED)
         self.n = self.vector.num_envs
         self.busy, self.stale = np.zeros(self.n, bool), np.zeros(self.n, bool)
@@ -187,13 +186,13 @@ class HostEnv:
         if mask is not None:
             self.stale |= ~mask
         if self._splits:
-            self.vector.step_async(action)  # type: ignore[attr-defined]
+            self.vector.step_async(action)
         else:
             self._answer = self.vector.step(action)
 
     def receive(self) -> HostStep:
         """The step that was begun."""
-        answer = self.vector.step_wait() if self._splits else self._answer  # type: ignore
+        answer = self.vector.step_wait() if self._splits else self._answer
         raw, rew, terminated, truncated, info = answer
         obs_next = flatten_batch(self.space, raw, self.dtype)
         done = terminated | truncated

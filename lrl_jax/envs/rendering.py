@@ -113,11 +113,6 @@ def _paths(paths: Any, name: str) -> Sequence[np.ndarray]:
     return [_points(path, f"{name}[{i}]") for i, path in enumerate(paths)]
 
 
-def _blend(window: np.ndarray, cover: np.ndarray, colour: tuple[int, int, int]) -> None:
-    """Mix `colour` into `window` `[h, w, 3]`, in place, as far as `cover` `[h, w]` in [0, 1]."""
-    window += cover[..., None] * (np.array(colour, np.float32) - window)
-
-
 def _draw_disc(
     image: np.ndarray, centre: np.ndarray, radius: float, colour: tuple, alpha: float
 ) -> None:
@@ -132,7 +127,8 @@ def _draw_disc(
     dy = np.arange(y0, y1, dtype=np.float32) + 0.5 - centre[1]
     distance = np.hypot(dx[None, :], dy[:, None])
     cover = np.clip(radius + 0.5 - distance, 0.0, 1.0) * alpha
-    _blend(image[y0:y1, x0:x1], cover.astype(np.float32), colour)
+    window = image[y0:y1, x0:x1]
+    window += cover.astype(np.float32)[..., None] * (np.array(colour, np.float32) - window)
 
 
 def _draw_line(image: np.ndarray, points: np.ndarray, colour: tuple, alpha: float) -> None:

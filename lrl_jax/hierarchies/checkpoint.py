@@ -23,7 +23,7 @@ FORMAT = 2
 
 def describe(value: Any) -> Any:
     """Settings as plain JSON, the same for equal settings in any process."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if dataclasses.is_dataclass(type(value)):
         fields = {
             f.name: describe(getattr(value, f.name, None))
             for f in dataclasses.fields(value)

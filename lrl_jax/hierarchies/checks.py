@@ -15,6 +15,7 @@ from lrl_jax.buffers.rows import RESERVED
 from lrl_jax.env_spec import EnvSpec
 from lrl_jax.hierarchies.state import HierarchyState
 from lrl_jax.levels.base import NEEDS, Decision, LevelSpec
+from lrl_jax.schedules import is_number
 from lrl_jax.settings import check_float, check_int
 from lrl_jax.spaces import Box, SameAsAction, Space
 
@@ -53,9 +54,7 @@ def batch(name: str, value: Any, shape: tuple[int, ...], kind: type, dtype: Any)
         dtype: what it is converted to.
     """
     array = value if isinstance(value, jax.Array) else np.asarray(value)
-    if name == "mask" and not array.shape:
-        shape = ()
-    if array.shape != shape:
+    if array.shape != shape and not (name == "mask" and not array.shape):
         hint = ""
         if array.shape == shape[1:]:
             hint = f" Add the leading axis of instances: {name}[None]."
@@ -65,7 +64,9 @@ def batch(name: str, value: Any, shape: tuple[int, ...], kind: type, dtype: Any)
             f"{name} has shape {array.shape}, expected {shape} ({shape[0]} instances).{hint}"
         )
     if not jnp.issubdtype(array.dtype, kind):
-        word = {np.floating: "floats", np.number: "numbers", np.bool_: "bools"}[kind]
+        word = {np.floating: "floats", np.integer: "integers", np.bool_: "bools"}.get(
+            kind, "numbers"
+        )
         raise TypeError(f"{name} has dtype {array.dtype}, expected {word}: convert it first.")
     return jnp.asarray(array, dtype)
 
@@ -223,6 +224,11 @@ def _check_attributes(levels: Sequence[Any], i: int, spec: LevelSpec) -> None:
             f"rows, so it would never learn: give it a buffer_size, or a rollout_length if it "
             f"learns on-policy."
         )
+    for name in ("learn_from", "learn_until"):
+        if not is_number(getattr(level, name)):
+            raise ValueError(f"{name} {of} must be a number, got {getattr(level, name)!r}.")
+    if isinstance(level.needs, str):
+        raise ValueError(f"needs {of} must be a tuple of names, got {level.needs!r}.")
     unknown = sorted(set(level.needs) - set(NEEDS))
     if unknown:
         raise ValueError(f"needs {of} has {unknown}: use {list(NEEDS)}.")
@@ -277,7 +283,7 @@ def _same_structure(name: str, what: str, new: Any, old: Any) -> None:
 
     def described(tree):
         return {
-            jax.tree_util.keystr(path) or what: tuple(jnp.shape(leaf))
+            jax.tree_util.keystr(path) or what: (tuple(jnp.shape(leaf)), _dtype(leaf))
             for path, leaf in jax.tree.leaves_with_path(tree)
         }
 
@@ -291,7 +297,22 @@ def _same_structure(name: str, what: str, new: Any, old: Any) -> None:
                 "; ".join(f"{k}: {a} became {b}" for k, (a, b) in different.items())
                 or f"{jax.tree.structure(old)} became {jax.tree.structure(new)}"
             )
-            + ". It must keep the structure and the shapes."
+            + ". It must keep the structure, the shapes and the types."
+        )
+
+
+def _dtype(leaf: Any) -> str:
+    """Name of a leaf's dtype; Python numbers have JAX's."""
+    return str(leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf))
+
+
+def same_store(name: str, store: dict[str, Any], other: dict[str, Any]) -> None:
+    """Refuse what is stored under other names, or in other shapes, than before."""
+    mine, theirs = ({k: (jnp.shape(x), _dtype(x)) for k, x in s.items()} for s in (store, other))
+    if mine != theirs:
+        raise ValueError(
+            f"{name} stores {mine}, but elsewhere the level stores {theirs}: store the same names "
+            f"in the same shapes, whatever the mode."
         )
 
 
@@ -320,9 +341,18 @@ def stored_names(name: str, store: Any) -> None:
     taken = sorted(set(store) & RESERVED)
     if taken:
         raise ValueError(f"{name} stores {taken}, which rows have already: use other names.")
+    deep = sorted(k for k, x in store.items() if not _is_plain(x))
+    if deep:
+        raise TypeError(f"{name} stores {deep}, which are no plain arrays of numbers.")
     odd = sorted(k for k in store if not isinstance(k, str) or k.startswith("_") or "/" in k)
     if odd:
         raise ValueError(f"{name} stores {odd}: use names without '/' and a leading '_'.")
+
+
+def _is_plain(x: Any) -> bool:
+    if isinstance(x, bool | int | float):
+        return True
+    return hasattr(x, "dtype") and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
 
 
 def closed(name: str, out: Any, memory: Any, store: dict[str, Any]) -> None:
@@ -333,7 +363,8 @@ def closed(name: str, out: Any, memory: Any, store: dict[str, Any]) -> None:
             f"hand_back, store)."
         )
     _same_structure(name, "memory", out[0], memory)
-    shaped(f"{name}: hand_back", out[1], ())
+    if shaped(f"{name}: hand_back", out[1], ()).dtype != jnp.bool_:
+        raise TypeError(f"{name}: hand_back has dtype {_dtype(out[1])}, expected a bool.")
     if len(out) == 3:
         stored_names(name, out[2])
         both = sorted(set(out[2]) & set(store))

@@ -21,7 +21,7 @@ from lrl_jax.env_spec import env_spec
 from lrl_jax.hierarchies import checkpoint, checks, stepping
 from lrl_jax.hierarchies.gating import select
 from lrl_jax.hierarchies.state import Counter, HierarchyState, LevelState
-from lrl_jax.levels.base import as_level
+from lrl_jax.levels.base import Decision, as_level
 from lrl_jax.levels.basic import RandomLevel
 from lrl_jax.randomness import Salt, Stream
 from lrl_jax.settings import check_int
@@ -230,6 +230,8 @@ class Hierarchy:
         if with_buffers:
             for i, (_, _, fields) in enumerate(rows_of):
                 levels[i] = levels[i].replace(buffer=self._make_buffer(i, fields, n))
+        else:  # there are no children to look for
+            levels = [s.replace(first_child=None) for s in levels]
         return state.replace(levels=tuple(levels))
 
     def _make_level_state(self, i: int, learners, specs, n: int) -> LevelState:
@@ -281,24 +283,21 @@ class Hierarchy:
                 i,
                 key=key,
                 level_input=jnp.zeros(0) if spec.input_space is None else example(spec.input_space),
-                explores=jnp.asarray(self.training),
+                explores=jnp.ones((), bool),
                 control=None if i == 0 else Control(jnp.zeros((), jnp.int32), above, above),
-                training=self.training,
+                training=True,
             )
             obs = example(spec.obs_space)
             decision = level.act(learner, memory, obs, ctx)
             decision = checks.decided(f"{name}.act", decision, memory, spec)
-            asks = not isinstance(decision.greedy_below, bool) or decision.greedy_below
+            asks = _asks(decision)
             if level.draft is not None:
                 drafted, again, needs = level.draft(learner, memory, obs, ctx)
                 checks.decided(f"{name}.draft", drafted, memory, spec)
                 checks.shaped(f"{name}.draft: needs_act", needs, ())
                 checks.decided(f"{name}.act", decision.replace(memory=again), memory, spec)
-                if set(drafted.store) != set(decision.store):
-                    raise ValueError(
-                        f"{name}: draft stores {sorted(drafted.store)}, act "
-                        f"{sorted(decision.store)}: store the same names."
-                    )
+                checks.same_store(f"{name}.draft", drafted.store, decision.store)
+                asks = asks or _asks(drafted)
             zero = jnp.zeros((), jnp.int32)
             row = Row(
                 obs=obs,
@@ -332,7 +331,9 @@ class Hierarchy:
         size = level.buffer_size
         if level.rollout_length is not None:
             size = level.rollout_length * n
-        return buffers.create(fields, n, size) if size else None
+        # On-policy rings hold all of their rows, however short episodes are.
+        spare = size // n if level.rollout_length is not None else None
+        return buffers.create(fields, n, size, spare) if size else None
 
     def get_action(
         self, state: HierarchyState, obs: jax.Array, mask: jax.Array | None = None
@@ -341,7 +342,7 @@ class Hierarchy:
 
         Args:
             state: of n instances.
-            obs: [n, *obs_shape], floats.
+            obs: [n, *obs_shape], of the kind of number that the environment's are.
             mask: bool [n], or [] for all or none; instances outside are unchanged bit for bit and
                 get their previous action. All if None.
 
@@ -407,7 +408,8 @@ class Hierarchy:
     def learn(self, state: HierarchyState) -> tuple[HierarchyState, dict[str, jax.Array]]:
         """Make the updates owed: `n_updates` per `update_interval` new rows of each level.
 
-        What is left of an interval is carried, so that the ratio is exact over time. Metrics are
+        What is left of an interval is carried, so that the ratio is exact over time. On-policy
+        levels make theirs after `rollout_length` decisions of nominal length. Metrics are
         `level{i}/{name}`, means over the updates of this call, 0 where none was due.
         """
         checks.instances_of(state, self.n_levels)
@@ -545,8 +547,11 @@ class Hierarchy:
             if buffer is not None:
                 size = level.buffer_size or fresh.buffer.capacity * n
                 emptied = {N_CHILDREN: 0} if old.first_child is not None else {}
-                buffer = buffers.redistribute(buffer, n, size, emptied)
+                on_policy = level.rollout_length is not None
+                buffer = buffers.redistribute(buffer, n, size, emptied, only_fresh=on_policy)
             kept = {name: getattr(old, name) for name in ("owed", "learn_from", "learn_until")}
+            if level.rollout_length is not None:  # its updates go by ticks
+                kept["owed"] = old.owed // state.n_env_instances * n
             levels.append(fresh.replace(buffer=buffer, **kept))
         return new.replace(
             levels=tuple(levels), n_total_env_steps=state.n_total_env_steps, stream=state.stream
@@ -557,7 +562,10 @@ class Hierarchy:
         return self if self.training else self._toggled()
 
     def eval(self) -> Hierarchy:
-        """This hierarchy in eval mode: acts without exploring, stores and counts nothing."""
+        """This hierarchy in eval mode: acts without exploring, stores and counts nothing.
+
+        A row that begins in one mode and ends in train mode is stored as a whole.
+        """
         return self._toggled() if self.training else self
 
     def _toggled(self) -> Hierarchy:
@@ -571,8 +579,17 @@ class Hierarchy:
         return self._other_mode
 
     def save(self, state: HierarchyState, path: str | Path) -> None:
-        """Write all of the state, replay included, to the folder `path`."""
+        """Write all of the state, replay included, to the folder `path`.
+
+        Raises:
+            ValueError: for the states of several seeds.
+        """
         checks.instances_of(state, self.n_levels)
+        if state.active_level.ndim != 1:
+            raise ValueError(
+                f"the state is of several seeds (active_level has shape "
+                f"{state.active_level.shape}): save lrl_jax.take_seed(state, i), one by one."
+            )
         checkpoint.save(self, state, Path(path))
 
     def load(self, path: str | Path, n_env_instances: int | None = None) -> HierarchyState:
@@ -609,9 +626,15 @@ def _names(signals: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
+def _asks(decision: Decision) -> bool:
+    """Whether a decision may ask for greedy behaviour below, known while tracing."""
+    return not isinstance(decision.greedy_below, bool) or decision.greedy_below
+
+
 def _kind(space: Any) -> type:
-    """What arrays of observations may be: floats where the space holds floats."""
-    return np.floating if np.dtype(space.dtype).kind == "f" else np.generic
+    """What arrays of observations may be."""
+    kinds = {"f": np.floating, "b": np.bool_, "i": np.integer, "u": np.integer}
+    return kinds.get(np.dtype(space.dtype).kind, np.floating)
 
 
 def _zeros(tree: Any, n: int) -> Any:

@@ -86,7 +86,7 @@ def get_action(levels, maps, training, state, obs, mask) -> tuple[HierarchyState
         if greedy is not None:
             explores = explores & ~greedy
         if i < last:
-            active = jnp.where(decides, i + 1, active)
+            active = select(decides, jnp.full_like(active, i + 1), active)
     active = select(mask, jnp.full_like(active, last), active)
     state = state.replace(
         levels=tuple(new_levels), active_level=active, stream=state.stream.advance()
@@ -101,6 +101,8 @@ def _decide(level, ticks, shared, rows):
     asks = kept[2] is not None
 
     def outcome(decision: Decision):
+        was = {k: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for k, x in kept[1].items()}
+        checks.same_store(f"{type(level).__name__}.act", decision.store, was)
         greedy = jnp.asarray(decision.greedy_below, bool) if asks else None
         return (decision.action, decision.store, greedy), decision.memory
 

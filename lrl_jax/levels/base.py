@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -144,11 +145,11 @@ class Level:
     """
 
     buffer_size: int = 0
-    rollout_length: int | None = None
+    rollout_length: Any = None
     update_interval: int = 1
     n_updates: int = 0
-    learn_from: float = 0.0
-    learn_until: float = math.inf
+    learn_from: Any = 0.0
+    learn_until: Any = math.inf
     control_interval: int | None = None
     chunk_size: int | None = None
     needs: tuple[str, ...] = ()
@@ -255,6 +256,7 @@ _PARAMETERS = {
     "reward": ("learner", "rows", "ctx"),
     "learn": ("learner", "replay", "ctx"),
 }
+_INTERVALS = ("control_interval", "chunk_size")
 _GONE = {
     "prepare": "draft(learner, memory, obs, ctx) -> (Decision, memory, needs_act)",
     "row_fields": 'Decision(action, memory, store={"name": value})',
@@ -272,7 +274,7 @@ def as_level(level: Any) -> Any:
     name = type(level).__name__
     if isinstance(level, type) or not dataclasses.is_dataclass(level):
         raise TypeError(f"a level is an instance of a frozen dataclass, got {level!r}.")
-    if not level.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    if not level.__dataclass_params__.frozen:  # pyright: ignore[reportAttributeAccessIssue]  # hidden
         raise TypeError(f"{name} is not frozen: declare it with @dataclass(frozen=True).")
     if not callable(getattr(level, "act", None)) or getattr(type(level), "act", None) is Level.act:
         raise TypeError(f"{name} does not define act, the one method a level must have.")
@@ -295,6 +297,11 @@ def as_level(level: Any) -> Any:
                 f"{name}.{method} must take ({', '.join(names)}), but takes "
                 f"{inspect.signature(function)}: {error}."
             ) from None
+    for attribute in ("buffer_size", "rollout_length", "update_interval", "n_updates", *_INTERVALS):
+        value = getattr(level, attribute)
+        if isinstance(value, float) and value.is_integer():  # 64.0 is 64
+            level = copy.copy(level)
+            object.__setattr__(level, attribute, int(value))
     try:
         hash(level)
     except TypeError as error:

@@ -15,7 +15,7 @@ from lrl_jax.algorithms import DQN, SAC, TDMPC2, Batch, Features, Hindsight, Sca
 from lrl_jax.buffers import Replay, Row
 from lrl_jax.levels.base import Context, Decision, Level, LevelSpec
 from lrl_jax.randomness import Salt
-from lrl_jax.settings import check_float, check_int
+from lrl_jax.settings import check_float, check_int, put_checked
 from lrl_jax.spaces import Box, Discrete, Space
 
 # Candidates that fill the matrix products of two cores.
@@ -101,17 +101,11 @@ class LearnerLevel(Level):
         if not isinstance(self.algorithm, kinds):
             names = " or a ".join(kind.__name__ for kind in kinds)
             raise TypeError(f"algorithm must be a {names}, got {self.algorithm!r}.")
-        for name, least in (
-            ("buffer_size", 1),
-            ("update_interval", 1),
-            ("n_updates", 0),
-            ("batch_size", 1),
-        ):
-            object.__setattr__(self, name, check_int(name, getattr(self, name), least))
+        sizes = ("buffer_size", "update_interval", "batch_size")
+        given = () if self.control_interval is None else ("control_interval",)
+        put_checked(self, check_int, (*sizes, *given), 1)
+        put_checked(self, check_int, ("n_updates",), 0)
         check_float("warm_up_steps", self.warm_up_steps, 0.0)
-        if self.control_interval is not None:
-            interval = check_int("control_interval", self.control_interval, 1)
-            object.__setattr__(self, "control_interval", interval)
         planner = self.algorithm.planner if isinstance(self.algorithm, TDMPC2) else None
         if self.chunk_size is None and planner is not None:
             size = math.ceil(CANDIDATES_PER_CHUNK / planner.num_samples)

@@ -24,8 +24,17 @@ from lrl_jax.planners import ICEM, BlackboxPlanner, PlanState, PredictorRollout
 from lrl_jax.planners.blackbox import check_aux_rewards
 from lrl_jax.predictors import Partial
 from lrl_jax.randomness import Salt
-from lrl_jax.settings import check_choice, check_float, check_int
+from lrl_jax.settings import check_choice, check_float, check_int, put_checked
 from lrl_jax.spaces import Box, Discrete, Space, mapped_space
+
+# Settings that become leaves of the learner.
+_LEAVES = (
+    "warm_up_steps",
+    "no_planning_steps",
+    "switch_planner_prob",
+    "switch_random_prob",
+    "resample_random_action_prob",
+)
 
 # Rows of candidates that fill the matrix products of two cores.
 ROWS_PER_CHUNK = 1024
@@ -88,6 +97,7 @@ class WithInput:
     """Rows with the level's input appended to their observations, as the predictor sees them."""
 
     space: Space
+    bootstraps: bool = False  # whether values behind rows matter
 
     def one(self, obs: jax.Array, level_input: Any) -> jax.Array:
         """Observations [..., O] and inputs [..., *input shape] to [..., O + I]."""
@@ -96,15 +106,21 @@ class WithInput:
         else:
             lead = level_input.shape[: level_input.ndim - len(self.space.shape)]
             level_input = level_input.reshape(*lead, self.space.dim)
-        return jnp.concatenate([obs, level_input.astype(obs.dtype)], -1)
+        return jnp.concatenate([obs.astype(jnp.float32), level_input.astype(jnp.float32)], -1)
 
-    def __call__(self, rows: Row) -> Row:
-        """The same rows, seen with their own input."""
-        see = self.one
-        lead = rows.terminated.shape
-        obs, following = (x.reshape(*lead, -1) for x in (rows.obs, rows.obs_next))
-        level_input = rows.level_input
-        return rows.replace(obs=see(obs, level_input), obs_next=see(following, level_input))
+    def __call__(self, rows: Row, replay: Replay) -> Row:
+        """The same rows, seen with their input.
+
+        What follows the rows of a piece [T, B], where values bootstrap, is seen with the input of
+        then; the model's rows [B] with their own.
+        """
+        lead, following = rows.terminated.shape, rows.level_input
+        if self.bootstraps and len(lead) == 2:
+            following = replay.next_input(rows)
+        obs, obs_next = (x.reshape(*lead, -1) for x in (rows.obs, rows.obs_next))
+        return rows.replace(
+            obs=self.one(obs, rows.level_input), obs_next=self.one(obs_next, following)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,22 +209,14 @@ class PlannerLevel(Level):
     def __post_init__(self):
         if not callable(self.predictor_factory):
             raise TypeError(f"predictor_factory is not callable: {self.predictor_factory!r}.")
-        for name, least in (
-            ("hold", 1),
-            ("buffer_size", 1),
-            ("update_interval", 1),
-            ("n_updates", 0),
-            ("batch_size", 1),
-            ("model_batch_size", 1),
-        ):
-            object.__setattr__(self, name, check_int(name, getattr(self, name), least))
-        for name in ("warm_up_steps", "no_planning_steps"):
-            check_float(name, getattr(self, name), 0.0)
-        for name in ("switch_planner_prob", "switch_random_prob", "resample_random_action_prob"):
-            check_float(name, getattr(self, name), 0.0, 1.0)
-        for name in ("control_interval", "full_row_env_steps", "chunk_size"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, check_int(name, getattr(self, name), 1))
+        sizes = ("hold", "buffer_size", "update_interval", "batch_size", "model_batch_size")
+        optional = ("control_interval", "full_row_env_steps", "chunk_size")
+        given = [name for name in optional if getattr(self, name) is not None]
+        put_checked(self, check_int, (*sizes, *given), 1)
+        put_checked(self, check_int, ("n_updates",), 0)
+        for name in _LEAVES:
+            high = 1.0 if name.endswith("_prob") else math.inf
+            check_float(name, getattr(self, name), 0.0, high)
         check_choice("mode", self.mode, ("heaviest", "mean"))
         object.__setattr__(self, "aux_rewards", check_aux_rewards(self.aux_rewards))
         if self.level_input_space is not None and not isinstance(
@@ -262,7 +270,8 @@ class PlannerLevel(Level):
                 "control_interval=None: a planner towards subgoals has to hand control back for "
                 "the next one, after 4 decisions for example."
             )
-        dim = self.level_input_space.dim  # type: ignore[union-attr]
+        assert self.level_input_space is not None  # settings were checked
+        dim = self.level_input_space.dim
         if predictor.latent_state_dim != dim:
             raise ValueError(
                 f"subgoals have {dim} entries, but the predictor's latent state has "
@@ -283,16 +292,7 @@ class PlannerLevel(Level):
             ps=predictor.init(key),
             predictor=predictor,
             spec=dataclasses.replace(spec, above=None, below=None),
-            **{
-                name: jnp.array(getattr(self, name), jnp.float32)
-                for name in (
-                    "warm_up_steps",
-                    "no_planning_steps",
-                    "switch_planner_prob",
-                    "switch_random_prob",
-                    "resample_random_action_prob",
-                )
-            },
+            **{name: jnp.array(getattr(self, name), jnp.float32) for name in _LEAVES},
         )
 
     def latent_space(self, spec: LevelSpec) -> Box:
@@ -439,7 +439,8 @@ class PlannerLevel(Level):
     ) -> tuple[PlannerLearner, dict[str, jax.Array]]:
         """Make one update of the predictor, which draws from the key in its own state."""
         if self.level_input_space is not None:
-            replay = replay.through(WithInput(self.level_input_space))
+            bootstraps = self.use_value and not self.pursues_input
+            replay = replay.through(WithInput(self.level_input_space, bootstraps))
         ps, (loss, info) = learner.predictor.learn(
             learner.ps,
             replay,
@@ -467,11 +468,7 @@ class PlannerLevel(Level):
             self.hold,
         )
         return BlackboxPlanner(
-            self.optimizer,
-            rollout_fn,
-            aux_rewards=self.aux_rewards,
-            use_value=self.use_value,
-            use_termination=self.use_termination,
+            self.optimizer, rollout_fn, self.aux_rewards, self.use_value, self.use_termination
         )
 
     def _seen(self, learner, obs, level_input):

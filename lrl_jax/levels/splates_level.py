@@ -66,7 +66,7 @@ class SPlaTESLevel(SkillLevel):
         check_choice("act_by", self.act_by, ("mppi", "policy"))
         n = check_int("n_fresh_skills", self.n_fresh_skills, 1)
         object.__setattr__(self, "n_fresh_skills", n)
-        if self.control_interval is None:  # type: ignore[unreachable]
+        if self.control_interval is None:
             raise ValueError("control_interval=None: a skill lasts a number of steps, such as 10.")
 
     def _backbone_defaults(self, on_sac: bool) -> dict[str, Any]:

@@ -2,11 +2,7 @@
 
 from lrl_jax.models.ensemble import MixturePrediction, ModelStats, ProbabilisticEnsemble
 from lrl_jax.models.running_std import RunningStd, init_running_std, update_running_std
-from lrl_jax.models.standardizer import (
-    init_standardizer,
-    masked_covariance,
-    standardizer_loss,
-)
+from lrl_jax.models.standardizer import init_standardizer, masked_covariance, standardizer_loss
 
 __all__ = [
     "MixturePrediction",

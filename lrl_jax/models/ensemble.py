@@ -21,7 +21,7 @@ from lrl_jax.nets import (
     check_periods,
     fourier_features,
 )
-from lrl_jax.settings import check_int
+from lrl_jax.settings import check_choice, check_float, check_int, put_checked
 
 MODES = ("heaviest", "mean")
 
@@ -42,13 +42,6 @@ class MixturePrediction(struct.Node):
     mean: jax.Array  # [M, ..., J, D]
     std: jax.Array  # [M, ..., J, D]
     term_prob: jax.Array  # [M, ...]
-
-
-def _check_number(name: str, value: float, low: float, high: float = math.inf) -> float:
-    number = float(value)
-    if not math.isfinite(number) or not low <= number <= high:
-        raise ValueError(f"{name} must be finite and in [{low:g}, {high:g}], got {value}.")
-    return number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,33 +95,24 @@ class ProbabilisticEnsemble:
     periods: tuple[float, ...] = ()
 
     def __post_init__(self):
-        def put(name, value):
-            object.__setattr__(self, name, value)
-
-        for name in (
-            "latent_state_dim",
-            "n_models",
-            "n_modes",
-            "n_particles",
-            "context_dim",
+        sizes = ("latent_state_dim", "n_models", "n_modes", "n_particles")
+        put_checked(self, check_int, sizes, 1)
+        put_checked(self, check_int, ("context_dim",), 0)
+        put_checked(self, check_float, ("running_std_momentum",), 0.0, 1.0)
+        start = ("sb_start_duration", "sb_start_factor", "sb_start_std")
+        put_checked(self, check_float, start, 0.0)
+        for name, check in (
+            ("action_space", spaces.from_any),
+            ("hidden", check_hidden),
+            ("periods", check_periods),
         ):
-            put(name, check_int(name, getattr(self, name), 0 if name == "context_dim" else 1))
-        put("action_space", spaces.from_any(self.action_space))
-        put("hidden", check_hidden(self.hidden))
-        put("periods", check_periods(self.periods))
+            object.__setattr__(self, name, check(getattr(self, name)))
         activation_fn(self.activation)
-        put(
-            "running_std_momentum",
-            _check_number("momentum", self.running_std_momentum, 0, 1),
-        )
-        for name in ("sb_start_duration", "sb_start_factor", "sb_start_std"):
-            put(name, _check_number(name, getattr(self, name), 0.0))
+        check_choice("deterministic_mode", self.deterministic_mode, MODES)
         if not self.log_std_min < self.log_std_max:
             raise ValueError(
                 f"log_std_min={self.log_std_min} must be below log_std_max={self.log_std_max}."
             )
-        if self.deterministic_mode not in MODES:
-            raise ValueError(f"deterministic_mode is one of {MODES}, not {self.deterministic_mode}")
 
     @property
     def action_dim(self) -> int:
@@ -293,14 +277,7 @@ class ProbabilisticEnsemble:
         Raises:
             ValueError: if the batch is smaller than the number of members it is shared among.
         """
-        rows = {
-            "s": state,
-            "c": context,
-            "a": action,
-            "s2": state_next,
-            "t": terminated,
-            "m": mask,
-        }
+        rows = {"s": state, "c": context, "a": action, "s2": state_next, "t": terminated, "m": mask}
         n_shares = self.n_models if self.partition_batch else 1
         size = state.shape[0] // n_shares
         if size < 1:

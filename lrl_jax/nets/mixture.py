@@ -48,12 +48,6 @@ class MixtureNetwork(nn.Module):
             log_weight = jax.nn.log_softmax(nn.Dense(self.n_modes, name="logits")(h))
         else:
             log_weight = jnp.zeros(shape[:-1], mean.dtype)
-        term_logit = None
-        if self.termination:
-            term_logit = nn.Dense(1, name="termination")(h)[..., 0]
-        return {
-            "mean": mean,
-            "log_std": log_std,
-            "log_weight": log_weight,
-            "term_logit": term_logit,
-        }
+        out = {"mean": mean, "log_std": log_std, "log_weight": log_weight}
+        term_logit = nn.Dense(1, name="termination")(h)[..., 0] if self.termination else None
+        return {**out, "term_logit": term_logit}

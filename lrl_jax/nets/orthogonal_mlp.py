@@ -58,36 +58,42 @@ class Pair(struct.Node):
     Small products cost more to start than to compute: stacked, two networks take as many as one.
 
     Attributes:
-        hidden: hidden layers of both, `kernel` [2, in, out] and `bias` [2, out].
-        first, second: last layer of each.
+        layers: of both, `kernel` [2, in, out] and `bias` [2, out]. The narrower last layer is
+            filled up with outputs that nobody reads, so that they get no gradient.
+        n_first, n_second: outputs of each (static).
     """
 
-    hidden: Layers
-    first: dict[str, jax.Array]
-    second: dict[str, jax.Array]
+    layers: Layers
+    n_first: int = struct.field(pytree_node=False)
+    n_second: int = struct.field(pytree_node=False)
 
     @classmethod
     def of(cls, first: Layers, second: Layers) -> Pair:
         """Stack two networks."""
-        hidden = jax.tree.map(lambda a, b: jnp.stack([a, b]), first[:-1], second[:-1])
-        return cls(hidden, first[-1], second[-1])
+        widths = [len(layers[-1]["bias"]) for layers in (first, second)]
+
+        def stacked(a, b):
+            out = max(a.shape[-1], b.shape[-1])
+            wide = [jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, out - x.shape[-1])]) for x in (a, b)]
+            return jnp.stack(wide)
+
+        return cls(jax.tree.map(stacked, first, second), *widths)
 
     def split(self) -> tuple[Layers, Layers]:
         """The two networks."""
-        first, second = (jax.tree.map(lambda x, i=i: x[i], self.hidden) for i in (0, 1))
-        return (*first, self.first), (*second, self.second)
+
+        def one(i, width):
+            *hidden, last = jax.tree.map(lambda x: x[i], self.layers)
+            return (*hidden, jax.tree.map(lambda x: x[..., :width], last))
+
+        return one(0, self.n_first), one(1, self.n_second)
 
     def columns(self, x: jax.Array, activation: str | Callable) -> tuple[jax.Array, jax.Array]:
         """Apply both to the columns of x [in, B]; gives [out, B] of each."""
         act = activation_fn(activation)
-        both = None
-        for layer in self.hidden:
-            kernel, bias = layer["kernel"], layer["bias"][..., None]
-            if both is None:
-                z = jnp.einsum("kio,ib->kob", kernel, x)
-            else:
-                z = jnp.einsum("kio,kib->kob", kernel, both)
-            both = act(z + bias)
-        first, second = (x, x) if both is None else both
-        last = lambda layer, h: layer["kernel"].T @ h + layer["bias"][:, None]  # noqa: E731
-        return last(self.first, first), last(self.second, second)
+        for i, layer in enumerate(self.layers):
+            of_both = "kio,kib->kob" if i else "kio,ib->kob"
+            x = jnp.einsum(of_both, layer["kernel"], x) + layer["bias"][..., None]
+            if i + 1 < len(self.layers):
+                x = act(x)
+        return x[0, : self.n_first], x[1, : self.n_second]

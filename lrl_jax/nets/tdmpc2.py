@@ -14,7 +14,7 @@ from lrl_jax.nets.normed_mlp import NormedMLP
 from lrl_jax.nets.simnorm import check_groups
 from lrl_jax.nets.tanh_gaussian import squash_log_std, tanh_gaussian
 from lrl_jax.nets.two_hot import TwoHot
-from lrl_jax.settings import check_float, check_int
+from lrl_jax.settings import check_float, check_int, put_checked
 
 Params = dict[str, Any]
 
@@ -50,20 +50,21 @@ class LatentModel:
     log_std_max: float = 2.0
 
     def __post_init__(self):
-        object.__setattr__(self, "latent_dim", check_int("latent_dim", self.latent_dim, 1))
-        object.__setattr__(self, "group_size", check_int("group_size", self.group_size, 1))
+        put_checked(self, check_int, ("latent_dim", "group_size"), 1)
+        put_checked(self, check_int, ("n_critics",), 2)
+        put_checked(self, check_float, ("log_std_min", "log_std_max"))
         check_groups(self.latent_dim, self.group_size)
         for name in ("hidden", "encoder_hidden"):
             hidden = check_hidden(getattr(self, name))
             if not hidden:
                 raise ValueError(f"{name} needs at least one layer, got {hidden}.")
             object.__setattr__(self, name, hidden)
-        object.__setattr__(self, "n_critics", check_int("n_critics", self.n_critics, 2))
         if not isinstance(self.two_hot, TwoHot):
             raise TypeError(f"two_hot must be a TwoHot, got {self.two_hot!r}.")
-        low, high = check_float("log_std_min", self.log_std_min), self.log_std_max
-        if not low < check_float("log_std_max", high):
-            raise ValueError(f"log_std_min={low} must be below log_std_max={high}.")
+        if not self.log_std_min < self.log_std_max:
+            raise ValueError(
+                f"log_std_min={self.log_std_min} must be below log_std_max={self.log_std_max}."
+            )
 
     def _net(self, part: str, action_dim: int = 0) -> NormedMLP:
         latent, bins = self.latent_dim, self.two_hot.num_bins
@@ -138,11 +139,10 @@ class LatentModel:
         x = _inputs(latent, action, condition)
         net = self._net("q")
         # Heads one by one: a product of two matrices each, which CPUs do faster than a batched one.
-        logits = [
+        logits = jnp.stack([
             apply_function(net, _head(heads, i), x, None if keep is None else keep[i])
             for i in range(len(jax.tree.leaves(heads)[0]))
-        ]
-        logits = jnp.stack(logits)
+        ])  # fmt: skip
         return logits, self.two_hot.decode(logits)
 
     def policy(
@@ -181,13 +181,12 @@ def pick_heads(heads: Any, key: jax.Array) -> Any:
     n = len(jax.tree.leaves(heads)[0])
     if n == 2:
         return heads
-    first, second = two_of(n, key)
-    return jax.tree.map(
-        lambda p: jnp.stack(
-            [jax.lax.dynamic_index_in_dim(p, i, keepdims=False) for i in (first, second)]
-        ),
-        heads,
-    )
+    chosen = two_of(n, key)
+
+    def pick(p):
+        return jnp.stack([jax.lax.dynamic_index_in_dim(p, i, keepdims=False) for i in chosen])
+
+    return jax.tree.map(pick, heads)
 
 
 def two_of(n: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrl_jax.settings import check_float, check_int
+from lrl_jax.settings import check_float, check_int, put_checked
 
 
 def symlog(x: jax.Array) -> jax.Array:
@@ -39,9 +39,8 @@ class TwoHot:
     high: float = 11.0
 
     def __post_init__(self):
-        object.__setattr__(self, "num_bins", check_int("num_bins", self.num_bins, 2))
-        object.__setattr__(self, "low", check_float("low", self.low))
-        object.__setattr__(self, "high", check_float("high", self.high))
+        put_checked(self, check_int, ("num_bins",), 2)
+        put_checked(self, check_float, ("low", "high"))
         if not self.low < self.high:
             raise ValueError(f"bins need low < high, got low={self.low} and high={self.high}.")
 

@@ -67,11 +67,7 @@ def plan_cost(
     if use_termination:
         if rollout.term_prob is None:
             raise ValueError("use_termination needs a rollout with term_prob; it is None.")
-        alive = jnp.cumprod(1.0 - rollout.term_prob, axis=-1)
-        end = alive[..., -1]
-        before = jnp.concatenate([jnp.ones_like(alive[..., :1]), alive[..., :-1]], -1)
-        # Where nothing is left alive a reward counts for nothing, whatever the model makes of it.
-        rew = jnp.where(before > 0, rew * before, 0.0)
+        rew, end = _while_alive(rew, rollout.term_prob)
     ret = rew.sum(-1)
     if use_value:
         if rollout.value is None:
@@ -87,6 +83,14 @@ def plan_cost(
             )
         cost = cost - weight * extra
     return cost
+
+
+def _while_alive(rew: jax.Array, term_prob: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Rewards [..., H] times the probability of being alive before, and that of the end [...]."""
+    alive = jnp.cumprod(1.0 - term_prob, axis=-1)
+    before = jnp.concatenate([jnp.ones_like(alive[..., :1]), alive[..., :-1]], -1)
+    # Where nothing is left alive a reward counts for nothing, whatever the model makes of it.
+    return jnp.where(before > 0, rew * before, 0.0), alive[..., -1]
 
 
 def ensemble_disagreement(rollout: Any, plans: jax.Array) -> jax.Array:
@@ -164,13 +168,8 @@ class BlackboxPlanner:
         use_termination = self.use_termination
         if use_termination is None:
             use_termination = rollout.term_prob is not None
-        return plan_cost(
-            rollout,
-            plans,
-            use_value=self.use_value,
-            use_termination=use_termination,
-            aux_rewards=self.aux_rewards,
-        )
+        flags = {"use_value": self.use_value, "use_termination": use_termination}
+        return plan_cost(rollout, plans, aux_rewards=self.aux_rewards, **flags)
 
     def plan(
         self, context: Any, plan_state: PlanState, key: jax.Array, space: Space
@@ -264,9 +263,8 @@ def _in_blocks(rollout: Any, size: int) -> Any:
     rew = rollout.rew.reshape(*rollout.rew.shape[:-1], -1, size)
     term_prob = rollout.term_prob
     if term_prob is not None:
-        alive = jnp.cumprod(1.0 - term_prob.reshape(rew.shape), axis=-1)
-        before = jnp.concatenate([jnp.ones_like(alive[..., :1]), alive[..., :-1]], -1)
-        rew, term_prob = jnp.where(before > 0, rew * before, 0.0), 1.0 - alive[..., -1]
+        rew, alive = _while_alive(rew, term_prob.reshape(rew.shape))
+        term_prob = 1.0 - alive
     return rollout.replace(
         state=rollout.state[..., ::size, :], rew=rew.sum(-1), term_prob=term_prob
     )

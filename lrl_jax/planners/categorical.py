@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from lrl_jax import struct
 from lrl_jax.planners import common
 from lrl_jax.planners.common import Best, CostFn, PlanState
-from lrl_jax.settings import check_choice, check_float, check_int
 from lrl_jax.spaces import Discrete
 
 
@@ -63,24 +62,13 @@ class CategoricalCEM(common.KeepsElites):
     space_type: ClassVar[type] = Discrete
 
     def __post_init__(self):
-        def put(name, value):
-            object.__setattr__(self, name, value)
+        self._check_settings(("alpha", "explore", "min_prob", "keep_elites", "shift_elites"))
+        self._check_elites()
 
-        put("horizon", check_int("horizon", self.horizon, 1))
-        put("num_samples", check_int("num_samples", self.num_samples, 2))
-        put("n_iterations", check_int("n_iterations", self.n_iterations, 1))
-        ratio = check_float("elite_ratio", self.elite_ratio, 0.0, 1.0, above=True)
-        put("elite_ratio", ratio)
-        for name in ("alpha", "explore", "min_prob", "keep_elites", "shift_elites"):
-            put(name, check_float(name, getattr(self, name), 0.0, 1.0))
-        check_choice("return_mode", self.return_mode, common.RETURN_MODES)
-        _ = self.n_elites
-        if max(self.n_kept, self.n_shifted) >= self.num_samples:
-            raise ValueError(
-                f"{self.n_elites} elites kept among {self.num_samples} candidates leave no new "
-                f"ones: lower elite_ratio={self.elite_ratio}, keep_elites={self.keep_elites} or "
-                f"shift_elites={self.shift_elites}."
-            )
+    @property
+    def population(self) -> tuple[int, ...]:
+        """Number of candidates of each iteration."""
+        return (self.num_samples,) * self.n_iterations
 
     def check(self, space: Discrete) -> None:
         """Raise a TypeError or ValueError if plans over `space` are not for this optimiser."""
@@ -153,29 +141,20 @@ class CategoricalCEM(common.KeepsElites):
     def _refit(self, cost_fn, search, key, space, first):
         """One iteration: draw, evaluate, count."""
         fresh = self._draw(search.probs, key, self.num_samples, space)
-        candidates = fresh
-        if self.n_shifted:
-            shifted = search.kept[: self.n_shifted].at[:, -1].set(fresh[: self.n_shifted, -1])
-            candidates = common.insert_rows(candidates, shifted, first & search.has_kept)
-        if self.n_kept:
-            use = ~first & search.has_kept
-            candidates = common.insert_rows(candidates, search.kept[: self.n_kept], use)
+        candidates = self._with_kept(search, fresh, first)
         cost = common.finite_costs(cost_fn(candidates), self.num_samples)
-        elites, elite_cost = common.select_elites(candidates, cost, self.n_elites)
-        finite = jnp.isfinite(elite_cost)
-        number = finite.sum().astype(jnp.float32)
-        counts = (jax.nn.one_hot(elites, space.n) * finite[:, None, None]).sum(0)
+        elites, elite_cost, number, mean_cost = self._elites(candidates, cost)
+        finite = jnp.isfinite(elite_cost)[:, None, None]
+        counts = (jax.nn.one_hot(elites, space.n) * finite).sum(0)
         frequency = counts / jnp.maximum(number, 1.0)
         enough = number >= 2
         mixed = self.alpha * search.probs + (1 - self.alpha) * frequency
-        search = _Search(
+        return _Search(
             probs=jnp.where(enough, mixed, search.probs),
             kept=jnp.where(enough, elites[: search.kept.shape[0]], search.kept),
             has_kept=enough | search.has_kept,
             best=common.update_best(search.best, elites[0], elite_cost[0]),
-        )
-        mean_cost = jnp.where(finite, elite_cost, 0.0).sum() / jnp.maximum(number, 1.0)
-        return search, jnp.where(number > 0, mean_cost, jnp.inf)
+        ), mean_cost
 
     def _draw(self, probs, key, size, space):
         """Draw plans [size, H] from probabilities [H, n] by inverting their running sum."""

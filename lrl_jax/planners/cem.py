@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,9 @@ from jax.scipy.special import ndtr, ndtri
 
 from lrl_jax import struct
 from lrl_jax.planners import common
-from lrl_jax.planners.common import Best, CostFn, PlanState
+from lrl_jax.planners.common import Best, CostFn, KeepsElites, PlanState, population_sizes
 from lrl_jax.planners.noise import colouring_matrix
-from lrl_jax.settings import check_choice, check_float, check_int
+from lrl_jax.settings import check_choice, check_float, put_checked
 from lrl_jax.spaces import Box
 
 SAMPLING = ("clip", "truncated_normal")
@@ -31,12 +31,12 @@ class _Search(struct.Node):
 
 
 @dataclasses.dataclass(frozen=True)
-class CEM(common.KeepsElites):
+class CEM(KeepsElites):
     """Cross-entropy method (Rubinstein 1999): sample plans, refit a Gaussian to the cheapest.
 
     Written for one instance; map it with `jax.vmap`. Plans have shape [H, *A] with H the horizon
-    and A the shape of an action. With the defaults this is plain CEM; `ICEM` has the same
-    settings with other defaults.
+    and A the shape of an action. With the defaults this is plain CEM; `ICEM` makes one
+    with other defaults.
 
     Attributes:
         horizon: steps H of a plan.
@@ -78,43 +78,20 @@ class CEM(common.KeepsElites):
     space_type: ClassVar[type] = Box
 
     def __post_init__(self):
-        def put(name, value):
-            object.__setattr__(self, name, value)
-
-        put("horizon", check_int("horizon", self.horizon, 1))
-        put("num_samples", check_int("num_samples", self.num_samples, 2))
-        put("n_iterations", check_int("n_iterations", self.n_iterations, 1))
-        ratio = check_float("elite_ratio", self.elite_ratio, 0.0, 1.0, above=True)
-        put("elite_ratio", ratio)
-        put("alpha", check_float("alpha", self.alpha, 0.0, 1.0))
-        put("noise_beta", check_float("noise_beta", self.noise_beta))
-        put("keep_elites", check_float("keep_elites", self.keep_elites, 0.0, 1.0))
-        put("shift_elites", check_float("shift_elites", self.shift_elites, 0.0, 1.0))
-        put("sample_decay", check_float("sample_decay", self.sample_decay, 1.0))
-        check_choice("return_mode", self.return_mode, common.RETURN_MODES)
+        self._check_settings(("alpha", "keep_elites", "shift_elites"))
+        put_checked(self, check_float, ("noise_beta",))
+        put_checked(self, check_float, ("sample_decay",), 1.0)
         check_choice("sampling", self.sampling, SAMPLING)
-        if np.ndim(self.sigma):
-            sigma = tuple(check_float("sigma", s, 0.0, above=True) for s in np.ravel(self.sigma))
-        else:
-            sigma = check_float("sigma", self.sigma, 0.0, above=True)
-        put("sigma", sigma)
-        _ = self.n_elites
-        least = self.n_shifted + int(self.mean_candidate)
-        if max(self.n_kept + int(self.mean_candidate), least) >= min(self.population):
-            raise ValueError(
-                f"{self.n_elites} elites kept among {min(self.population)} candidates leave no "
-                f"new ones: lower elite_ratio={self.elite_ratio}, "
-                f"keep_elites={self.keep_elites} or shift_elites={self.shift_elites}."
-            )
+        sigma = np.ravel(self.sigma) if np.ndim(self.sigma) else [self.sigma]
+        several = [check_float("sigma", s, 0.0, above=True) for s in sigma]
+        object.__setattr__(self, "sigma", tuple(several) if np.ndim(self.sigma) else several[0])
+        self._check_elites(int(self.mean_candidate))
 
     @property
     def population(self) -> tuple[int, ...]:
         """Number of candidates of each iteration."""
-        return tuple(
-            common.population_sizes(
-                self.num_samples, self.sample_decay, self.n_iterations, 2 * self.n_elites
-            )
-        )
+        least = 2 * self.n_elites
+        return population_sizes(self.num_samples, self.sample_decay, self.n_iterations, least)
 
     def check(self, space: Box) -> None:
         """Raise a TypeError or ValueError if plans over `space` are not for this optimiser."""
@@ -132,7 +109,7 @@ class CEM(common.KeepsElites):
     def init(self, space: Box) -> PlanState:
         """State before the first plan: the mean is the centre of the bounds, or 0 without."""
         self.check(space)
-        low, high = _bounds(space)
+        low, high = space.bounds
         with np.errstate(invalid="ignore"):
             middle = np.where(_is_bounded(low, high), (low + high) / 2, np.clip(0.0, low, high))
         shape = (self.horizon, *space.shape)
@@ -207,47 +184,30 @@ class CEM(common.KeepsElites):
     def _refit(self, cost_fn, search, key, space, *, first, last, size):
         """One iteration: draw, evaluate, fit. `first` and `last` may be traced."""
         fresh = self._draw(search.mean, search.std, key, size, space)
-        candidates = self._keep(search, fresh, first, last)
+        candidates = self._with_kept(search, fresh, first)
+        if self.mean_candidate:
+            # The last row: in a search of one iteration shifted elites fill the first ones.
+            mean = jnp.where(last, search.mean, candidates[-1])
+            candidates = candidates.at[-1].set(mean)
         plans = candidates.reshape(size, self.horizon, *space.shape)
         cost = common.finite_costs(cost_fn(plans), size)
-        elites, elite_cost = common.select_elites(candidates, cost, self.n_elites)
+        elites, elite_cost, number, mean_cost = self._elites(candidates, cost)
         # Elites without a finite cost count for nothing; the fit stays where fewer than two are
         # left to take a std from.
         weight = jnp.isfinite(elite_cost)[:, None, None]
-        number = weight.sum().astype(jnp.float32)
         centre = jnp.where(weight, elites, 0.0).sum(0) / jnp.maximum(number, 1.0)
         square = jnp.where(weight, (elites - centre) ** 2, 0.0).sum(0)
         spread = jnp.sqrt(square / jnp.maximum(number - 1.0, 1.0))
         mix = jnp.float32(self.alpha)
         n_rows = search.kept.shape[0]
         enough = number >= 2
-        search = _Search(
+        return _Search(
             mean=jnp.where(enough, mix * search.mean + (1 - mix) * centre, search.mean),
             std=jnp.where(enough, mix * search.std + (1 - mix) * spread, search.std),
             kept=jnp.where(enough, elites[:n_rows], search.kept),
             has_kept=enough | search.has_kept,
             best=common.update_best(search.best, elites[0], elite_cost[0]),
-        )
-        finite = jnp.isfinite(elite_cost)
-        mean_cost = jnp.where(finite, elite_cost, 0.0).sum() / jnp.maximum(number, 1.0)
-        return search, jnp.where(number > 0, mean_cost, jnp.inf)
-
-    def _keep(self, search, fresh, first, last):
-        """Put kept plans and the mean in the place of the first draws."""
-        candidates = fresh
-        if self.n_shifted:
-            # What was the end of the horizon is new ground after the shift.
-            shifted = search.kept[: self.n_shifted].at[:, -1].set(fresh[: self.n_shifted, -1])
-            candidates = common.insert_rows(candidates, shifted, first & search.has_kept)
-        if self.n_kept:
-            use = jnp.logical_not(first) & search.has_kept
-            candidates = common.insert_rows(candidates, search.kept[: self.n_kept], use)
-        if self.mean_candidate:
-            # The last row: in a search of one iteration shifted elites fill the first ones.
-            start = fresh.shape[0] - 1
-            use = jnp.asarray(last)
-            candidates = common.insert_rows(candidates, search.mean[None], use, start)
-        return candidates
+        ), mean_cost
 
     def _draw(self, mean, std, key, size, space):
         """Draw plans [size, H, F] around `mean` with `std`, both [H, F], within the bounds."""
@@ -257,7 +217,7 @@ class CEM(common.KeepsElites):
         if self.noise_beta:
             noise = colouring_matrix(horizon, self.noise_beta) @ noise
         noise = jnp.moveaxis(noise.reshape(horizon, size, entries), 0, 1)
-        low, high = _bounds(space)
+        low, high = space.bounds
         if self.sampling == "truncated_normal":
             noise = _truncate(noise, mean, std, low, high)
         plans = mean + std * noise
@@ -265,32 +225,31 @@ class CEM(common.KeepsElites):
 
     def _choose(self, search, key, space):
         """Return the plan [H, F] that `return_mode` names; consumes `key`."""
-        if self.return_mode == "best":
-            return search.best.plan
         if self.return_mode == "sample":
             return self._draw(search.mean, search.std, key, 1, space)[0]
-        return search.mean
+        return search.best.plan if self.return_mode == "best" else search.mean
 
 
-@dataclasses.dataclass(frozen=True)
-class ICEM(CEM):
+def ICEM(horizon: int, num_samples: int = 256, **settings: Any) -> CEM:
     """Improved CEM (Pinneri et al. 2020): CEM with its additions switched on.
 
-    Coloured noise, elites kept over iterations and, shifted, over decisions, fewer candidates in
-    later iterations, the mean as a candidate in the last one, the best candidate as the answer.
-    Each is a setting of `CEM`. The decay is off by default (see `CEM`); the paper has 1.25.
+    Coloured noise (`noise_beta` 1), elites kept over iterations and, shifted, over decisions (0.3
+    of them each), the mean as a candidate in the last iteration, the best candidate as the answer.
+    Fewer candidates in later iterations are off by default (see `CEM`); the paper has a
+    `sample_decay` of 1.25.
+
+    Args:
+        horizon, num_samples: see `CEM`.
+        settings: of `CEM`, in place of the above.
     """
-
-    return_mode: str = "best"
-    noise_beta: float = 1.0
-    keep_elites: float = 0.3
-    shift_elites: float = 0.3
-    mean_candidate: bool = True
-
-
-def _bounds(space: Box) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds [F] of a flattened action, float64."""
-    return space.bounds
+    additions: dict[str, Any] = {
+        "return_mode": "best",
+        "noise_beta": 1.0,
+        "keep_elites": 0.3,
+        "shift_elites": 0.3,
+        "mean_candidate": True,
+    }
+    return CEM(horizon, num_samples, **{**additions, **settings})
 
 
 def _is_bounded(low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -301,7 +260,7 @@ def _is_bounded(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 def _initial_std(sigma: float | tuple[float, ...], space: Box) -> np.ndarray:
     """Std [F] in units of the action."""
-    low, high = _bounds(space)
+    low, high = space.bounds
     with np.errstate(invalid="ignore"):
         unit = np.where(_is_bounded(low, high), (high - low) / 2, 1.0)
     return (np.asarray(sigma, np.float64) * unit).astype(np.float32)

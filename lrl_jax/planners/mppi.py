@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lrl_jax import struct
-from lrl_jax.settings import check_float, check_int
+from lrl_jax.settings import check_float, check_int, put_checked
 
 ValueFn = Callable[[jax.Array], jax.Array]
 
@@ -62,13 +62,9 @@ class MPPI:
     max_std: float = 2.0
 
     def __post_init__(self):
-        least = {"num_policy_samples": 0}
-        for name in ("horizon", "num_samples", "num_policy_samples", "num_elites", "n_iterations"):
-            value = check_int(name, getattr(self, name), least.get(name, 1))
-            object.__setattr__(self, name, value)
-        for name in ("temperature", "min_std", "max_std"):
-            value = check_float(name, getattr(self, name), 0.0)
-            object.__setattr__(self, name, value)
+        put_checked(self, check_int, ("horizon", "num_samples", "num_elites", "n_iterations"), 1)
+        put_checked(self, check_int, ("num_policy_samples",), 0)
+        put_checked(self, check_float, ("temperature", "min_std", "max_std"), 0.0)
         if self.num_policy_samples >= self.num_samples:
             raise ValueError(
                 f"num_policy_samples={self.num_policy_samples} leaves none of "

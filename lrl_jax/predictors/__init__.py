@@ -2,11 +2,7 @@
 
 from lrl_jax.predictors.base import Predictor
 from lrl_jax.predictors.encoders import IdentityEncoder, IndexEncoder, LinearEncoder
-from lrl_jax.predictors.factory import (
-    Partial,
-    PredictorFactory,
-    get_default_predictor_factory,
-)
+from lrl_jax.predictors.factory import Partial, PredictorFactory, get_default_predictor_factory
 from lrl_jax.predictors.reward_predictor import RewardPredictor
 from lrl_jax.predictors.static_predictor import StaticPredictor
 from lrl_jax.predictors.targets import n_step_targets

@@ -11,17 +11,13 @@ import jax.numpy as jnp
 
 from lrl_jax import buffers
 from lrl_jax.devices import resolve_device
-from lrl_jax.models import (
-    ProbabilisticEnsemble,
-    init_running_std,
-    init_standardizer,
-    mixture,
-)
+from lrl_jax.models import ProbabilisticEnsemble, init_running_std, init_standardizer, mixture
 from lrl_jax.nets import apply_function, init_function
 from lrl_jax.predictors import rollouts
 from lrl_jax.predictors.checks import check_function, check_std
 from lrl_jax.predictors.compiled import compiled
-from lrl_jax.predictors.types import LatentRollout, Prediction, PredictorState, Rollout
+from lrl_jax.predictors.encoders import as_shape
+from lrl_jax.predictors.types import Prediction, PredictorState, Rollout
 from lrl_jax.settings import check_int
 
 
@@ -75,7 +71,7 @@ class Predictor:
         if shape is None:
             shape = getattr(self.encoder, "mapped_env_obs_shape", None)
         if shape is not None:
-            shape = (shape,) if isinstance(shape, int) else tuple(int(d) for d in shape)
+            shape = as_shape(shape)
         object.__setattr__(self, "mapped_env_obs_shape", shape)
 
     # ------------------------------------------------------------------ state
@@ -106,12 +102,8 @@ class Predictor:
         keys = jax.random.split(key, 6)
         state, context = (jnp.zeros((1, d)) for d in (self.latent_state_dim, self.context_dim))
         action = jnp.zeros((1, self.model.action_dim))
-        value = {}
-        if self.val_func is not None:
-            value = init_function(self.val_func, keys[2], state, context)
-        reward = {}
-        if self.rew_func is not None:
-            reward = init_function(self.rew_func, keys[1], state, context, action)
+        value = init_function(self.val_func, keys[2], state, context)
+        reward = init_function(self.rew_func, keys[1], state, context, action)
         params = {
             "encoder": self._init_encoder(keys[3]),
             "model": self.model.init(keys[0]),
@@ -257,59 +249,12 @@ class Predictor:
             self, ps, state, context, act, deterministic, key, n_particles
         ), context
 
-    def rollout_latent(
-        self,
-        ps: PredictorState,
-        s: jax.Array,
-        c: jax.Array,
-        act: jax.Array,
-        *,
-        key: jax.Array | None = None,
-        deterministic: bool = True,
-        mode: str | None = None,
-        with_value: bool = False,
-        with_termination: bool | None = None,
-        n_particles: int | None = None,
-    ) -> LatentRollout:
-        """Roll the model out from latent states: the fast path of planners.
-
-        Meant to be called inside jitted code. Under a vmap over instances each layer is one matrix
-        product over all instances, plans and particles.
-
-        Args:
-            ps: state.
-            s, c: latent states [B, D] and contexts [B, C].
-            act: [B, H, *action shape].
-            key: consumed by a stochastic rollout, which needs it.
-            deterministic: follow one mode with one particle, else sample.
-            mode: "heaviest" or "mean"; the model's `deterministic_mode` by default.
-            with_value: also the value of the last state.
-            with_termination: also the termination probabilities; by default if the model learns
-                them.
-            n_particles: of a stochastic rollout; the model's by default.
-        """
-        return rollouts.rollout_latent(
-            self,
-            ps,
-            s,
-            c,
-            act,
-            key,
-            deterministic,
-            mode,
-            with_value,
-            with_termination,
-            n_particles,
-        )
+    rollout_latent = rollouts.rollout_latent
 
     # -------------------------------------------------- standardized densities
 
     def standardized_mixture(
-        self,
-        ps: PredictorState,
-        state: jax.Array,
-        context: jax.Array,
-        action: jax.Array,
+        self, ps: PredictorState, state: jax.Array, context: jax.Array, action: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Mixture over W d, which does not depend on the next state.
 
@@ -391,12 +336,7 @@ class Predictor:
 
     @staticmethod
     def sample_partial_trajectories(
-        buffer: Any,
-        batch_size: int,
-        n_steps: int,
-        device: Any = None,
-        *,
-        key: jax.Array,
+        buffer: Any, batch_size: int, n_steps: int, device: Any = None, *, key: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Sample partial trajectories; consumes `key`.
 

@@ -7,16 +7,12 @@ from typing import Any
 import numpy as np
 from jax.core import Tracer
 
-from lrl_jax.schedules import check_setting
-
-
-def _is_concrete(x: Any) -> bool:
-    return not isinstance(x, Tracer)
+from lrl_jax.settings import check_float
 
 
 def check_gamma(gamma: Any) -> None:
     """Raise a ValueError if a gamma known on the host is not in [0, 1]."""
-    if _is_concrete(gamma):
+    if not isinstance(gamma, Tracer):
         values = np.asarray(gamma, np.float64)
         if not np.all((values >= 0.0) & (values <= 1.0)):
             raise ValueError(f"gamma must lie in [0, 1], got {gamma}.")
@@ -36,8 +32,4 @@ def check_function(name: str, function: Any, optional: bool) -> None:
 
 def check_std(std: Any) -> Any:
     """Return a positive std; a traced one is not checked."""
-    if isinstance(std, int | float):
-        check_setting("fixed_std", std)
-        if std <= 0:
-            raise ValueError(f"fixed_std must be positive, got {std}.")
-    return std
+    return check_float("fixed_std", std, 0.0, above=True) if isinstance(std, int | float) else std

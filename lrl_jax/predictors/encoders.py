@@ -12,6 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 
+def as_shape(shape: Any) -> tuple[int, ...]:
+    """The shape of an observation as a tuple of ints; a number is the size of a flat one."""
+    return (int(shape),) if isinstance(shape, int) else tuple(int(d) for d in shape)
+
+
 def _ranges(name: str, value: Any) -> tuple[tuple[int, int], ...]:
     """Normalise (start, stop), or several of them, to a tuple of pairs."""
     value = tuple(value)
@@ -19,10 +24,10 @@ def _ranges(name: str, value: Any) -> tuple[tuple[int, int], ...]:
         return ()
     if all(np.ndim(v) == 0 for v in value):
         value = (value,)
-    pairs = tuple(tuple(int(i) for i in pair) for pair in value)
+    pairs: Any = tuple(tuple(int(i) for i in pair) for pair in value)
     if any(len(p) != 2 or not 0 <= p[0] < p[1] for p in pairs):
         raise ValueError(f"{name} must be (start, stop) with 0 <= start < stop, got {value}.")
-    return tuple((start, stop) for start, stop in pairs)
+    return pairs
 
 
 def _check_dim(name: str, given: int | None, actual: int) -> None:
@@ -48,7 +53,7 @@ class IdentityEncoder:
     def __post_init__(self):
         _check_dim("context_dim", self.context_dim, 0)
         if self.mapped_env_obs_shape is not None:
-            shape = tuple(int(d) for d in self.mapped_env_obs_shape)
+            shape = as_shape(self.mapped_env_obs_shape)
             object.__setattr__(self, "mapped_env_obs_shape", shape)
             _check_dim("latent_state_dim", self.latent_state_dim, math.prod(shape))
             object.__setattr__(self, "latent_state_dim", math.prod(shape))
@@ -88,7 +93,7 @@ class IndexEncoder:
         if not self.state:
             raise ValueError("the state needs at least one range of the observation, got none.")
         if self.mapped_env_obs_shape is not None:
-            shape = tuple(int(d) for d in self.mapped_env_obs_shape)
+            shape = as_shape(self.mapped_env_obs_shape)
             object.__setattr__(self, "mapped_env_obs_shape", shape)
             last = max(stop for _, stop in self.state + self.context)
             if last > math.prod(shape):
@@ -125,7 +130,7 @@ class LinearEncoder(nn.Module):
     constant_dims: tuple[int, ...] = ()
 
     def __post_init__(self):
-        self.mapped_env_obs_shape = tuple(int(d) for d in self.mapped_env_obs_shape)
+        self.mapped_env_obs_shape = as_shape(self.mapped_env_obs_shape)
         self.constant_dims = tuple(int(d) for d in self.constant_dims)
         size = math.prod(self.mapped_env_obs_shape)
         if any(not 0 <= d < size for d in self.constant_dims):

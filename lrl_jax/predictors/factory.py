@@ -13,7 +13,7 @@ from lrl_jax.env_spec import goal_indices
 from lrl_jax.models import ProbabilisticEnsemble
 from lrl_jax.nets import RewardFunction, ValueFunction
 from lrl_jax.predictors.base import Predictor
-from lrl_jax.predictors.encoders import IndexEncoder
+from lrl_jax.predictors.encoders import IndexEncoder, as_shape
 from lrl_jax.predictors.reward_predictor import RewardPredictor
 
 
@@ -108,11 +108,7 @@ class PredictorFactory:
             object.__setattr__(self, name, _as_partial(name, part))
 
     def __call__(
-        self,
-        mapped_env_obs_shape: Any,
-        action_space: Any,
-        device: Any = None,
-        writer: Any = None,
+        self, mapped_env_obs_shape: Any, action_space: Any, device: Any = None, writer: Any = None
     ) -> Predictor:
         """Create a predictor.
 
@@ -125,8 +121,7 @@ class PredictorFactory:
         Raises:
             ValueError: if the latent state's dimension cannot be told.
         """
-        shape = mapped_env_obs_shape
-        shape = (int(shape),) if isinstance(shape, int) else tuple(int(d) for d in shape)
+        shape = as_shape(mapped_env_obs_shape)
         action_space = spaces.from_any(action_space)
         dims = {}
         for name in ("latent_state_dim", "context_dim"):
@@ -147,15 +142,12 @@ class PredictorFactory:
                     f"or to partial_encoder."
                 )
         model = _call(self.partial_model, {**dims, "action_space": action_space})
-        val_func = rew_func = None
-        if self.partial_val_func is not None:
-            val_func = _call(self.partial_val_func, dims)
-        if self.partial_rew_func is not None:
-            rew_func = _call(self.partial_rew_func, {**dims, "action_dim": action_space.dim})
+        value, reward = self.partial_val_func, self.partial_rew_func
+        for_reward = {**dims, "action_dim": action_space.dim}
         offered = {
             "model": model,
-            "val_func": val_func,
-            "rew_func": rew_func,
+            "val_func": None if value is None else _call(value, dims),
+            "rew_func": None if reward is None else _call(reward, for_reward),
             "encoder": encoder,
             **dims,
             "mapped_env_obs_shape": shape,

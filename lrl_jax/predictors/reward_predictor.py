@@ -21,7 +21,7 @@ from lrl_jax.predictors.targets import n_step_windows, valid_starts
 from lrl_jax.predictors.types import ModelBatch, PredictorState, TargetBatch
 from lrl_jax.randomness import Salt
 from lrl_jax.schedules import Schedule, check_setting
-from lrl_jax.settings import check_float, check_int
+from lrl_jax.settings import check_float, check_int, put_checked
 
 LEARNING_RATES = {  # part of the parameters: setting
     "encoder": "encoder_lr",
@@ -76,27 +76,22 @@ class RewardPredictor(Predictor):
 
     def __post_init__(self):
         super().__post_init__()
-
-        def put(name, value):
-            object.__setattr__(self, name, value)
-
-        for name in ("gamma", "tau"):
-            put(name, check_setting(name, getattr(self, name), 0.0, 1.0))
-        for name in LEARNING_RATES.values():
-            put(name, check_setting(name, getattr(self, name)))
-        for name in ("consistency_loss_weight", "value_loss_weight", "rew_loss_weight"):
+        put_checked(self, check_setting, ("gamma", "tau"), 0.0, 1.0)
+        put_checked(self, check_setting, tuple(LEARNING_RATES.values()))
+        weights = ("consistency_loss_weight", "value_loss_weight", "rew_loss_weight")
+        for name in weights:
             if callable(getattr(self, name)):
                 raise TypeError(f"{name} must be a number, got {getattr(self, name)!r}.")
-            put(name, check_setting(name, getattr(self, name)))
+        put_checked(self, check_setting, weights)
         check_float("state_noise", self.state_noise, 0.0)
-        for name in ("k_steps", "n_steps"):
-            put(name, check_int(name, getattr(self, name), 1))
-        put("encoder_warm_up", check_int("encoder_warm_up", self.encoder_warm_up, 0))
+        put_checked(self, check_int, ("k_steps", "n_steps"), 1)
+        put_checked(self, check_int, ("encoder_warm_up",), 0)
         if self.clip_grad_max_norm is not None:
-            norm = check_setting("clip_grad_max_norm", self.clip_grad_max_norm)
-            if callable(norm) or norm <= 0:
-                raise ValueError(f"clip_grad_max_norm must be positive or None, got {norm}.")
-            put("clip_grad_max_norm", norm)
+            put_checked(self, check_setting, ("clip_grad_max_norm",))
+            if callable(self.clip_grad_max_norm) or self.clip_grad_max_norm <= 0:
+                raise ValueError(
+                    f"clip_grad_max_norm must be positive or None, got {self.clip_grad_max_norm}."
+                )
 
     def _hyper(self):
         names = ("gamma", "tau", *LEARNING_RATES.values())
@@ -132,10 +127,7 @@ class RewardPredictor(Predictor):
             gamma: discount factor.
             key: consumed; the state's own key by default.
         """
-        k_steps, n_steps = (
-            check_int("k_steps", k_steps, 1),
-            check_int("n_steps", n_steps, 1),
-        )
+        k_steps, n_steps = (check_int("k_steps", k_steps, 1), check_int("n_steps", n_steps, 1))
         check_int("batch_size", batch_size, 1)
         check_gamma(gamma)
         key = ps.key if key is None else key
@@ -143,15 +135,9 @@ class RewardPredictor(Predictor):
         # than the targets themselves.
         ps = ps.replace(opt_state=None, params={"encoder": ps.params["encoder"]})
         gamma = np.float32(gamma) if isinstance(gamma, int | float) else gamma
-        return self._compute_targets(
-            ps,
-            buffers.as_replay(buffer),
-            batch_size,
-            k_steps,
-            n_steps,
-            jnp.asarray(gamma, jnp.float32),
-            key,
-        )
+        sizes = (batch_size, k_steps, n_steps)
+        gamma = jnp.asarray(gamma, jnp.float32)
+        return self._compute_targets(ps, buffers.as_replay(buffer), *sizes, gamma, key)
 
     @compiled("batch_size", "k_steps", "n_steps")
     def _compute_targets(self, ps, replay, batch_size, k_steps, n_steps, gamma, key) -> TargetBatch:
@@ -186,17 +172,13 @@ class RewardPredictor(Predictor):
             obs_end = jnp.take_along_axis(obs_next, end[..., None], axis=1)
             bootstrap = self.value(ps, *self.encode(ps, obs_end), target=True)
             value = total + product * jnp.where(end_terminated, 0.0, bootstrap)
-        planning = rows.stored.get("planning_mode")
+        planning = rows.stored.get("planning_mode", jnp.ones(reward.shape, bool))
         return TargetBatch(
             rew=reward[:, :k_steps],
             value=jnp.where(valid, value, 0.0),
             validity_mask=valid,
             terminated=terminated[:, :k_steps],
-            planning_mode=(
-                jnp.ones(valid.shape, bool)
-                if planning is None
-                else planning[:, :k_steps].astype(bool)
-            ),
+            planning_mode=planning[:, :k_steps].astype(bool),
             act=self.model.encode_action(rows.act)[:, :k_steps],
             contexts=context[:, :k_steps],
             state=state,
@@ -304,11 +286,7 @@ class RewardPredictor(Predictor):
         info["mean_abs_delta"] = _masked_mean(jnp.abs(delta).mean(-1), mask)
         diagonal = jax.lax.stop_gradient(jnp.diagonal(w))
         info |= {f"standardizer_diag_{i}": diagonal[i] for i in range(min(8, len(diagonal)))}
-        info |= {
-            "model_loss": model_loss,
-            "value_loss": value_loss,
-            "reward_loss": rew_loss,
-        }
+        info |= {"model_loss": model_loss, "value_loss": value_loss, "reward_loss": rew_loss}
         info["loss"] = total
         return total, info
 
@@ -337,29 +315,17 @@ class RewardPredictor(Predictor):
         Returns:
             The new state, and (loss, info), means over the gradient steps.
         """
-        for name, value in (("n_steps", n_steps), ("batch_size", batch_size)):
-            check_int(name, value, 1)
-        check_int("model_batch_size", model_batch_size, 1)
-        return self._learn(
-            ps,
-            buffers.as_replay(buffer),
-            n_steps,
-            batch_size,
-            model_batch_size,
-            jnp.asarray(n_total_env_steps, jnp.float32),
-            model_mask_fn,
-        )
+        sizes: dict[str, Any] = {
+            "n_steps": check_int("n_steps", n_steps, 1),
+            "batch_size": check_int("batch_size", batch_size, 1),
+            "model_batch_size": check_int("model_batch_size", model_batch_size, 1),
+        }
+        sizes["n_total_env_steps"] = jnp.asarray(n_total_env_steps, jnp.float32)
+        return self._learn(ps, buffers.as_replay(buffer), model_mask_fn=model_mask_fn, **sizes)
 
     @compiled("n_steps", "batch_size", "model_batch_size", "model_mask_fn")
     def _learn(
-        self,
-        ps,
-        replay,
-        n_steps,
-        batch_size,
-        model_batch_size,
-        n_total_env_steps,
-        model_mask_fn,
+        self, ps, replay, n_steps, batch_size, model_batch_size, n_total_env_steps, model_mask_fn
     ):
         ps = self.observe_env_steps(ps, n_total_env_steps)
         active = ps.n_learn_calls >= self.encoder_warm_up if self.encoder_warm_up else True
@@ -367,15 +333,9 @@ class RewardPredictor(Predictor):
 
         def step(ps, _):
             key, key_batch, key_model = jax.random.split(ps.key, 3)
-            batch = self.compute_targets(
-                ps,
-                replay,
-                batch_size,
-                self.k_steps,
-                self.n_steps,
-                self.setting(ps, "gamma"),
-                key=key_batch,
-            )
+            sizes = (batch_size, self.k_steps, self.n_steps)
+            gamma = self.setting(ps, "gamma")
+            batch = self.compute_targets(ps, replay, *sizes, gamma, key=key_batch)
             model_batch = self.sample_model_batch(
                 ps, replay, model_batch_size, key=key_model, model_mask_fn=model_mask_fn
             )
@@ -386,12 +346,6 @@ class RewardPredictor(Predictor):
         ps, (loss, info) = jax.lax.scan(step, ps, None, length=n_steps)
         return ps, jax.tree.map(jnp.mean, (loss, info))
 
-    def _disturbed(self, ps, model_batch, key):
-        """The batch with noise on the states it starts from; consumes `key`."""
-        noise = jax.random.normal(key, model_batch.state.shape)
-        state = model_batch.state + self.state_noise * ps.sigma_d * noise
-        return model_batch.replace(state=state)
-
     def _update(self, ps, batch, model_batch, active, key=None):
         """One gradient step; where `active` is False, nothing is learned."""
         delta = model_batch.state_next - model_batch.state
@@ -400,7 +354,9 @@ class RewardPredictor(Predictor):
         ps = ps.replace(running_std=running)
         start = model_batch
         if self.state_noise and key is not None:
-            start = self._disturbed(ps, model_batch, jax.random.fold_in(key, Salt.NOISE))
+            noise = jax.random.normal(jax.random.fold_in(key, Salt.NOISE), delta.shape)
+            state = model_batch.state + self.state_noise * ps.sigma_d * noise
+            start = model_batch.replace(state=state)
 
         def loss_fn(params):
             return self._loss(ps, batch, model_batch, start, params)
@@ -411,10 +367,7 @@ class RewardPredictor(Predictor):
         params, opt_state = adam_update(grads, ps.opt_state, ps.params, rates, active)
         tau = jnp.where(active, self.setting(ps, "tau"), 0.0)
         target = jax.tree.map(lambda t, p: t + tau * (p - t), ps.target_value, params["value"])
-        return ps.replace(params=params, opt_state=opt_state, target_value=target), (
-            loss,
-            info,
-        )
+        return ps.replace(params=params, opt_state=opt_state, target_value=target), (loss, info)
 
 
 def _masked_mean(x, mask):

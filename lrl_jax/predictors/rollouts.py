@@ -59,11 +59,6 @@ def _deterministic_step(model, params, stats, linear_map, mode, s, c, a):
     return delta, out["term_logit"]
 
 
-def _term_prob(model, stats, logit):
-    share = model.network_share(stats) if model.sb_start_duration else 1.0
-    return share * jax.nn.sigmoid(logit)
-
-
 def _sample_step(model, params, stats, linear_map, key, s, c, a):
     """Sampled change of state, and the prediction it was drawn from."""
     out = model.predict(params, stats, s, c, a, linear_map)
@@ -81,79 +76,101 @@ def _lay_out(x: jax.Array, n_models: int, n_particles: int, batch: int) -> jax.A
     return x.transpose(2, 1, 3, 0, *rest)
 
 
+def _scan(predictor, ps, s, c, act, key, deterministic, n_particles, change):
+    """Step all particles through the model.
+
+    `change(s, context, a, key)` gives the change of state and what else is kept of a step.
+
+    Returns:
+        The last states [M, B * P, D], contexts [1, B * P, C], the states [B, M, P, H + 1, D] and
+        rewards [B, M, P, H], and what was kept, stacked over steps.
+    """
+    model = predictor.model
+    action = model.encode_action(act)
+    n_p = check_rollout(predictor, s, c, action, key, deterministic, n_particles)
+    n_m, (batch, horizon) = model.n_models, action.shape[:2]
+
+    def spread(x):  # [B, ...] to [1, B * P, ...], the same for all members
+        return (x if n_p == 1 else jnp.repeat(x, n_p, axis=0))[None]
+
+    context = spread(c)
+    start = jnp.broadcast_to(spread(s), (n_m, batch * n_p, s.shape[-1]))
+    keys = None if deterministic or key is None else jax.random.split(key, horizon)
+
+    def step(s, inputs):
+        a, k = spread(inputs[0]), inputs[1]
+        wide = (jnp.broadcast_to(x, (*s.shape[:2], x.shape[-1])) for x in (context, a))
+        reward = predictor.reward(ps, s, *wide)
+        delta, kept = change(s, context, a, k)
+        return s + delta, (s + delta, reward, kept)
+
+    last, (states, reward, kept) = jax.lax.scan(step, start, (jnp.swapaxes(action, 0, 1), keys))
+    states = jnp.concatenate([start[None], states])
+    return last, context, *(_lay_out(x, n_m, n_p, batch) for x in (states, reward)), kept
+
+
 def rollout_latent(
     predictor: Predictor,
     ps: PredictorState,
     s: jax.Array,
     c: jax.Array,
     act: jax.Array,
-    key: jax.Array | None,
-    deterministic: bool,
-    mode: str | None,
-    with_value: bool,
-    with_termination: bool | None,
-    n_particles: int | None,
+    *,
+    key: jax.Array | None = None,
+    deterministic: bool = True,
+    mode: str | None = None,
+    with_value: bool = False,
+    with_termination: bool | None = None,
+    n_particles: int | None = None,
 ) -> LatentRollout:
-    """See `Predictor.rollout_latent`."""
+    """Roll the model out from latent states: the fast path of planners.
+
+    Meant to be called inside jitted code. Under a vmap over instances each layer is one matrix
+    product over all instances, plans and particles.
+
+    Args:
+        ps: state.
+        s, c: latent states [B, D] and contexts [B, C].
+        act: [B, H, *action shape].
+        key: consumed by a stochastic rollout, which needs it.
+        deterministic: follow one mode with one particle, else sample.
+        mode: "heaviest" or "mean"; the model's `deterministic_mode` by default.
+        with_value: also the value of the last state.
+        with_termination: also the termination probabilities; by default if the model learns
+            them.
+        n_particles: of a stochastic rollout; the model's by default.
+    """
     model, params, stats = predictor.model, ps.params["model"], ps.stats
     mode = model.deterministic_mode if mode is None else mode
     if mode not in MODES:
         raise ValueError(f"mode is one of {MODES}, got {mode!r}.")
     if with_termination is None:
         with_termination = model.learn_termination
-    action = model.encode_action(act)
-    n_p = check_rollout(predictor, s, c, action, key, deterministic, n_particles)
-    batch, horizon = action.shape[:2]
-    n_m = model.n_models
     linear_map = model.linear_map(stats)
 
-    def spread(x):  # [B, ...] to [1, B * P, ...], the same for all members
-        return (x if n_p == 1 else jnp.repeat(x, n_p, axis=0))[None]
-
-    start = jnp.broadcast_to(spread(s), (n_m, batch * n_p, s.shape[-1]))
-    context = spread(c)
-    keys = None if deterministic or key is None else jax.random.split(key, horizon)
-
-    def step(s, inputs):
-        a, k = inputs
-        if n_p > 1:
-            a = jnp.repeat(a, n_p, axis=0)
-        a = a[None]
-        reward = predictor.reward(
-            ps,
-            s,
-            jnp.broadcast_to(context, (*s.shape[:2], c.shape[-1])),
-            jnp.broadcast_to(a, (*s.shape[:2], a.shape[-1])),
-        )
-        if deterministic:
-            delta, logit = _deterministic_step(
-                model, params, stats, linear_map, mode, s, context, a
-            )
-            term = None
-            if with_termination and logit is not None:
-                term = _term_prob(model, stats, logit)
-        else:
+    def change(s, context, a, k):
+        if not deterministic:
             delta, out = _sample_step(model, params, stats, linear_map, k, s, context, a)
-            term = out.term_prob
+            return delta, out.term_prob if with_termination else None
+        delta, logit = _deterministic_step(model, params, stats, linear_map, mode, s, context, a)
         if not with_termination:
-            term = None
-        elif term is None:
-            term = jnp.zeros(s.shape[:-1])
-        return s + delta, (s + delta, reward, term)
+            return delta, None
+        if logit is None:
+            return delta, jnp.zeros(s.shape[:-1])
+        share = model.network_share(stats) if model.sb_start_duration else 1.0
+        return delta, share * jax.nn.sigmoid(logit)
 
-    last, (states, reward, term) = jax.lax.scan(step, start, (jnp.swapaxes(action, 0, 1), keys))
-    states = jnp.concatenate([start[None], states])
+    last, context, states, reward, term = _scan(
+        predictor, ps, s, c, act, key, deterministic, n_particles, change
+    )
+    n_m, n_p, batch = model.n_models, states.shape[2], s.shape[0]
     value = None
     if with_value:
         contexts = jnp.broadcast_to(context, (*last.shape[:-1], c.shape[-1]))
         value = predictor.value(ps, last, contexts)
         value = value.reshape(n_m, batch, n_p).transpose(1, 0, 2)
-    return LatentRollout(
-        state=_lay_out(states, n_m, n_p, batch),
-        rew=_lay_out(reward, n_m, n_p, batch),
-        term_prob=None if term is None else _lay_out(term, n_m, n_p, batch),
-        value=value,
-    )
+    term_prob = None if term is None else _lay_out(term, n_m, n_p, batch)
+    return LatentRollout(state=states, rew=reward, term_prob=term_prob, value=value)
 
 
 def rollout(
@@ -168,25 +185,10 @@ def rollout(
 ) -> Rollout:
     """Rollout with uncertainty, from latent states; see `Predictor.rollout`."""
     model, params, stats = predictor.model, ps.params["model"], ps.stats
-    action = model.encode_action(act)
-    n_p = check_rollout(predictor, s, c, action, key, deterministic, n_particles)
-    batch, horizon = action.shape[:2]
-    n_m, dim = model.n_models, predictor.latent_state_dim
+    n_m, batch, dim = model.n_models, len(s), s.shape[-1]
     linear_map = model.linear_map(stats)
-    context = jnp.repeat(c, n_p, axis=0)[None]
-    start = jnp.broadcast_to(jnp.repeat(s, n_p, axis=0)[None], (n_m, batch * n_p, dim))
-    keys = None if deterministic or key is None else jax.random.split(key, horizon)
 
-    def step(s, inputs):
-        a, k = inputs
-        a = jnp.repeat(a, n_p, axis=0)[None]
-        full = (n_m, batch * n_p)
-        reward = predictor.reward(
-            ps,
-            s,
-            jnp.broadcast_to(context, (*full, c.shape[-1])),
-            jnp.broadcast_to(a, (*full, a.shape[-1])),
-        )
+    def change(s, context, a, k):
         if deterministic:
             mode = model.deterministic_mode
             out = model.predict(params, stats, s, context, a, linear_map)
@@ -194,30 +196,21 @@ def rollout(
         else:
             delta, out = _sample_step(model, params, stats, linear_map, k, s, context, a)
         mean, variance = mixture.moments(out.log_weight, out.mean, out.std)
-        shape = (n_m, batch, n_p, dim)
-        means, variance = (s + mean).reshape(shape), variance.reshape(shape)
+        means, variance = (x.reshape(n_m, batch, -1, dim) for x in (s + mean, variance))
         over_particles = means.mean(2)  # [M, B, D]
         aleatoric = (variance.mean(2) + means.var(2)).mean(0)
-        return s + delta, (
-            s + delta,
-            reward,
-            out.term_prob,
-            over_particles,
-            over_particles.var(0),
-            aleatoric,
-        )
+        return delta, (out.term_prob, over_particles, over_particles.var(0), aleatoric)
 
-    _, (states, reward, term, mean, epistemic, aleatoric) = jax.lax.scan(
-        step, start, (jnp.swapaxes(action, 0, 1), keys)
+    _, _, states, reward, (term, mean, epistemic, aleatoric) = _scan(
+        predictor, ps, s, c, act, key, deterministic, n_particles, change
     )
-    states = jnp.concatenate([start[None], states])
     first = jnp.broadcast_to(s[:, None, None], (batch, n_m, 1, dim))
     zero = jnp.zeros((batch, 1, dim))
     return Rollout(
-        state=_lay_out(states, n_m, n_p, batch),
+        state=states,
         state_mean=jnp.concatenate([first, mean.transpose(2, 1, 0, 3)], 2),
         state_epistemic_var=jnp.concatenate([zero, jnp.swapaxes(epistemic, 0, 1)], 1),
         state_aleatoric_var=jnp.concatenate([zero, jnp.swapaxes(aleatoric, 0, 1)], 1),
-        term_prob=_lay_out(term, n_m, n_p, batch),
-        rew=_lay_out(reward, n_m, n_p, batch),
+        term_prob=_lay_out(term, n_m, states.shape[2], batch),
+        rew=reward,
     )

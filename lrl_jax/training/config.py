@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from lrl_jax.devices import check_divides
-from lrl_jax.settings import check_int
+from lrl_jax.settings import check_int, put_checked
 from lrl_jax.training.agents import Agent, PlannerAgent
 
 
@@ -49,19 +49,10 @@ class TrainConfig:
     workers: int = 0
 
     def __post_init__(self):
-        for name in (
-            "n_env_instances",
-            "total_steps",
-            "round_ticks",
-            "test_interval",
-            "test_episodes",
-            "final_test_episodes",
-            "seeds",
-            "devices",
-        ):
-            object.__setattr__(self, name, check_int(name, getattr(self, name), 1))
-        for name in ("seed", "checkpoint_interval", "workers"):
-            object.__setattr__(self, name, check_int(name, getattr(self, name), 0))
+        sizes = ("n_env_instances", "total_steps", "round_ticks", "seeds", "devices")
+        tests = ("test_interval", "test_episodes", "final_test_episodes")
+        put_checked(self, check_int, (*sizes, *tests), 1)
+        put_checked(self, check_int, ("seed", "checkpoint_interval", "workers"), 0)
         if self.workers and (self.devices > 1 or self.seeds > 1):
             raise ValueError(
                 f"workers={self.workers} with devices={self.devices} and seeds={self.seeds}: "

@@ -59,6 +59,21 @@ REFERENCE = SkillAgent(
     relabel_skills=0.0,
     freeze_at=1.0,
 )
+PENDULUM = TrainConfig(
+    agent=SACAgent(),
+    env="Pendulum-v1",
+    n_env_instances=4,
+    total_steps=20_000,
+    round_ticks=1,
+    test_interval=2000,
+)
+ON_HOST = dataclasses.replace(
+    PENDULUM,
+    env="gymnasium/Pendulum-v1",
+    test_interval=4000,
+    test_episodes=8,
+    final_test_episodes=64,
+)
 LARGE = SkillAgent(horizon=25, planner_buffer_size=30_000, skill_buffer_size=100_000)
 
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
@@ -124,68 +139,31 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
     ),
     "pendulum-sac": (
         "Soft actor-critic on Pendulum (a minute or two on a CPU).",
-        TrainConfig(
-            agent=SACAgent(),
-            env="Pendulum-v1",
-            n_env_instances=4,
-            total_steps=20_000,
-            round_ticks=1,
-            test_interval=2000,
-        ),
+        PENDULUM,
     ),
     "gymnasium-pendulum-sac": (
         "The same in Gymnasium's Pendulum, stepped on the host (minutes on a CPU).",
-        TrainConfig(
-            agent=SACAgent(),
-            env="gymnasium/Pendulum-v1",
-            n_env_instances=4,
-            total_steps=20_000,
-            round_ticks=1,
-            test_interval=4000,
-            test_episodes=8,
-            final_test_episodes=64,
-        ),
+        ON_HOST,
     ),
     "workers-pendulum-sac": (
         "The same collected by two worker processes (extra distributed; minutes on a CPU).",
-        TrainConfig(
-            agent=SACAgent(update_interval=1, n_updates=1),
-            env="gymnasium/Pendulum-v1",
-            n_env_instances=8,
-            total_steps=20_000,
-            round_ticks=10,
-            test_interval=4000,
-            test_episodes=8,
-            final_test_episodes=64,
-            workers=2,
-        ),
+        dataclasses.replace(ON_HOST, n_env_instances=8, round_ticks=10, workers=2),
     ),
     "halfcheetah-sac": (
         "Soft actor-critic on MuJoCo's HalfCheetah (extra mujoco; hours on a CPU).",
-        TrainConfig(
+        dataclasses.replace(
+            ON_HOST,
             agent=SACAgent(warm_up_steps=10_000, buffer_size=1_000_000),
             env="gymnasium/HalfCheetah-v5",
-            n_env_instances=4,
             total_steps=1_000_000,
-            round_ticks=1,
             test_interval=25_000,
-            test_episodes=8,
             final_test_episodes=32,
         ),
     ),
     "pendulum-tdmpc2": (
         "TD-MPC2 with small networks on Pendulum (minutes on a CPU).",
-        TrainConfig(
-            agent=TDMPC2Agent(),
-            env="Pendulum-v1",
-            n_env_instances=4,
-            total_steps=20_000,
-            round_ticks=1,
-            # An episode of planning costs as much as half as many steps of training.
-            test_interval=4000,
-            test_episodes=8,
-            final_test_episodes=64,
-        ),
+        # An episode of planning costs as much as half as many steps of training.
+        dataclasses.replace(ON_HOST, agent=TDMPC2Agent(), env="Pendulum-v1"),
     ),
     "cartpole-dqn": (
         "Deep Q-learning on CartPole (a minute or two on a CPU).",

@@ -163,8 +163,8 @@ def skill_curves(rows: list[dict[str, float]], path: Path, title: str) -> Path:
             ax.legend()
         # A run that diverged has a picture, too.
         values = [row[column] for row in rows for column in columns if np.isfinite(row[column])]
-        if values:
-            ax.set_ylim(min(0.0, 1.08 * min(values)), 1.08 * max(values))
+        if any(values):
+            ax.set_ylim(min(0.0, 1.08 * min(values)), max(0.0, 1.08 * max(values)))
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.xaxis.set_major_formatter(EngFormatter())
         ax.set_title(name, fontsize=10)

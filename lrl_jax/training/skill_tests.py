@@ -96,12 +96,6 @@ def _follow(hierarchy, env, place, n_steps, when, params, state, starts, skills,
     carry = begun(hierarchy, env, params, carry_key, n, test_state)
     carry = _moved(env, carry, starts)
     first_obs = hierarchy.see(place - 1, carry.obs)
-    # As if the level above had just decided for these skills.
-    level_states = list(carry.hierarchy.levels)
-    above = level_states[place - 1]
-    level_states[place - 1] = above.replace(action=skills.astype(above.action.dtype), obs=first_obs)
-    inner = carry.hierarchy.replace(levels=tuple(level_states))
-    carry = carry.replace(hierarchy=inner)
 
     def step(carry, t):
         # The level above decides for the same skill again where one has ended.
@@ -109,10 +103,10 @@ def _follow(hierarchy, env, place, n_steps, when, params, state, starts, skills,
         above = inner.levels[place - 1]
         begins = t % hierarchy.levels[place].control_interval == 0
         seen = jnp.where(begins, hierarchy.see(place - 1, carry.obs), above.obs)
-        level_states = list(inner.levels)
-        level_states[place - 1] = above.replace(obs=seen)
+        above = above.replace(action=skills.astype(above.action.dtype), obs=seen)
         inner = inner.replace(
-            levels=tuple(level_states), active_level=jnp.full_like(inner.active_level, place)
+            levels=(*inner.levels[: place - 1], above, *inner.levels[place:]),
+            active_level=jnp.full_like(inner.active_level, place),
         )
         carry = carry.replace(hierarchy=inner)
         carry, transitions, _, _ = full_tick(hierarchy, env, params, carry)

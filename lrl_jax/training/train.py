@@ -21,6 +21,7 @@ from lrl_jax.training.config import TrainConfig
 from lrl_jax.training.skill_tests import skill_quality
 
 _TESTED_SKILLS = 512
+_SUCCESS = {"is_success", "success"}  # names in the info of a step
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,9 +51,7 @@ class Trainer:
         if config.env.startswith(envs.GYMNASIUM):
             return cls._build_on_host(config)
         env, params = envs.make(config.env)
-        levels = config.agent.levels(env, config.total_steps)
-        obs_maps = getattr(config.agent, "obs_maps", None)
-        hierarchy = Hierarchy(levels, env, params, obs_maps and obs_maps(env))
+        hierarchy = _hierarchy(config, env, params)
         starts = None
         if isinstance(env, Maze2D) and isinstance(hierarchy.levels[-1], SkillLevel):
             starts = env.free_positions(jax.random.key(Salt.TEST), _TESTED_SKILLS)
@@ -73,14 +72,11 @@ class Trainer:
                 f"vmapped: train one seed after another."
             )
         env, _ = envs.make(config.env, num_envs=config.n_env_instances)
-        levels = config.agent.levels(env, config.total_steps)
-        obs_maps = getattr(config.agent, "obs_maps", None)
-        hierarchy = Hierarchy(levels, env, None, obs_maps and obs_maps(env))
         probe, _ = envs.make(config.env)
         probe.reset(seed=0)
-        info = probe.step(probe.action_space.sample())[4]
+        success = bool(_SUCCESS & set(probe.step(probe.action_space.sample())[4]))
         probe.close()
-        return cls(config, hierarchy, env, None, bool({"is_success", "success"} & set(info)))
+        return cls(config, _hierarchy(config, env, None), env, None, success)
 
     @property
     def on_host(self) -> bool:
@@ -142,6 +138,12 @@ class Trainer:
         return metrics
 
 
+def _hierarchy(config: TrainConfig, env: Any, params: Any) -> Hierarchy:
+    obs_maps = getattr(config.agent, "obs_maps", None)
+    levels = config.agent.levels(env, config.total_steps)
+    return Hierarchy(levels, env, params, obs_maps and obs_maps(env))
+
+
 def _tells_success(hierarchy: Hierarchy, env: Any, params: Any) -> bool:
     space = hierarchy.action_space
 
@@ -150,7 +152,7 @@ def _tells_success(hierarchy: Hierarchy, env: Any, params: Any) -> bool:
         return env.step(keys[1], env_state, jnp.zeros(space.shape, space.dtype), params)[5]
 
     info = jax.eval_shape(info_of_a_step, jax.random.split(jax.random.key(0)))
-    return bool({"is_success", "success"} & set(info))
+    return bool(_SUCCESS & set(info))
 
 
 def make_train(config: TrainConfig) -> Callable[[jax.Array], dict[str, Any]]:

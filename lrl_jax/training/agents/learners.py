@@ -7,7 +7,10 @@ from typing import Any
 
 from lrl_jax.algorithms import DQN, SAC, TDMPC2, Hindsight
 from lrl_jax.levels import DQNLevel, SACLevel, TDMPC2Level
-from lrl_jax.predictors import PiecewiseLogLinearSchedule, RampSchedule
+from lrl_jax.predictors import RampSchedule
+from lrl_jax.training.agents.parts import decayed, named
+
+EXPERIENCE = ("batch_size", "update_interval", "n_updates", "warm_up_steps", "buffer_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,15 +50,9 @@ class SACAgent:
     def levels(self, env: Any, total_steps: int) -> list[Any]:
         """The level for `env`."""
         del total_steps
-        algorithm = SAC(
-            hidden=self.hidden,
-            gamma=self.gamma,
-            tau=self.tau,
-            learning_rate=self.learning_rate,
-            temperature=self.temperature,
-            temperature_learning_rate=self.temperature_learning_rate,
-        )
-        return [SACLevel(algorithm, **_experience(self), hindsight=_hindsight(self, env))]
+        rates = ("learning_rate", "temperature", "temperature_learning_rate")
+        algorithm = SAC(**named(self, "hidden", "gamma", "tau", *rates))
+        return [SACLevel(algorithm, **named(self, *EXPERIENCE), hindsight=_hindsight(self, env))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,21 +95,12 @@ class DQNAgent:
     def levels(self, env: Any, total_steps: int) -> list[Any]:
         """The level, for a run of `total_steps` environment steps."""
         del env
-        rate = PiecewiseLogLinearSchedule(
-            (0.0, 0.3 * total_steps, float(total_steps)),
-            (self.learning_rate, self.learning_rate, self.final_learning_rate),
-        )
         algorithm = DQN(
-            hidden=self.hidden,
-            double=self.double,
-            dueling=self.dueling,
-            gamma=self.gamma,
-            tau=self.tau,
-            target_interval=self.target_interval,
-            learning_rate=rate,
+            **named(self, "hidden", "double", "dueling", "gamma", "tau", "target_interval"),
+            learning_rate=decayed(self.learning_rate, self.final_learning_rate, total_steps, 0.3),
             epsilon=RampSchedule(self.epsilon_start, self.epsilon_end, self.epsilon_steps),
         )
-        return [DQNLevel(algorithm, **_experience(self))]
+        return [DQNLevel(algorithm, **named(self, *EXPERIENCE))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,18 +132,9 @@ class TDMPC2Agent:
     def levels(self, env: Any, total_steps: int) -> list[Any]:
         """The level for `env`."""
         del total_steps
-        build = TDMPC2.small if self.small else TDMPC2
-        algorithm = build(
-            gamma=self.gamma,
-            learning_rate=self.learning_rate,
-            policy_learning_rate=self.learning_rate,
-        )
-        return [TDMPC2Level(algorithm, **_experience(self), hindsight=_hindsight(self, env))]
-
-
-def _experience(agent: Any) -> dict[str, Any]:
-    names = ("batch_size", "update_interval", "n_updates", "warm_up_steps", "buffer_size")
-    return {name: getattr(agent, name) for name in names}
+        build, rate = TDMPC2.small if self.small else TDMPC2, self.learning_rate
+        algorithm = build(gamma=self.gamma, learning_rate=rate, policy_learning_rate=rate)
+        return [TDMPC2Level(algorithm, **named(self, *EXPERIENCE), hindsight=_hindsight(self, env))]
 
 
 def _hindsight(agent: Any, env: Any) -> Hindsight | None:

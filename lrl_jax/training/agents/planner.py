@@ -5,18 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from lrl_jax import envs
 from lrl_jax.levels import ActionRepeatLevel, PlannerLevel
-from lrl_jax.models import ProbabilisticEnsemble
-from lrl_jax.nets import RewardFunction
 from lrl_jax.planners import ICEM
-from lrl_jax.predictors import (
-    IndexEncoder,
-    Partial,
-    PiecewiseLogLinearSchedule,
-    PredictorFactory,
-    RewardPredictor,
-)
+from lrl_jax.training.agents.parts import decayed, goal_encoder, named, predictor_factory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,58 +65,20 @@ class PlannerAgent:
 
     def levels(self, env: Any, total_steps: int) -> list[Any]:
         """The levels for `env`, for a run of `total_steps` environment steps."""
-        rate = PiecewiseLogLinearSchedule(
-            (0.0, 0.4 * total_steps, float(total_steps)),
-            (self.learning_rate, self.learning_rate, self.final_learning_rate),
+        names = ("n_models", "n_modes", "hidden", "periods", "log_std_min")
+        factory = predictor_factory(
+            goal_encoder(env),
+            {**named(self, *names), "running_std_momentum": 0.01},
+            decayed(self.learning_rate, self.final_learning_rate, total_steps, 0.4),
+            delta_standardizer=False,
         )
-        indices = envs.goal_indices(env)
-        model = {
-            "n_models": self.n_models,
-            "n_modes": self.n_modes,
-            "hidden": self.hidden,
-            "periods": self.periods,
-            "log_std_min": self.log_std_min,
-            "running_std_momentum": 0.01,
-            "learn_termination": False,
-        }
-        reward = {"hidden": self.hidden, "periods": self.periods}
-        encoder = {
-            "state": tuple(indices["achieved_goal"]),
-            "context": tuple(indices["desired_goal"]),
-        }
-        predictor = {
-            "learn_encoder": False,
-            "encoder_warm_up": 0,
-            "model_lr": rate,
-            "reward_lr": rate,
-            "delta_standardizer": False,
-        }
-        factory = PredictorFactory(
-            partial_model=Partial(ProbabilisticEnsemble, keywords=model),
-            partial_val_func=None,
-            partial_rew_func=Partial(RewardFunction, keywords=reward),
-            partial_encoder=Partial(IndexEncoder, keywords=encoder),
-            partial_predictor=Partial(RewardPredictor, keywords=predictor),
-        )
+        search = named(self, "horizon", "num_samples", "n_iterations", "elite_ratio", "sigma")
         planner = PlannerLevel(
             factory,
-            optimizer=ICEM(
-                horizon=self.horizon,
-                num_samples=self.num_samples,
-                n_iterations=self.n_iterations,
-                elite_ratio=self.elite_ratio,
-                sigma=self.sigma,
-                return_mode="mean",
-            ),
-            mode=self.mode,
-            buffer_size=self.buffer_size,
-            update_interval=self.update_interval,
-            n_updates=self.n_updates,
-            batch_size=self.batch_size,
-            model_batch_size=self.model_batch_size,
-            warm_up_steps=self.warm_up_steps,
+            optimizer=ICEM(**search, return_mode="mean"),
             alternate_with_noise=True,
-            switch_planner_prob=self.switch_planner_prob,
-            switch_random_prob=self.switch_random_prob,
+            **named(self, "mode", "buffer_size", "update_interval", "n_updates", "batch_size"),
+            **named(self, "model_batch_size", "warm_up_steps"),
+            **named(self, "switch_planner_prob", "switch_random_prob"),
         )
         return [planner, ActionRepeatLevel(self.action_repeat)]

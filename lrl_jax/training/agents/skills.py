@@ -9,18 +9,11 @@ from lrl_jax import envs
 from lrl_jax.algorithms import SAC, TDMPC2
 from lrl_jax.env_spec import env_spec
 from lrl_jax.levels import DADSLevel, PlannerLevel, SPlaTESLevel
-from lrl_jax.models import ProbabilisticEnsemble
-from lrl_jax.nets import RewardFunction
 from lrl_jax.planners import CEM, ICEM
-from lrl_jax.predictors import (
-    IndexEncoder,
-    Partial,
-    PiecewiseLogLinearSchedule,
-    PredictorFactory,
-    RewardPredictor,
-)
+from lrl_jax.predictors import PredictorFactory
 from lrl_jax.settings import check_choice
 from lrl_jax.spaces import Box
+from lrl_jax.training.agents.parts import decayed, goal_encoder, named, predictor_factory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +153,7 @@ class SkillAgent:
 
     def _planner(self, env: Any, total_steps: int) -> PlannerLevel:
         """Plans skills towards the desired goal."""
-        factory = self._factory(_goal_encoder(env), total_steps, self.symmetry_steps)
+        factory = self._factory(goal_encoder(env), total_steps, self.symmetry_steps)
         return PlannerLevel(factory, hold=self.hold, **self._search(self.horizon))
 
     def _follower(self, env: Any, total_steps: int) -> PlannerLevel:
@@ -179,7 +172,7 @@ class SkillAgent:
 
     def _subgoals(self, env: Any, total_steps: int) -> PlannerLevel:
         """Plans subgoals towards the desired goal, with a model of what comes of them."""
-        factory = self._factory(_goal_encoder(env), total_steps, 0)
+        factory = self._factory(goal_encoder(env), total_steps, 0)
         settings = self._search(self.subgoal_horizon)
         # Its rows are fewer than those of the planner below: as many updates in all.
         settings["update_interval"] = max(1, self.planner_interval // self.subgoal_skills)
@@ -189,64 +182,40 @@ class SkillAgent:
 
     def _search(self, horizon: int) -> dict[str, Any]:
         """Settings of a planner that are the same for all of them."""
+        build = ICEM if self.optimizer == "icem" else CEM
+        search = named(self, "num_samples", "n_iterations", "elite_ratio", "sigma")
         return {
-            "optimizer": (ICEM if self.optimizer == "icem" else CEM)(
-                horizon=horizon,
-                num_samples=self.num_samples,
-                n_iterations=self.n_iterations,
-                elite_ratio=self.elite_ratio,
-                sigma=self.sigma,
-                return_mode="mean",
-            ),
-            "mode": self.mode,
+            "optimizer": build(horizon, **search, return_mode="mean"),
             "buffer_size": self.planner_buffer_size,
             "update_interval": self.planner_interval,
             "n_updates": self.planner_updates,
             "batch_size": self.planner_batch_size,
-            "model_batch_size": self.model_batch_size,
             "warm_up_steps": self.planner_warm_up,
-            "no_planning_steps": self.no_planning_steps,
             "alternate_with_noise": True,
-            "switch_planner_prob": self.switch_planner_prob,
-            "switch_random_prob": self.switch_random_prob,
             "resample_random_action_prob": self.resample_prob,
+            **named(self, "mode", "model_batch_size", "no_planning_steps"),
+            **named(self, "switch_planner_prob", "switch_random_prob"),
         }
 
     def _factory(
         self, encoder: dict[str, Any], total_steps: int, symmetry_steps: int
     ) -> PredictorFactory:
-        rate = _decayed(self.model_lr, self.final_model_lr, total_steps)
         model = {
-            "n_models": self.n_models,
-            "n_modes": self.n_modes,
+            **named(self, "n_models", "n_modes", "periods", "log_std_min", "running_std_momentum"),
             "hidden": self.model_hidden,
-            "periods": self.periods,
-            "log_std_min": self.log_std_min,
-            "running_std_momentum": self.running_std_momentum,
-            "learn_termination": False,
             "sb_start_duration": symmetry_steps,
             "sb_start_factor": self.symmetry_factor,
         }
-        reward = {"hidden": self.model_hidden, "periods": self.periods}
-        predictor = {
-            "learn_encoder": False,
-            "encoder_warm_up": 0,
-            "model_lr": rate,
-            "reward_lr": rate,
-            "state_noise": self.state_noise,
-            "delta_standardizer": self.delta_standardizer,
-            "delta_standardizer_lr": self.standardizer_lr,
-        }
-        return PredictorFactory(
-            partial_model=Partial(ProbabilisticEnsemble, keywords=model),
-            partial_val_func=None,
-            partial_rew_func=Partial(RewardFunction, keywords=reward),
-            partial_encoder=Partial(IndexEncoder, keywords=encoder),
-            partial_predictor=Partial(RewardPredictor, keywords=predictor),
+        return predictor_factory(
+            encoder,
+            model,
+            decayed(self.model_lr, self.final_model_lr, total_steps),
+            **named(self, "state_noise", "delta_standardizer"),
+            delta_standardizer_lr=self.standardizer_lr,
         )
 
     def _backbone(self, total_steps: int) -> SAC | TDMPC2:
-        rate = _decayed(self.learning_rate, self.final_learning_rate, total_steps)
+        rate = decayed(self.learning_rate, self.final_learning_rate, total_steps)
         if self.backbone == "sac":
             return SAC(hidden=self.hidden, gamma=self.gamma, learning_rate=rate)
         build = TDMPC2.small if self.backbone == "tdmpc2-small" else TDMPC2
@@ -258,12 +227,8 @@ class SkillAgent:
             "buffer_size": self.skill_buffer_size,
             "update_interval": self.skill_interval,
             "n_updates": self.skill_updates,
-            "batch_size": self.batch_size,
             "warm_up_steps": self.skill_warm_up,
-            "n_alternatives": self.n_alternatives,
-            "fixed_std": self.fixed_std,
-            "offset": self.offset,
-            "relabel_skills": self.relabel_skills,
+            **named(self, "batch_size", "n_alternatives", "fixed_std", "offset", "relabel_skills"),
             "freeze_after_steps": self.freeze_at * total_steps if self.freeze_at < 1 else None,
         }
         if self.method == "dads":
@@ -272,18 +237,10 @@ class SkillAgent:
             settings["act_by"] = self.act_by
         return SPlaTESLevel(
             self._backbone(total_steps),
-            reward_mode=self.reward_mode,
-            averaged_value=self.averaged_value,
-            n_fresh_skills=self.n_fresh_skills,
+            **named(self, "reward_mode", "averaged_value", "n_fresh_skills"),
             control_interval=self.skill_steps,
             **settings,
         )
-
-
-def _goal_encoder(env: Any) -> dict[str, Any]:
-    """Arguments of an encoder to the achieved goal, in the context of the desired one."""
-    indices = envs.goal_indices(env)
-    return {"state": tuple(indices["achieved_goal"]), "context": tuple(indices["desired_goal"])}
 
 
 def _achieved_space(env: Any) -> Box:
@@ -292,8 +249,3 @@ def _achieved_space(env: Any) -> Box:
     space = env_spec(env).obs_space
     low, high = (bound[start:stop] for bound in space.bounds)
     return Box(low, high, (stop - start,))
-
-
-def _decayed(first: float, last: float, total_steps: int) -> PiecewiseLogLinearSchedule:
-    steps = (0.0, 0.5 * total_steps, float(total_steps))
-    return PiecewiseLogLinearSchedule(steps, (first, first, last))
