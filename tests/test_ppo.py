@@ -32,6 +32,7 @@ ALGORITHM = PPO(
     n_minibatches=1,
     entropy_coefficient=0.02,
     learning_rate=1e-3,
+    max_grad_norm=1e3,
     log_std_start=-0.4,
 )
 
@@ -234,6 +235,14 @@ def test_acting(name):
     assert (drawn < -1).any()  # as decided, not clipped
 
 
+def test_initial_weights_need_no_lapack():
+    """Under a vmap over seeds its calls would wait for each other."""
+    init = jax.vmap(lambda k: ALGORITHM.init(k, X, C, BOX))
+    states = jax.jit(init)(jax.random.split(jax.random.key(0), 8))
+    assert len(np.unique(states.actor[0]["kernel"], axis=0)) == 8
+    assert "lapack" not in jax.jit(init).lower(jax.random.split(jax.random.key(0))).as_text()
+
+
 def test_initial_weights():
     layers = init_orthogonal(jax.random.key(0), 6, (16, 16), 2, 0.01)
     for layer, scale in zip(layers, (2**0.5, 2**0.5, 0.01), strict=True):
@@ -289,7 +298,7 @@ def test_loss_and_step(name, normalise):
     assert 0 < float(metrics["clip_fraction"]) < 1
     assert int(new.version) == 1
 
-    # Adam's first step has the size of the learning rate, against the gradient.
+    # Adam's first step, against the gradient.
     def shifted(net, layer, i, by):
         layers = list(double(getattr(state, net)))
         bias = layers[layer]["bias"].copy()
@@ -301,8 +310,7 @@ def test_loss_and_step(name, normalise):
         up, down = (loss(shifted(network, layer, i, h))[0] for h in (1e-5, -1e-5))
         slope = (up - down) / 2e-5
         change = getattr(new, network)[layer]["bias"][i] - getattr(state, network)[layer]["bias"][i]
-        assert abs(slope) > 1e-4
-        np.testing.assert_allclose(change, -1e-3 * np.sign(slope), rtol=0.2)
+        np.testing.assert_allclose(change, -1e-3 * slope / (abs(slope) + 1e-5), rtol=0.02)
     if name != "discrete":
         assert (np.abs(new.log_std - state.log_std) > 1e-4).all()
 

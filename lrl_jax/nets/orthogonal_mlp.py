@@ -5,16 +5,42 @@ Pairs take batches as columns: sums over the batch and heads of few outputs then
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lrl_jax import struct
 from lrl_jax.nets.mlp import activation_fn
 
 Layers = tuple[dict[str, jax.Array], ...]
+
+
+def orthogonal(key: jax.Array, n_rows: int, n_columns: int) -> jax.Array:
+    """Draw a matrix with orthonormal rows or columns, whichever are fewer, uniformly.
+
+    By Gram and Schmidt on normal draws, in place of LAPACK's QR: two of its calls at once, as under
+    a vmap over seeds, wait for each other for ever on a CPU with two threads (jaxlib 0.10.2).
+
+    Args:
+        key: consumed.
+        n_rows, n_columns: shape of the result.
+
+    Returns:
+        float32 [n_rows, n_columns].
+    """
+    few, many = sorted((n_rows, n_columns))
+    drawn = jax.random.normal(key, (few, many))
+
+    def body(i, rows):
+        row = drawn[i]
+        for _ in range(2):  # the second pass removes what rounding has left
+            row = row - (rows @ row) @ rows
+        return rows.at[i].set(row / jnp.linalg.norm(row))
+
+    rows = jax.lax.fori_loop(0, few, body, jnp.zeros((few, many)))
+    return rows if n_rows == few else rows.T
 
 
 def init_orthogonal(
@@ -31,11 +57,11 @@ def init_orthogonal(
         One dict per layer: `kernel` [in, out] and `bias` [out], float32.
     """
     widths = (in_dim, *hidden, out_dim)
-    scales = (*[np.sqrt(2.0)] * len(hidden), last_scale)
+    scales = (*[math.sqrt(2.0)] * len(hidden), last_scale)
     keys = jax.random.split(key, len(scales))
     return tuple(
         {
-            "kernel": jax.nn.initializers.orthogonal(scale)(k, (a, b), jnp.float32),
+            "kernel": scale * orthogonal(k, a, b),
             "bias": jnp.zeros(b, jnp.float32),
         }
         for k, a, b, scale in zip(keys, widths[:-1], widths[1:], scales, strict=True)
