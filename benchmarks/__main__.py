@@ -15,6 +15,7 @@ NAMES = (
     "predictor",
     "planning",
     "learners",
+    "ppo",
     "collecting",
     "scaling",
     "main_job",

@@ -56,7 +56,8 @@ def bare_scan(env: Any, params: Any, n: int, n_ticks: int):
     return run
 
 
-def _bare_case(env, params, n, n_ticks):
+def bare_case(env: Any, params: Any, n: int, n_ticks: int):
+    """A bare scan and its arguments."""
     key, key_reset = jax.random.split(jax.random.key(0))
     obs, state = jax.vmap(env.reset, in_axes=(0, None))(jax.random.split(key_reset, n), params)
     tick = jax.eval_shape(bare_scan(env, params, n, 1), key, obs, state, jax.numpy.zeros(n))
@@ -79,7 +80,7 @@ def _level_case(env, params, levels, n, n_ticks):
 def measure(env_id: str, n: int, n_ticks: int, repeats: int, min_seconds: float = 0.2) -> list[Row]:
     """Rows of all hierarchies in one environment at `n` instances."""
     env, params = lrl.make(env_id)
-    functions: dict[str, Any] = {"bare scan": _bare_case(env, params, n, n_ticks)}
+    functions: dict[str, Any] = {"bare scan": bare_case(env, params, n, n_ticks)}
     for name, levels in hierarchies().items():
         functions[name] = _level_case(env, params, levels, n, n_ticks)
     timings = benchmark.compare(functions, repeats, min_seconds=min_seconds)
