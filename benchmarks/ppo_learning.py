@@ -1,7 +1,7 @@
 """What PPO learns on CartPole-v1 and Pendulum-v1: `python -m benchmarks.ppo_learning`.
 
-Five seeds in one vmapped call each; 32 whole episodes per seed at the end, in eval mode. Tuning: two
-settings were tried for each task, on the same seeds.
+Five seeds in one vmapped call each; 32 whole episodes per seed at the end, in eval mode. Tuning:
+two settings were tried for each task, on the same seeds.
 """
 
 from __future__ import annotations
