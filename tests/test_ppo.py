@@ -437,7 +437,9 @@ def test_bad_levels():
         lrl.Hierarchy([PPOLevel(rollout_length=3)], env, params)
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize(
+    "env", ["CartPole-v1", pytest.param("Pendulum-v1", marks=pytest.mark.slow)]
+)
 def test_properties_alone(env):
     check_level(PPOLevel(SMALL, rollout_length=8), *gymnax.make(env))
 

@@ -1,7 +1,6 @@
 """What the level protocol promises to levels of a user's own."""
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -556,15 +555,7 @@ def test_greedy_behaviour_below_suppresses_noise_and_warm_up():
     assert np.abs(np.asarray(trained - evaluated)).min(axis=0).max() > 1e-3
 
 
-@functools.cache
-def _checked():
-    return lrl.testing.check_level(
-        SACLevel(SAC(hidden=(8,)), 400, batch_size=8, warm_up_steps=16), MAZE
-    )
-
-
 def test_check_level_passes_what_is_right():
-    assert _checked().n_levels == 1
     below = SACLevel(
         SAC(hidden=(8,)),
         400,
@@ -574,7 +565,6 @@ def test_check_level_passes_what_is_right():
         control_interval=3,
     )
     assert lrl.testing.check_level(below, MAZE).n_levels == 2
-    lrl.testing.check_level(OnPolicy(rollout_length=8), MAZE)
 
 
 @pytest.mark.parametrize(

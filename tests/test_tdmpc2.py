@@ -721,7 +721,7 @@ def test_the_search_finds_what_pays():
     algorithm = dataclasses.replace(ALGORITHM, planner=planner)
 
     def action(sign):
-        return jit(algorithm.plan, static_argnames=("training", "n_steps", "terminal_value"))(
+        return jit(algorithm.plan, static_argnames=("explores", "n_steps", "terminal_value"))(
             state,
             memory,
             latent,

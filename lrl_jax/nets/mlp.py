@@ -41,7 +41,7 @@ def check_hidden(hidden) -> tuple[int, ...]:
         ValueError: if a width is not a positive integer.
     """
     hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
-    return tuple(check_int("the width of a hidden layer", h, 1) for h in hidden)
+    return tuple(check_int("each of the hidden widths", h, 1) for h in hidden)
 
 
 class MLP(nn.Module):
