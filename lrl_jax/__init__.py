@@ -2,12 +2,15 @@
 
 import jax as _jax
 
+__version__ = "0.2.0"
+
 # An instance's random stream must not depend on the number of its neighbours.
 _jax.config.update("jax_threefry_partitionable", True)
 
 from lrl_jax import (  # noqa: E402
     algorithms,
     buffers,
+    checkpoints,
     collectors,
     devices,
     envs,
@@ -34,8 +37,6 @@ from lrl_jax.envs import make  # noqa: E402
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, RandomHierarchy  # noqa: E402
 from lrl_jax.training import load_run, take_seed  # noqa: E402
 
-__version__ = "0.2.0"
-
 __all__ = [
     "AsyncCollector",
     "CollectStats",
@@ -47,6 +48,7 @@ __all__ = [
     "__version__",
     "algorithms",
     "buffers",
+    "checkpoints",
     "collectors",
     "devices",
     "envs",

@@ -29,6 +29,7 @@ NEVER_IMPORTS = {
     "predictors": _ABOVE_PARTS,
     "levels": {"envs", *_ABOVE_LEVELS},
     "envs": {"levels", *_ABOVE_LEVELS},
+    "checkpoints": {"models", "planners", "predictors", "algorithms", *_ABOVE_PARTS},
     "hierarchies": {"envs", "collectors", "training", "cli"},
     "collectors": {"training", "cli"},
     "training": {"cli"},
