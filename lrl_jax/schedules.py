@@ -11,12 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrl_jax.settings import OfRun
 
-def _finite(name: str, *values) -> tuple[float, ...]:
-    numbers = tuple(float(v) for v in values)
-    if not all(math.isfinite(v) for v in numbers):
+
+def _finite(name: str, *values) -> tuple[Any, ...]:
+    numbers = tuple(v if isinstance(v, OfRun) else float(v) for v in values)
+    if not all(isinstance(v, OfRun) or math.isfinite(v) for v in numbers):
         raise ValueError(f"{name} needs finite numbers, got {numbers}.")
     return numbers
+
+
+def _out_of_order(later: Any, earlier: Any) -> bool:
+    """Whether two steps of a schedule stand in the wrong order, as far as that is known."""
+    of_run = isinstance(later, OfRun), isinstance(earlier, OfRun)
+    if all(of_run):
+        return later.fraction <= earlier.fraction
+    return not any(of_run) and later <= earlier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +68,7 @@ class PiecewiseLinearSchedule:
                 f"{name} needs as many steps as values, at least one, got {len(self.steps)} "
                 f"and {len(self.values)}."
             )
-        if any(b <= a for a, b in zip(self.steps, self.steps[1:], strict=False)):
+        if any(_out_of_order(b, a) for a, b in zip(self.steps, self.steps[1:], strict=False)):
             raise ValueError(f"{name} needs strictly increasing steps, got {self.steps}.")
 
     def __call__(self, n_total_env_steps: Any) -> jax.Array:
@@ -102,7 +112,7 @@ class RampSchedule:
     def __post_init__(self):
         for name in ("start_value", "end_value", "end", "start"):
             object.__setattr__(self, name, _finite("RampSchedule", getattr(self, name))[0])
-        if self.end <= self.start:
+        if _out_of_order(self.end, self.start):
             raise ValueError(f"the ramp must end after it starts, got {self.start} to {self.end}.")
 
     def __call__(self, n_total_env_steps: Any) -> jax.Array:
@@ -144,7 +154,7 @@ def check_setting(name: str, value: Any, low: float = 0.0, high: float = math.in
         TypeError: if it is neither.
         ValueError: if it is a number outside [low, high], or not finite.
     """
-    if callable(value):
+    if callable(value) or isinstance(value, OfRun):
         return value
     if not is_number(value):
         raise TypeError(f"{name} must be a number or a schedule, got {value!r}.")

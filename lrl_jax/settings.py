@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import numbers
 from collections.abc import Callable, Sequence
@@ -12,6 +13,27 @@ import numpy as np
 from jax.core import Tracer
 
 
+@dataclasses.dataclass(frozen=True)
+class OfRun:
+    """A number of environment steps, given as a fraction of a training run.
+
+    It may stand for a number of environment steps anywhere in the levels of a `TrainConfig`, in
+    schedules too; the first start of a run puts the number in its place.
+
+    Attributes:
+        fraction: 0 for the start of the run, 1 for its end; more is beyond it.
+    """
+
+    fraction: float
+
+    def __post_init__(self):
+        check_float("the fraction of a run", self.fraction, 0.0)
+
+    def steps(self, total_steps: int) -> float:
+        """Environment steps in a run of `total_steps`."""
+        return float(self.fraction * total_steps)
+
+
 def check_int(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
     """Return a whole number as an int: 1.0 is 1.
 
@@ -19,6 +41,8 @@ def check_int(name: str, value: Any, minimum: int, maximum: int | None = None) -
         ValueError: for anything else (fractions, text, bools, arrays, traced values), and for
             numbers outside [minimum, maximum].
     """
+    if isinstance(value, OfRun):
+        return value  # pyright: ignore[reportReturnType]  # a number once the run begins
     number: Any = value
     if isinstance(value, np.ndarray | jax.Array) and not isinstance(value, Tracer):
         number = value.item() if not value.shape else value
@@ -39,6 +63,8 @@ def check_float(
     above: bool = False,
 ) -> float:
     """Return a finite float setting in [low, high], or in (low, high] with `above`."""
+    if isinstance(value, OfRun):
+        return value  # pyright: ignore[reportReturnType]  # a number once the run begins
     try:
         number = float(value)
     except (TypeError, ValueError):

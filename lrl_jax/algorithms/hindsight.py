@@ -35,6 +35,9 @@ class Hindsight:
     uniform over the rest of its episode as far as it is stored. All rows of a piece of trajectory
     get the same goal.
 
+    Without `reward_fn` and goals it takes those of the hierarchy's environment, which must be
+    goal based and have `compute_reward`; the level must then see the whole observation.
+
     Attributes:
         reward_fn: (achieved goals [B, G], desired goals [B, G], info) -> rewards [B], as
             Gymnasium's `compute_reward`. The achieved goals are those of the next observation; info
@@ -50,13 +53,16 @@ class Hindsight:
             used; `info["terminated"]` is what is stored. None keeps that.
     """
 
-    reward_fn: Callable[[jax.Array, jax.Array, dict[str, jax.Array]], jax.Array]
-    achieved_goal: tuple[int, int]
-    desired_goal: tuple[int, int] | None
+    reward_fn: Callable[[jax.Array, jax.Array, dict[str, jax.Array]], jax.Array] | None = None
+    achieved_goal: tuple[int, int] | None = None
+    desired_goal: tuple[int, int] | None = None
     ratio: float = 0.8
     terminated_fn: Callable[[jax.Array, jax.Array, dict[str, jax.Array]], jax.Array] | None = None
 
     def __post_init__(self):
+        check_float("ratio", self.ratio, 0.0, 1.0)
+        if self.reward_fn is None and self.achieved_goal is None and self.desired_goal is None:
+            return  # taken from the environment
         if not callable(self.reward_fn):
             raise TypeError(f"reward_fn is not callable: {self.reward_fn!r}.")
         names = (
@@ -72,11 +78,11 @@ class Hindsight:
                 f"the goals differ in size: achieved_goal={self.achieved_goal}, "
                 f"desired_goal={self.desired_goal}."
             )
-        check_float("ratio", self.ratio, 0.0, 1.0)
 
     @property
     def goal_dim(self) -> int:
         """Entries of a goal, G."""
+        assert self.achieved_goal is not None
         return _size(self.achieved_goal)
 
     @classmethod
@@ -94,6 +100,13 @@ class Hindsight:
         indices = goal_indices(env)
         return cls(RewardOf(env), indices["achieved_goal"], indices["desired_goal"], ratio)
 
+    def bind_env(self, env: Any) -> Hindsight:
+        """With the reward and the goals of an environment, where none are given; see `of_env`."""
+        if self.reward_fn is not None:
+            return self
+        found = Hindsight.of_env(env, self.ratio)
+        return dataclasses.replace(found, terminated_fn=self.terminated_fn)
+
     def check(self, obs_dim: int, input_dim: int | None) -> None:
         """Refuse entries that an observation of that size, or a level's input, does not have.
 
@@ -101,6 +114,7 @@ class Hindsight:
             obs_dim: entries of the mapped observation.
             input_dim: entries of the level's input, None without one.
         """
+        assert self.achieved_goal is not None, "bind_env comes first"
         stop = max(self.achieved_goal[1], (self.desired_goal or (0, 0))[1])
         if stop > obs_dim:
             raise ValueError(
@@ -125,6 +139,7 @@ class Hindsight:
         first = rows if len(lead) == 1 else jax.tree.map(lambda x: x[0], rows)
         key_later, key_ratio = jax.random.split(key)
         later, _ = replay.later(key_later, first)
+        assert self.achieved_goal is not None
         achieved = slice(*self.achieved_goal)
 
         def flat_obs(obs, axes=None):

@@ -16,6 +16,7 @@ from lrl_jax.env_spec import EnvSpec
 from lrl_jax.hierarchies.state import HierarchyState
 from lrl_jax.levels.base import NEEDS, Decision, LevelSpec
 from lrl_jax.schedules import is_number
+from lrl_jax.setting_trees import bind_env, unresolved
 from lrl_jax.settings import check_float, check_int
 from lrl_jax.spaces import Box, SameAsAction, Space
 
@@ -93,6 +94,45 @@ def typed_key(key: Any) -> jax.Array:
     if key.shape:
         raise ValueError(f"key must be a single key, got an array of keys of shape {key.shape}.")
     return key
+
+
+def frozen_levels(frozen: Any, n_levels: int) -> tuple[int, ...]:
+    """Indices of frozen levels, in order; ValueError for those that are not there, or all."""
+    if isinstance(frozen, str) or not isinstance(frozen, Sequence):
+        raise TypeError(f"frozen must be a list of levels' indices, got {frozen!r}.")
+    indices = sorted({check_int("frozen", i, 0, n_levels - 1) for i in frozen})
+    if len(indices) == n_levels:
+        raise ValueError(
+            f"frozen={tuple(indices)} are all of the {n_levels} levels, so that nothing would be "
+            f"learned: leave one out, or use hierarchy.eval()."
+        )
+    return tuple(indices)
+
+
+def levels_in_env(levels: Sequence[Any], maps: Sequence[Any], env: Any) -> tuple[Any, ...]:
+    """The levels with what they take from the environment.
+
+    Raises:
+        ValueError: for settings in fractions of a run, or a level that takes entries of the
+            environment's observation but sees another.
+    """
+    result = []
+    for i, (level, map_obs) in enumerate(zip(levels, maps, strict=True)):
+        name = f"level {i} ({type(level).__name__})"
+        fractions = unresolved(level)
+        if fractions:
+            raise ValueError(
+                f"{name} has settings in fractions of a run, {', '.join(fractions)}: only "
+                f"training knows its length. Give environment steps here."
+            )
+        bound = bind_env(level, env)
+        if bound is not level and map_obs is not None:
+            raise ValueError(
+                f"{name} takes the goal's entries from the environment, but sees a mapped "
+                f"observation: give its hindsight a reward_fn and the entries in what it sees."
+            )
+        result.append(bound)
+    return tuple(result)
 
 
 def mapped_shapes(

@@ -24,6 +24,7 @@ from lrl_jax.hierarchies.state import Counter, HierarchyState, LevelState
 from lrl_jax.levels.base import Decision, as_level
 from lrl_jax.levels.basic import RandomLevel
 from lrl_jax.randomness import Salt, Stream
+from lrl_jax.setting_trees import bind_env
 from lrl_jax.settings import check_int
 from lrl_jax.spaces import mapped_space
 
@@ -51,6 +52,7 @@ class Hierarchy:
             added to the observation's size, anything else is checked.
         signals: names of scalars in the info of the environment's steps that rows accumulate as
             they do the reward: costs, health, rewards of options.
+        frozen: indices of levels that act as in evaluation, and learn nothing, in train mode too.
         device: where `init` puts the state; the default device if None.
         writer: a TensorBoard writer for host loops to use if they are given none of their own.
 
@@ -68,6 +70,7 @@ class Hierarchy:
         mapped_env_obs_shapes: Sequence[Any] | None = None,
         *,
         signals: Sequence[str] = (),
+        frozen: Sequence[int] = (),
         device: Any = None,
         writer: Any = None,
         training: bool = True,
@@ -75,6 +78,7 @@ class Hierarchy:
         if not isinstance(levels, Sequence) or not levels:
             raise ValueError(f"levels must be a non-empty list of levels, got {levels!r}.")
         self.levels = tuple(as_level(level) for level in levels)
+        self.frozen = checks.frozen_levels(frozen, len(self.levels))
         self.env, self.env_params = env, env_params
         self.device, self.writer, self.training = resolve_device(device), writer, bool(training)
         self.env_spec = env_spec(env, env_params)
@@ -88,7 +92,9 @@ class Hierarchy:
                     f"{name} has {len(value)} entries, but there are {n_levels} levels: give one "
                     f"for each level, None where nothing is special."
                 )
-        self.env_obs_maps = tuple(env_obs_maps) if env_obs_maps else (None,) * n_levels
+        maps = tuple(env_obs_maps) if env_obs_maps else (None,) * n_levels
+        self.env_obs_maps = tuple(bind_env(f, env) for f in maps)
+        self.levels = checks.levels_in_env(self.levels, self.env_obs_maps, env)
         self.mapped_env_obs_shapes = tuple(mapped_env_obs_shapes or (None,) * n_levels)
         self.signals = _names(signals)
         seen = checks.mapped_shapes(self.env_obs_maps, self.mapped_env_obs_shapes, self.env_spec)
@@ -102,10 +108,13 @@ class Hierarchy:
 
     def _compile(self) -> None:
         """Jit the steps for this mode; nothing is compiled yet."""
-        static = (self.levels, self._maps, self.training)
+        training = tuple(self.training and i not in self.frozen for i in range(self.n_levels))
+        static = (self.levels, self._maps, training)
         self._get_action = jax.jit(functools.partial(stepping.get_action, *static))
         self._process = jax.jit(functools.partial(stepping.process_transition, *static))
-        self._learn = jax.jit(functools.partial(stepping.learn, self.levels, self.specs))
+        self._learn = jax.jit(
+            functools.partial(stepping.learn, self.levels, self.specs, self.frozen)
+        )
         self._init = jax.jit(self._make_state, static_argnums=1)
         self._other_mode: Hierarchy | None = None
         self._jitted: dict[Any, Callable] = {}
@@ -138,8 +147,8 @@ class Hierarchy:
         """
         ticks = [
             stepping.rollout_ticks(level, spec)
-            for level, spec in zip(self.levels, self.specs, strict=True)
-            if level.rollout_length is not None and level.n_updates
+            for i, (level, spec) in enumerate(zip(self.levels, self.specs, strict=True))
+            if level.rollout_length is not None and level.n_updates and i not in self.frozen
         ]
         return math.gcd(*ticks) if ticks else None
 
@@ -328,6 +337,8 @@ class Hierarchy:
 
     def _make_buffer(self, i: int, fields: Any, n: int) -> Any:
         level = self.levels[i]
+        if i in self.frozen and not (i and "children" in self.levels[i - 1].needs):
+            return None  # nobody reads its rows
         size = level.buffer_size
         if level.rollout_length is not None:
             size = level.rollout_length * n

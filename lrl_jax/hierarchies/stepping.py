@@ -41,11 +41,16 @@ def context(levels: Sequence[Level], state: HierarchyState, i: int, **fields: An
 # ------------------------------------------------------------------- deciding
 
 
-def get_action(levels, maps, training, state, obs, mask) -> tuple[HierarchyState, jax.Array]:
-    """Descend from the active level of each instance to the last; see Hierarchy.get_action."""
+def get_action(
+    levels, maps, training: Sequence[bool], state, obs, mask
+) -> tuple[HierarchyState, jax.Array]:
+    """Descend from the active level of each instance to the last; see Hierarchy.get_action.
+
+    `training` is the mode of each level: those that are frozen act as in evaluation.
+    """
     n, last = state.n_env_instances, len(levels) - 1
     active = state.active_level
-    explores = jnp.full(n, training)
+    explores = jnp.full(n, any(training))
     new_levels: list[LevelState] = []
     for i, (level, level_state) in enumerate(zip(levels, state.levels, strict=True)):
         # Whoever is unmasked reaches the last level, so its mask is the caller's.
@@ -65,12 +70,12 @@ def get_action(levels, maps, training, state, obs, mask) -> tuple[HierarchyState
             first = select(decides, below.per_ring("count"), level_state.first_child)
             level_state = level_state.replace(first_child=first)
         keys = state.stream.instance_keys(n, Salt.DECIDE + i)
-        args = (mapped, level_input, keys, explores, control)
+        args = (mapped, level_input, keys, explores & training[i], control)
         ticks = math.prod(below.control_interval or 1 for below in levels[i + 1 :])
         decide = functools.partial(_decide, level, ticks)
         row = devices.by_instance(n)
         kept = (level_state.action, level_state.store, level_state.greedy)
-        shared = (level_state.learner, context(levels, state, i, training=training))
+        shared = (level_state.learner, context(levels, state, i, training=training[i]))
         (action, store, greedy), memory = devices.each(decide, (P(), row), row)(
             shared, (decides, kept, level_state.memory, args)
         )
@@ -165,7 +170,16 @@ def close(level: Level, learner: Any, ctx: Context, memory: Any, row: Row) -> tu
 
 
 def process_transition(
-    levels, maps, training, state, obs_next, rew, terminated, truncated, mask, signals
+    levels,
+    maps,
+    training: Sequence[bool],
+    state,
+    obs_next,
+    rew,
+    terminated,
+    truncated,
+    mask,
+    signals,
 ) -> HierarchyState:
     """Ascend from the last level, closing rows; see Hierarchy.process_transition."""
     n = state.n_env_instances
@@ -177,7 +191,7 @@ def process_transition(
             for level, s in zip(levels, state.levels, strict=True)
         )
     )
-    if training:
+    if any(training):
         total = state.n_total_env_steps.add(everyone.sum(dtype=jnp.int32))
         state = state.replace(n_total_env_steps=total)
     active, explores = state.active_level, _explores(state, training)
@@ -189,12 +203,12 @@ def process_transition(
             above = state.levels[i - 1].obs
             seen = maps[i - 1](obs_next).astype(above.dtype)
             control = Control(row.n_steps_in_control - 1, above, seen)
-        ctx = context(levels, state, i, training=training)
+        ctx = context(levels, state, i, training=training[i])
         keys = state.stream.instance_keys(n, Salt.AFTER_TRANSITION + i)
 
         answer = functools.partial(_answer, levels[i], state.levels[i].learner, ctx)
         memory, row = jax.vmap(answer)(state.levels[i].memory, row, keys, explores[i], control)
-        s = _store(levels[i], state, i, row, closes, everyone, mask, training)
+        s = _store(levels[i], state, i, row, closes, everyone, mask, any(training))
         s = _begun_anew(levels[i], s, memory, row, closes, done)
         state = state.replace(levels=(*state.levels[:i], s, *state.levels[i + 1 :]))
         if i:
@@ -221,12 +235,12 @@ def _accumulated(level, s: LevelState, rew, signals, mask) -> LevelState:
     )
 
 
-def _explores(state: HierarchyState, training: bool) -> list[jax.Array]:
+def _explores(state: HierarchyState, training: Sequence[bool]) -> list[jax.Array]:
     """Whether each level explores, bool [n] each: no level above has asked for greedy behaviour."""
-    explores = [jnp.full(state.n_env_instances, training)]
+    explores = [jnp.full(state.n_env_instances, any(training))]
     for s in state.levels[:-1]:
         explores.append(explores[-1] if s.greedy is None else explores[-1] & ~s.greedy)
-    return explores
+    return [x & own for x, own in zip(explores, training, strict=True)]
 
 
 def _store(level, state, i, row: Row, closes, everyone, mask, training) -> LevelState:
@@ -295,11 +309,13 @@ def replay_of(levels: Sequence[Level], state: HierarchyState, i: int, ctx: Conte
     return Replay(s.buffer, below if "children" in level.needs else None, rewards)
 
 
-def learn(levels, specs, state: HierarchyState) -> tuple[HierarchyState, dict[str, jax.Array]]:
+def learn(
+    levels, specs, frozen: Sequence[int], state: HierarchyState
+) -> tuple[HierarchyState, dict[str, jax.Array]]:
     """Make the updates owed; see Hierarchy.learn."""
     metrics: dict[str, jax.Array] = {}
     for i, level in enumerate(levels):
-        if state.levels[i].buffer is None or not level.n_updates:
+        if i in frozen or state.levels[i].buffer is None or not level.n_updates:
             continue
         s, of_level = _learn_level(levels, specs[i], state, i)
         state = state.replace(levels=(*state.levels[:i], s, *state.levels[i + 1 :]))
