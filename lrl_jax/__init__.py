@@ -34,7 +34,9 @@ from lrl_jax.collectors import (  # noqa: E402
 )
 from lrl_jax.devices import make_mesh  # noqa: E402
 from lrl_jax.envs import make  # noqa: E402
+from lrl_jax.export import export_policy  # noqa: E402
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, RandomHierarchy  # noqa: E402
+from lrl_jax.policy_loader import load_policy  # noqa: E402
 from lrl_jax.training import load_run, take_seed  # noqa: E402
 
 __all__ = [
@@ -53,9 +55,11 @@ __all__ = [
     "devices",
     "envs",
     "evaluate",
+    "export_policy",
     "hierarchies",
     "init_carry",
     "levels",
+    "load_policy",
     "load_run",
     "make",
     "make_mesh",

@@ -31,6 +31,7 @@ NEVER_IMPORTS = {
     "envs": {"levels", *_ABOVE_LEVELS},
     "checkpoints": {"models", "planners", "predictors", "algorithms", *_ABOVE_PARTS},
     "hierarchies": {"envs", "collectors", "training", "cli"},
+    "export": {"envs", "collectors", "training", "cli"},
     "collectors": {"training", "cli"},
     "training": {"cli"},
 }
