@@ -136,4 +136,6 @@ class AsyncCollector(BaseCollector, contextlib.AbstractContextManager):
             or_more=True,
             gym_reset_kwargs=gym_reset_kwargs,
         )
-        return self._returned(request, *self._collect(request))
+        collected = request.begun(self.n_env_instances)
+        stats = self._collect(request, collected)
+        return self._returned(request, collected, stats)

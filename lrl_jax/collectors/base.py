@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from lrl_jax import buffers
+from lrl_jax import buffers, interrupts
 from lrl_jax.buffers import Buffer
 from lrl_jax.collectors import store
 from lrl_jax.collectors.device_engine import DeviceEngine
@@ -39,12 +39,13 @@ def checked_hierarchy(hierarchy: Any) -> Hierarchy:
     return hierarchy
 
 
-def warn_of_open(collected: Collected, ticks: int, stacklevel: int = 4) -> None:
+def warn_of_open(collected: Collected, stacklevel: int = 4) -> None:
     """Say so where episodes were still open when a limit was reached."""
     if collected.n_open:
         warnings.warn(
-            f"{collected.n_open} episodes were still open after {ticks} steps of each instance: "
-            f"they are not counted. Raise max_steps, or give the environment a time limit.",
+            f"{collected.n_open} episodes were still open after {collected.n_ticks} steps of each "
+            f"instance: they are not counted. Raise max_steps, or give the environment a time "
+            f"limit.",
             stacklevel=stacklevel,
         )
 
@@ -103,12 +104,13 @@ class BaseCollector:
         if seed is not None:
             seed = checks.seed_of("seed", seed)
         self._check_open()
-        state = self._engine.state() if self._is_reset else self._initial_state
-        self._engine.reset(self.hierarchy, state, seed, gym_reset_kwargs)
-        self._is_reset = True
-        if self.device is not None:
-            state = jax.device_put(self._engine.state(), self.device)
-            self._engine.set_state(self.hierarchy, state)
+        with interrupts.held():
+            state = self._engine.state() if self._is_reset else self._initial_state
+            self._engine.reset(self.hierarchy, state, seed, gym_reset_kwargs)
+            self._is_reset = True
+            if self.device is not None:
+                state = jax.device_put(self._engine.state(), self.device)
+                self._engine.set_state(self.hierarchy, state)
         self.reset_stat()
         if reset_buffer:
             self.reset_buffer(keep_statistics=True)
@@ -118,8 +120,9 @@ class BaseCollector:
 
         Steps under way are waited for and forgotten.
         """
-        engine = self._ready()
-        engine.reset(self.hierarchy, engine.state(), None, gym_reset_kwargs)
+        with interrupts.held():
+            engine = self._ready()
+            engine.reset(self.hierarchy, engine.state(), None, gym_reset_kwargs)
 
     def reset_buffer(self, keep_statistics: bool = False) -> None:
         """Empty the collector's own buffer; the levels' are theirs.
@@ -138,7 +141,8 @@ class BaseCollector:
 
     def settle(self) -> None:
         """Make resets that are due, of instances that sat out or after an error, now."""
-        self._ready().settle(self.hierarchy)
+        with interrupts.held():
+            self._ready().settle(self.hierarchy)
 
     @property
     def state(self) -> HierarchyState:
@@ -174,19 +178,24 @@ class BaseCollector:
         return self.hierarchy if learn or self.exploration_noise else self.hierarchy.eval()
 
     def _collect(
-        self, request: Request, after: Callable[[int, Collected, Any], None] | None = None
-    ) -> tuple[Collected, CollectStats]:
-        """Carry out a request, and count what it brought."""
+        self,
+        request: Request,
+        collected: Collected,
+        after: Callable[[int, Any], None] | None = None,
+    ) -> CollectStats:
+        """Carry out a request, and count what it brought, also if an exception ends it."""
         self._check_open()
-        engine = self._ready()
-        collected = carry_out(request, self._acting(request.way.learn), engine, after)
-        n_ticks = sum(record.n_ticks for record in collected.records)
-        warn_of_open(collected, request.start + n_ticks)
-        stats = collected.stats()
-        self.collect_step += stats.n_collected_steps
-        self.collect_episode += stats.n_collected_episodes
-        self.collect_time += stats.collect_time
-        return collected, stats
+        with interrupts.held():
+            engine = self._ready()
+            try:
+                carry_out(request, self._acting(request.way.learn), engine, collected, after)
+            finally:
+                stats = collected.stats()
+                self.collect_step += stats.n_collected_steps
+                self.collect_episode += stats.n_collected_episodes
+                self.collect_time += stats.collect_time
+        warn_of_open(collected)
+        return stats
 
     @staticmethod
     def _returned(request: Request, collected: Collected, stats: CollectStats) -> Any:

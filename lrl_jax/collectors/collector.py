@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from lrl_jax import interrupts
 from lrl_jax.buffers import Buffer
 from lrl_jax.collectors.base import BaseCollector, checked_hierarchy, make_engine, warn_of_open
 from lrl_jax.collectors.counting import Owed
@@ -228,7 +229,9 @@ class Collector(BaseCollector):
         n_logged = 0  # records that earlier scalars covered
         saved_at = -1
 
-        def after(t: int, collected: Collected, progress: Any) -> None:
+        collected = request.begun(self.n_env_instances)
+
+        def after(t: int, progress: Any) -> None:
             nonlocal n_logged, saved_at
             if due(request.log_interval, t):
                 self._log("collect", collected.stats(n_logged), t)
@@ -242,8 +245,8 @@ class Collector(BaseCollector):
                 saved_at = t + 1
                 self.save_checkpoint(t + 1, request.limit)
 
-        collected, stats = self._collect(request, after)
-        t = request.start + sum(record.n_ticks for record in collected.records)
+        stats = self._collect(request, collected, after)
+        t = request.start + collected.n_ticks
         if self.checkpoint_dir is not None and saved_at != t:
             self.save_checkpoint(t, request.limit)
         return collected, dataclasses.replace(stats, tests=tuple(tests))
@@ -319,7 +322,7 @@ class Collector(BaseCollector):
             video_logger=video_logger,
         )
         collected = self._tested(request, state, n, key)
-        warn_of_open(collected, sum(record.n_ticks for record in collected.records), 3)
+        warn_of_open(collected, 3)
         return collected.stats()
 
     def test(
@@ -382,10 +385,12 @@ class Collector(BaseCollector):
         key = jax.random.fold_in(state.stream.key, Salt.TEST) if key is None else key
         env = self.test_env, self.test_env_params
         engine = make_engine(self.hierarchy, *env, n, self.preprocess)
-        try:
-            return run_test(request, self.hierarchy, engine, state, key, stream)
-        finally:
-            if self._shares_env and self._is_reset:
-                # Elsewhere each time: the test has left the environments' streams where it began.
-                seed = jax.random.fold_in(key, self.collect_step & 0x7FFFFFFF)
-                self.reset_env({"seed": int(jax.random.randint(seed, (), 0, 2**31 - 1))})
+        with interrupts.held():
+            try:
+                return run_test(request, self.hierarchy, engine, state, key, stream)
+            finally:
+                if self._shares_env and self._is_reset:
+                    # Elsewhere each time: the test has left the environments' streams where it
+                    # began.
+                    seed = jax.random.fold_in(key, self.collect_step & 0x7FFFFFFF)
+                    self.reset_env({"seed": int(jax.random.randint(seed, (), 0, 2**31 - 1))})

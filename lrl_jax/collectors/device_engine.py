@@ -13,7 +13,7 @@ from lrl_jax import buffers
 from lrl_jax.collectors.counting import Owed
 from lrl_jax.collectors.preprocess import Preprocess, reset_arguments
 from lrl_jax.collectors.requests import Way
-from lrl_jax.collectors.stats import Record
+from lrl_jax.collectors.stats import Collected, Record
 from lrl_jax.collectors.store import add
 from lrl_jax.collectors.tick import RolloutCarry, begun, full_tick, is_traced
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
@@ -181,20 +181,24 @@ class DeviceEngine:
     def settle(self, hierarchy: Hierarchy) -> None:
         """Nothing is due here: who sits out is not touched."""
 
-    def run(self, hierarchy: Hierarchy, way: Way, owed: Owed, n_ticks: int) -> tuple[Record, Owed]:
-        """Take up to `n_ticks` ticks; returns their record and what is still owed."""
+    def run(self, hierarchy: Hierarchy, way: Way, out: Collected, n_ticks: int) -> None:
+        """Take up to `n_ticks` ticks; adds their record to `out`, and what is still owed.
+
+        To be held (`lrl_jax.interrupts`): what is donated would be lost.
+        """
         run: Callable = hierarchy.jitted(_chunk, self.env, way, self.preprocess, donate=1)
         if self.shared:
             self.carry, self.store = jax.tree.map(jnp.copy, (self.carry, self.store))
             self.shared = False
         owned = (self.carry, self.store)
-        owned, owed, taken, out = run(self.params, owned, owed, jnp.asarray(n_ticks, jnp.int32))
+        ticks = jnp.asarray(n_ticks, jnp.int32)
+        owned, out.owed, taken, new = run(self.params, owned, out.owed, ticks)
         self.carry, self.store = owned
-        taken, out = jax.device_get((taken, out))
-        record: Record = jax.tree.map(lambda x: x[: int(taken)], out)
+        taken, new = jax.device_get((taken, new))
+        record: Record = jax.tree.map(lambda x: x[: int(taken)], new)
         if record.obs_next is not None:
             record = record.replace(obs_next=record.obs_next[-1])
-        return record, owed
+        out.records.append(record)
 
     def differentiable(self, hierarchy: Hierarchy, n_ticks: int, allowed: bool) -> Any:
         """Transitions that carry gradients, and their Record, None while it is traced."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from lrl_jax import interrupts
 from lrl_jax.collectors.base import Engine, make_engine
 from lrl_jax.collectors.requests import Request, carry_out
 from lrl_jax.collectors.stats import Collected, CollectStats
@@ -36,8 +37,11 @@ def run_test(
     tested = hierarchy.for_testing(state, key, engine.n)
     if stream is not None:
         tested = tested.replace(stream=stream)
-    engine.reset(hierarchy, tested, None, key=key)
-    return carry_out(request, hierarchy, engine)
+    out = request.begun(engine.n)
+    with interrupts.held():
+        engine.reset(hierarchy, tested, None, key=key)
+        carry_out(request, hierarchy, engine, out)
+    return out
 
 
 def whole_episodes(

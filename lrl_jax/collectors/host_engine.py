@@ -27,7 +27,7 @@ from lrl_jax.collectors.records import (
     zeroed,
 )
 from lrl_jax.collectors.requests import Way
-from lrl_jax.collectors.stats import Record
+from lrl_jax.collectors.stats import Collected, Record
 from lrl_jax.collectors.store import add
 from lrl_jax.collectors.tick import signals_of
 from lrl_jax.envs.gymnasium_adapter import success_in
@@ -137,6 +137,8 @@ class _Tick:
     decided: np.ndarray | None  # those of them that the hierarchy decided, all if None
     episodes: Episodes
     levels: tuple[LevelTransitions, ...] | None = None
+    is_settled: bool = False  # or was to be, when something raised
+    is_kept: bool = False
 
     @property
     def valid(self) -> np.ndarray:
@@ -295,58 +297,60 @@ class HostEngine:
         if self._broken or self.source.spoiled:
             self._begin_anew(hierarchy.reset(self.state()), None)
 
-    def run(self, hierarchy: Hierarchy, way: Way, owed: Owed, n_ticks: int) -> tuple[Record, Owed]:
-        """Take up to `n_ticks` ticks; returns their record and what is still owed.
+    def run(self, hierarchy: Hierarchy, way: Way, out: Collected, n_ticks: int) -> None:
+        """Take up to `n_ticks` ticks; adds their record to `out`, and what is still owed.
 
-        What raises in a tick - an environment, the user's function, an interrupt - loses that tick;
+        To be held (`lrl_jax.interrupts`). What raises in a tick - an environment, the user's
+        function, an interrupt while waiting - loses that tick; those before it are kept whole, and
         the next call begins with a reset.
         """
         run = _Run(hierarchy, way, self.source.lockstep and way.mode == "n_steps")
         if run.everyone and self._looks_ahead(hierarchy, way) and not self.source.stale.any():
             decide = hierarchy.jitted(_decide_ahead, self._flat, way.capacity)
             run.ahead = jax.device_get(decide(self._raw, self.obs, np.int32(n_ticks)))
+        broken = True
         try:
-            owed = self._run(run, owed, n_ticks)
-        except BaseException:
-            self._broken = True
-            raise
-        finally:  # what was stepped before an error is not lost
-            if run.ahead is not None and run.ticks:
-                self._replay(run)
-        return run.result(), owed.after_ticks(len(run.ticks)) if run.everyone else owed
+            self._run(run, out, n_ticks)
+            self._finish(run)
+            broken = False
+        finally:
+            self._broken |= broken
+            if run.ticks:
+                self._finish(run)
+                if run.ahead is not None:
+                    self._replay(run)
+                out.records.append(run.result(is_whole=not broken))
+            if run.everyone:
+                out.owed = out.owed.after_ticks(len(run.ticks))
 
-    def _run(self, run: _Run, owed: Owed, n_ticks: int) -> Owed:
+    def _run(self, run: _Run, out: Collected, n_ticks: int) -> None:
         """One call between two ticks."""
-        before: _Tick | None = None
         for _ in range(n_ticks):
+            owed = out.owed
             if not run.everyone and not owed.active.any():
                 break
             stale = self.source.stale & owed.active
             if stale.any():
-                self._finish(run, before)
-                before = None
+                self._finish(run)
                 self._restart(run.hierarchy, stale)
             mask = None if run.everyone else owed.active & ~self.source.busy
             if mask is None or mask.any():
-                self.source.send(self._decided(run, before, mask), mask)
-                if before is not None:
-                    self._keep(run, before)  # while the environments are busy
+                self.source.send(self._decided(run, mask), mask)
+                self._keep(run)  # while the environments are busy
             else:  # all that are owed something are under way
-                self._finish(run, before)
-            before = self._received(run, owed.active)
+                self._finish(run)
+            tick = self._received(run, owed.active)
             if not run.everyone:
-                owed = owed.after(run.way.mode, before.episodes.finished, before.ready)
-        self._finish(run, before)
-        return owed
+                out.owed = owed.after(run.way.mode, tick.episodes.finished, tick.ready)
 
-    def _decided(self, run: _Run, before: _Tick | None, mask: Any) -> np.ndarray:
+    def _decided(self, run: _Run, mask: Any) -> np.ndarray:
         """Actions as sent, of those in the mask; settles the tick before in the same call."""
         if run.ahead is not None:
             sent, act = (actions[len(run.ticks)] for actions in run.ahead)
         elif run.way.random:
             sent = act = self._random_actions(run.hierarchy)
         else:
-            sent, act, did = self._advance(run, before, (self.obs, mask))
+            sent, act, did = self._advance(run, (self.obs, mask))
             if run.levels:
                 self._levels = jax.device_get(did)
         if run.way.record or self.store is not None or self.preprocess is not None:
@@ -355,9 +359,10 @@ class HostEngine:
             self._random[mask] = run.way.random
         return np.asarray(sent)
 
-    def _advance(self, run: _Run, before: _Tick | None, then: Any) -> Any:
-        """See `_between`; returns what it decided."""
+    def _advance(self, run: _Run, then: Any) -> Any:
+        """See `_between`; settles the last tick, and returns what was decided."""
         between = run.hierarchy.jitted(_between, self._flat, run.levels, run.way.learn, donate=0)
+        before = run.unsettled()
         step = None if before is None else (before.step, before.decided)
         self._raw, settled, decided = between(self._owned(), step, then)
         if before is not None:
@@ -423,15 +428,18 @@ class HostEngine:
             following[done] = preprocess.on_reset(following[done], self._ids[done])
         return step, info, self._act, following
 
-    def _finish(self, run: _Run, before: _Tick | None) -> None:
-        """Settle the last tick, so that the state is whole."""
-        if before is not None:
-            if not run.way.random and run.ahead is None:
-                self._advance(run, before, None)
-            self._keep(run, before)
+    def _finish(self, run: _Run) -> None:
+        """Settle and keep the last tick, so that the state is whole."""
+        if run.ticks and not run.ticks[-1].is_settled and not run.way.random and run.ahead is None:
+            self._advance(run, None)
+        self._keep(run)
 
-    def _keep(self, run: _Run, tick: _Tick) -> None:
-        """Store a tick; what nobody wants of it any more is let go."""
+    def _keep(self, run: _Run) -> None:
+        """Store the last tick settled; what nobody wants of it any more is let go."""
+        tick = run.ticks[-1] if run.ticks else None
+        if tick is None or tick.is_kept:
+            return
+        tick.is_kept = True
         if self.store is not None:
             self.store = run.hierarchy.jitted(_add, donate=0)(self.store, run.transitions(tick))
         if not run.way.record and run.way.capacity > 1 and run.ahead is None:
@@ -496,6 +504,14 @@ class _Run:
         self.ticks: list[_Tick] = []
         self._metrics: list[dict[str, jax.Array]] = []
 
+    def unsettled(self) -> _Tick | None:
+        """The last tick, if its bookkeeping is still to be done; from here on it is tried once."""
+        last = self.ticks[-1] if self.ticks else None
+        if last is None or last.is_settled:
+            return None
+        last.is_settled = True
+        return last
+
     def settled(self, tick: _Tick, metrics: dict[str, jax.Array], active: Any) -> None:
         """After the hierarchy's bookkeeping of a tick."""
         if metrics:
@@ -512,9 +528,10 @@ class _Run:
         out = Transitions(tick.obs, act, rew, terminated, truncated, obs_next, tick.valid)
         return zeroed(out, tick.ready)
 
-    def result(self) -> Record:
-        """All that was added."""
+    def result(self, is_whole: bool = True) -> Record:
+        """All that was added; numbers alone where an exception takes the place of the rest."""
         ticks, way = self.ticks, self.way
+        record = way.record if is_whole else False
         valid = np.stack([tick.valid for tick in ticks])
         rew = np.stack([tick.step[1] for tick in ticks])
         last = ticks[-1]
@@ -523,8 +540,8 @@ class _Run:
             reward=np.where(valid, rew, 0).sum(1, np.float64),
             steps=valid.sum(1),
             metrics=_stacked(jax.device_get(self._metrics)) if self._metrics else {},
-            transitions=_stacked([self.transitions(t) for t in ticks]) if way.record else None,
-            levels=_stacked([tick.levels for tick in ticks]) if self.levels else None,
+            transitions=_stacked([self.transitions(t) for t in ticks]) if record else None,
+            levels=_stacked([tick.levels for tick in ticks]) if record == "levels" else None,
             obs_next=zeroed(last.step[0], last.ready).copy() if way.capacity == 1 else None,
         )
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from lrl_jax import interrupts
 from lrl_jax.collectors.counting import Owed
 from lrl_jax.collectors.rollout import check_record
 from lrl_jax.collectors.stats import Collected
@@ -127,6 +128,10 @@ class Request:
         way = Way(mode, bool(learn), record, bool(random), capacity)
         return cls(way, amount - start, start, limit, **more)
 
+    def begun(self, n: int) -> Collected:
+        """What n instances have collected before the first tick."""
+        return Collected(self.way.mode, [], Owed.begin(self.way.mode, self.amount, n), 0.0)
+
     def next_stop(self, t: int) -> int:
         """Tick up to which nothing is due after tick t."""
         intervals = (self.log_interval, self.test_interval, self.checkpoint_interval)
@@ -186,21 +191,23 @@ def carry_out(
     request: Request,
     hierarchy: Hierarchy,
     engine: Any,
-    after: Callable[[int, Collected, Any], None] | None = None,
-) -> Collected:
+    out: Collected,
+    after: Callable[[int, Any], None] | None = None,
+) -> None:
     """Collect what is asked for, chunk by chunk: the one loop over ticks of all collectors.
+
+    To be held (`lrl_jax.interrupts`): it is interrupted between chunks, and where the host waits
+    for environments or calls functions of the user's.
 
     Args:
         request: what for.
         hierarchy: acts, in the mode that is meant.
         engine: of the environments, after a reset.
-        after: called after tick t with (t, what there is so far, progress bar) where something may
-            be due.
+        out: of `request.begun`; what is collected is added, also if an exception ends the loop.
+        after: called after tick t with (t, progress bar) where something may be due.
     """
-    way, n = request.way, engine.n
-    owed = Owed.begin(way.mode, request.amount, n)
-    owed = engine.begin(hierarchy, way, owed, request.gym_reset_kwargs)
-    out, t = Collected(way.mode, [], owed, 0.0), request.start
+    way, t = request.way, request.start
+    out.owed = engine.begin(hierarchy, way, out.owed, request.gym_reset_kwargs)
     shown = Frames(hierarchy, engine.env, request.video_logger, request.render, not way.random)
     end = request.limit if way.mode == "n_steps" else None
     bar = tqdm(total=end, initial=t, disable=not request.verbose, unit="tick")
@@ -208,22 +215,25 @@ def carry_out(
         with bar as progress:
             while t < request.limit:
                 stop = request.next_stop(t)
-                shown.before(engine, out.owed)
+                with interrupts.let_through():
+                    shown.before(engine, out.owed)
                 began = time.monotonic()
-                record, out.owed = engine.run(hierarchy, way, out.owed, stop - t)
-                out.seconds += time.monotonic() - began
-                out.records.append(record)
+                try:
+                    engine.run(hierarchy, way, out, stop - t)
+                finally:
+                    out.seconds += time.monotonic() - began
+                record = out.records[-1]
                 progress.update(record.n_ticks)
                 t += record.n_ticks
-                if way.capacity == 1:
-                    if request.post_step_callback is not None:
-                        request.post_step_callback(t - 1, record.obs_next)
-                    shown.after(engine, bool(record.episodes.finished[-1, 0]))
-                if after is not None and t == stop:
-                    after(t - 1, out, progress)
+                with interrupts.let_through():
+                    if way.capacity == 1:
+                        if request.post_step_callback is not None:
+                            request.post_step_callback(t - 1, record.obs_next)
+                        shown.after(engine, bool(record.episodes.finished[-1, 0]))
+                    if after is not None and t == stop:
+                        after(t - 1, progress)
                 if t < stop or not np.any(out.owed.active):
                     break
     finally:  # also where a callback fails
         if way.random:  # the environments have moved on under the hierarchy: it starts anew
             engine.set_state(hierarchy, hierarchy.reset(engine.state()))
-    return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from lrl_jax import interrupts
 from lrl_jax.envs.gymnasium_adapter import HostEnv, HostStep, flatten_batch, merged, success_in
 
 
@@ -42,6 +44,7 @@ class Futures:
             make = functools.partial(AsyncVectorEnv, context="forkserver")
         self._envs: list[HostEnv] = []
         self._flying: dict[concurrent.futures.Future[Any], int] = {}
+        self._resetting: list[concurrent.futures.Future[Any]] = []
         self._pool = concurrent.futures.ThreadPoolExecutor(max(1, len(env_fns)))
         self.n, self.spoiled = len(env_fns), False
         self.stale = np.zeros(self.n, bool)  # none ever is: who sits out is not stepped
@@ -50,6 +53,8 @@ class Futures:
             if self._wait_num > self.n:
                 raise ValueError(f"wait_num={wait_num}, but there are {self.n} environments.")
             for fn in env_fns:
+                if processes:
+                    fn = functools.partial(_deaf_to_interrupts, fn)
                 self._envs.append(HostEnv(make([fn], autoreset_mode=AutoresetMode.DISABLED), dtype))
             self._check_alike()
         except BaseException:
@@ -88,7 +93,7 @@ class Futures:
     def reset(self, seed: int | None, **kwargs: Any) -> np.ndarray:
         """Wait for what the instances are doing, forget it, reset them; observations [n, ...]."""
         running = list(self._flying)
-        concurrent.futures.wait(running)
+        _wait(running)
         self._flying.clear()
         seen, self.spoiled = self.spoiled, True  # until all have been reset
         if not seen:  # an error that nobody has seen yet is not forgotten
@@ -108,11 +113,12 @@ class Futures:
         return out
 
     def _resets(self, ids: Any, seed: int | None, **kwargs: Any) -> np.ndarray:
-        resets = [
+        _wait(self._resetting)  # of a call that was interrupted
+        self._resetting = resets = [
             self._pool.submit(self._envs[i].reset, None if seed is None else seed + i, **kwargs)
             for i in ids
         ]
-        concurrent.futures.wait(resets)
+        _wait(resets)
         return np.concatenate([future.result() for future in resets])
 
     def send(self, action: np.ndarray, mask: np.ndarray | None) -> None:
@@ -122,13 +128,14 @@ class Futures:
 
     def receive(self) -> HostStep:
         """Wait for `wait_num` steps, or for one if `timeout` seconds have passed."""
-        waiting = concurrent.futures.as_completed(list(self._flying), self._timeout)
-        try:
-            for _ in range(min(self._wait_num, len(self._flying))):
-                next(waiting)
-        except concurrent.futures.TimeoutError:
-            first = concurrent.futures.FIRST_COMPLETED
-            concurrent.futures.wait(self._flying, return_when=first)
+        with interrupts.let_through():
+            waiting = concurrent.futures.as_completed(list(self._flying), self._timeout)
+            try:
+                for _ in range(min(self._wait_num, len(self._flying))):
+                    next(waiting)
+            except concurrent.futures.TimeoutError:
+                first = concurrent.futures.FIRST_COMPLETED
+                concurrent.futures.wait(self._flying, return_when=first)
         done = [future for future in self._flying if future.done()]
         finished = sorted(done, key=self._flying.__getitem__)
         ids = [self._flying.pop(future) for future in finished]
@@ -150,6 +157,18 @@ class Futures:
         with contextlib.ExitStack() as stack:  # all of them, also where one raises
             for env in self._envs:
                 stack.callback(env.vector.close)
+
+
+def _deaf_to_interrupts(env_fn: Callable[[], Any]) -> Any:
+    """Make the environment of a process that Ctrl-C, which reaches all of them, does not end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return env_fn()
+
+
+def _wait(futures: list[concurrent.futures.Future[Any]]) -> None:
+    """Wait for all of them; an interrupt leaves them running."""
+    with interrupts.let_through():
+        concurrent.futures.wait(futures)
 
 
 _COLUMNS = ("obs_next", "obs", "rew", "terminated", "truncated")

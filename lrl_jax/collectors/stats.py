@@ -168,6 +168,11 @@ class Collected:
     seconds: float
 
     @property
+    def n_ticks(self) -> int:
+        """Ticks taken."""
+        return sum(record.n_ticks for record in self.records)
+
+    @property
     def n_open(self) -> int:
         """Episodes that a limit left open; 0 where steps are counted."""
         return int(np.sum(self.owed.active)) if self.mode.startswith("n_episodes") else 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import multiprocessing.connection
 from typing import Any
 
 import gymnasium
@@ -10,6 +12,7 @@ import numpy as np
 from gymnasium.error import AlreadyPendingCallError
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from lrl_jax import interrupts
 from lrl_jax.env_spec import flat_space, is_gymnasium, parts_of  # noqa: F401
 
 
@@ -115,8 +118,9 @@ class HostEnv:
                 "NEXT_STEP: use shared_memory=True or autoreset_mode=AutoresetMode.SAME_STEP."
             )
         self._obs: np.ndarray | None = None
-        self._splits = callable(getattr(self.vector, "step_async", None)) and isinstance(
-            base, AsyncVectorEnv
+        self._splits = isinstance(self.vector, AsyncVectorEnv) and all(
+            getattr(type(self.vector), name) is getattr(AsyncVectorEnv, name)
+            for name in ("reset", "step")
         )
 
     def reset(self, seed: Any = None, **kwargs: Any) -> np.ndarray:
@@ -126,11 +130,7 @@ class HostEnv:
             seed: of the vector environment; an int or a list of n.
             **kwargs: further arguments of its `reset`.
         """
-        try:
-            obs, _ = self.vector.reset(seed=seed, **kwargs)
-        except AlreadyPendingCallError as error:  # something was interrupted: hear it out first
-            getattr(self.vector.unwrapped, f"{error.name}_wait")()
-            obs, _ = self.vector.reset(seed=seed, **kwargs)
+        obs, _ = self._called_reset(seed=seed, **kwargs)
         self._obs = flatten_batch(self.space, obs, self.dtype)
         self.stale[:] = False
         return self._obs
@@ -173,7 +173,7 @@ class HostEnv:
                 f"{type(self.vector.unwrapped).__name__} cannot reset single instances: collect "
                 f"n_steps, or make it with vectorization_mode='sync'."
             )
-        obs, _ = self.vector.reset(options={**(self.options or {}), "reset_mask": mask.copy()})
+        obs, _ = self._called_reset(options={**(self.options or {}), "reset_mask": mask.copy()})
         fresh = flatten_batch(self.space, obs, self.dtype)
         assert self._obs is not None
         # Others keep what they had: some environments return nothing new for them.
@@ -188,11 +188,15 @@ class HostEnv:
         if self._splits:
             self.vector.step_async(action)
         else:
-            self._answer = self.vector.step(action)
+            with self._interruptible():
+                self._answer = self.vector.step(action)
 
     def receive(self) -> HostStep:
         """The step that was begun."""
-        answer = self.vector.step_wait() if self._splits else self._answer
+        if self._splits:
+            self._wait_for_answers()
+            self._answer = self.vector.step_wait()
+        answer = self._answer
         raw, rew, terminated, truncated, info = answer
         obs_next = flatten_batch(self.space, raw, self.dtype)
         done = terminated | truncated
@@ -211,6 +215,33 @@ class HostEnv:
             info = rows_of(info, self._sent)
         rew = rew.astype(np.float32)
         return HostStep(obs_next, obs, rew, terminated.copy(), truncated.copy(), info, self._sent)
+
+    def _called_reset(self, **kwargs: Any) -> Any:
+        """The vector environment's reset; what was begun before an interrupt is heard out first."""
+        if not self._splits:
+            with self._interruptible():
+                return self.vector.reset(**kwargs)
+        try:
+            self.vector.reset_async(**kwargs)
+        except AlreadyPendingCallError as error:
+            self._wait_for_answers()
+            getattr(self.vector, f"{error.name}_wait")()
+            self.vector.reset_async(**kwargs)
+        self._wait_for_answers()
+        return self.vector.reset_wait()
+
+    def _wait_for_answers(self) -> None:
+        """Wait until an AsyncVectorEnv can read all answers: an interrupt here loses none."""
+        waiting = {pipe for pipe in self.vector.parent_pipes if pipe is not None}
+        with interrupts.let_through():
+            while waiting:
+                waiting.difference_update(multiprocessing.connection.wait(waiting))
+
+    def _interruptible(self) -> contextlib.AbstractContextManager[None]:
+        """Environments in this process can be interrupted anywhere, but not half a conversation."""
+        if isinstance(self.vector.unwrapped, AsyncVectorEnv):
+            return contextlib.nullcontext()
+        return interrupts.let_through()
 
     def close(self) -> None:
         """The environment is its owner's."""
