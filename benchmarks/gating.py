@@ -32,7 +32,7 @@ def build(n: int, **agent: Any) -> tuple[Hierarchy, RolloutCarry]:
         "buffer_size": 64 * n,
         **agent,
     }
-    planner, hold = PlannerAgent(**settings).levels(env, total_steps=100_000)
+    planner, hold = PlannerAgent(state="achieved_goal", **settings).levels(env, total_steps=100_000)
     # The preset explores between plans; here every decision is a plan.
     levels = [dataclasses.replace(planner, alternate_with_noise=False, only_noise=False), hold]
     hierarchy = lrl.Hierarchy(levels, env, params)

@@ -12,7 +12,7 @@ from benchmarks import Row, slower
 from lrl_jax import benchmark, buffers, spaces
 from lrl_jax.models import ProbabilisticEnsemble, mixture, standardizer_loss
 from lrl_jax.nets import RewardFunction, ValueFunction
-from lrl_jax.predictors import IndexEncoder, Partial, PredictorFactory, RewardPredictor
+from lrl_jax.predictors import IndexEncoder, PredictorFactory, RewardPredictor
 
 LATENT, CONTEXT, ACTION, MODES = 4, 2, 2, 4
 SPACE = spaces.Box(-1, 1, (ACTION,))
@@ -26,15 +26,12 @@ UPDATE_NOTE = (
 
 def build(hidden: tuple[int, ...] = (128, 128), k_steps: int = 3, n_steps: int = 3) -> Any:
     """The predictor of the sizes measured."""
-    encoder = {"state": (0, LATENT), "context": (LATENT, LATENT + CONTEXT)}
-    model = {"hidden": hidden, "n_modes": MODES, "learn_termination": False}
-    learner = {"k_steps": k_steps, "n_steps": n_steps, "encoder_warm_up": 0, "learn_encoder": False}
     factory = PredictorFactory(
-        Partial(ProbabilisticEnsemble, keywords=model),
-        Partial(ValueFunction, keywords={"hidden": hidden}),
-        Partial(RewardFunction, keywords={"hidden": hidden}),
-        Partial(IndexEncoder, keywords=encoder),
-        Partial(RewardPredictor, keywords=learner),
+        ProbabilisticEnsemble(hidden=hidden, n_modes=MODES, learn_termination=False),
+        ValueFunction(hidden=hidden),
+        RewardFunction(hidden=hidden),
+        IndexEncoder(state=(0, LATENT), context=(LATENT, LATENT + CONTEXT)),
+        RewardPredictor(k_steps=k_steps, n_steps=n_steps, encoder_warm_up=0, learn_encoder=False),
     )
     return factory((LATENT + CONTEXT,), SPACE)
 

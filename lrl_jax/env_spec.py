@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -14,12 +15,83 @@ from lrl_jax import spaces
 
 
 @dataclasses.dataclass(frozen=True)
+class GoalIndices:
+    """Where the parts of a goal-based environment are in a flat observation.
+
+    `goals["desired_goal"]` are the entries of a part; ValueError where they are not known.
+
+    Attributes:
+        dim: entries of the observation.
+        parts: pairs of a name and the entries of that part, such as ("achieved_goal", (0, 1)).
+        unknown: why other parts are not known.
+    """
+
+    dim: int
+    parts: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    unknown: str = "the environment has no such part"
+
+    def __getitem__(self, name: str) -> tuple[int, ...]:
+        known = dict(self.parts)
+        if name not in known:
+            raise ValueError(
+                f"the entries of {name!r} are not known, as {self.unknown}: give them as "
+                f"(start, stop). Known are {list(known)}."
+            )
+        return known[name]
+
+    @classmethod
+    def of_env(cls, env: Any, dim: int) -> GoalIndices:
+        """Of an environment whose observation has `dim` entries, goal based or not."""
+        try:
+            ranges = {str(k): (int(a), int(b)) for k, (a, b) in goal_indices(env).items()}
+        except (TypeError, ValueError) as error:
+            return cls(dim, unknown=str(error).split(": ")[0])
+        return cls(dim, tuple((name, tuple(range(*pair))) for name, pair in ranges.items()))
+
+    def mapped(self, map_obs: Callable | None, space: spaces.Box, dim: int) -> GoalIndices:
+        """In what a map of the observation returns; parts that it does not keep are left out.
+
+        Args:
+            map_obs: of one instance's observation; None is the identity.
+            space: of the environment's observations.
+            dim: entries of what the map returns.
+        """
+        if map_obs is None:
+            return self
+        source = spaces.picked_entries(map_obs, space)
+        if source is None:
+            why = "the level's observation map does more than pick entries of the observation"
+            return GoalIndices(dim, (), why if self.parts else self.unknown)
+        places = {name: [np.flatnonzero(source == e) for e in part] for name, part in self.parts}
+        kept = tuple(
+            (name, tuple(int(p[0]) for p in found))
+            for name, found in places.items()
+            if all(len(p) == 1 for p in found)
+        )
+        why = "the level's observation map hides or repeats some of them"
+        return GoalIndices(dim, kept, why if len(kept) < len(self.parts) else self.unknown)
+
+    def with_input(self, dim: int, alone: bool) -> GoalIndices:
+        """With a level's input of `dim` entries behind the observation, as (a part of) the goal.
+
+        Args:
+            dim: entries of the input.
+            alone: whether the input is the desired goal, or follows the environment's.
+        """
+        known = dict(self.parts)
+        own = () if alone else known.get("desired_goal", ())
+        known["desired_goal"] = (*own, *range(self.dim, self.dim + dim))
+        return GoalIndices(self.dim + dim, tuple(known.items()), self.unknown)
+
+
+@dataclasses.dataclass(frozen=True)
 class EnvSpec:
-    """Observation and action space of one instance, and the environment's name."""
+    """Observation and action space of one instance, the environment's name, where goals are."""
 
     name: str
     obs_space: spaces.Box
     action_space: spaces.Space
+    goal_indices: GoalIndices
 
 
 def env_spec(env: Any, env_params: Any = None) -> EnvSpec:
@@ -48,7 +120,8 @@ def env_spec(env: Any, env_params: Any = None) -> EnvSpec:
     obs_space = spaces.from_any(obs, integers=True)
     if not isinstance(obs_space, spaces.Box):
         raise TypeError(f"{name} has observations in {obs}: only Box observations are supported.")
-    return EnvSpec(name, obs_space, spaces.from_any(action))
+    goals = GoalIndices.of_env(env, obs_space.dim)
+    return EnvSpec(name, obs_space, spaces.from_any(action), goals)
 
 
 def is_gymnasium(env: Any) -> bool:

@@ -84,6 +84,21 @@ def put_checked(
         object.__setattr__(settings, name, check(name, getattr(settings, name), *bounds))
 
 
+def check_bound(part: Any, *names: str) -> None:
+    """Refuse to use a part whose named fields are still None.
+
+    Raises:
+        ValueError: with the names that are missing.
+    """
+    missing = [name for name in names if getattr(part, name) is None]
+    if missing:
+        kind = type(part).__name__
+        raise ValueError(
+            f"{kind} cannot be used yet, as it does not know {', '.join(missing)}: a "
+            f"PredictorFactory fills that in, or say {kind}({missing[0]}=...)."
+        )
+
+
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Refuse a setting that is none of the choices."""
     if value not in choices:

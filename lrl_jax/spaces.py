@@ -193,6 +193,39 @@ def from_any(space: Any, integers: bool = False) -> Space:
     )
 
 
+def picked_entries(map_obs: Callable, space: Box) -> np.ndarray | None:
+    """Which entry of an observation each one of the mapped observation is.
+
+    Args:
+        map_obs: of one instance's observation.
+        space: of the environment's observations.
+
+    Returns:
+        Indices [size of what the map returns], of flat arrays; None if the map does not only pick
+        entries, or that cannot be told.
+    """
+    if space.dtype[:5] != "float":
+        return None
+    source = []
+    # A map that picks entries finds them by any marks put on them; the marks have no relation to
+    # each other that sums or differences of entries could meet.
+    for seed in (0, 1):
+        marks = np.random.default_rng(seed).uniform(-1e3, 1e3, space.dim).astype(space.dtype)
+        if len(np.unique(marks)) < space.dim:
+            return None
+        try:
+            with jax.ensure_compile_time_eval():  # also while something is being traced
+                obs = jnp.asarray(marks.reshape(space.shape), space.dtype)
+                out = np.asarray(map_obs(obs), np.float64).reshape(-1)
+        except Exception:  # a map may only work on the observations it was made for
+            return None
+        hits = out[:, None] == marks.astype(np.float64)
+        if not hits.any(1).all():
+            return None
+        source.append(hits.argmax(1))
+    return source[0] if np.array_equal(*source) else None
+
+
 def mapped_space(map_obs: Callable | None, shape: tuple[int, ...], dtype: Any, space: Box) -> Box:
     """Bounds of what a map returns: known where it only picks entries, else infinite.
 
@@ -203,27 +236,8 @@ def mapped_space(map_obs: Callable | None, shape: tuple[int, ...], dtype: Any, s
     """
     if map_obs is None:
         return space
-    unknown = Box(-math.inf, math.inf, shape, dtype)
-    if space.dtype[:5] != "float":
-        return unknown
-    source = []
-    # A map that picks entries finds them by any marks put on them; the marks have no relation to
-    # each other that sums or differences of entries could meet.
-    for seed in (0, 1):
-        marks = np.random.default_rng(seed).uniform(-1e3, 1e3, space.dim).astype(space.dtype)
-        if len(np.unique(marks)) < space.dim:
-            return unknown
-        try:
-            with jax.ensure_compile_time_eval():  # also while something is being traced
-                obs = jnp.asarray(marks.reshape(space.shape), space.dtype)
-                out = np.asarray(map_obs(obs), np.float64).reshape(-1)
-        except Exception:  # a map may only work on the observations it was made for
-            return unknown
-        hits = out[:, None] == marks.astype(np.float64)
-        if not hits.any(1).all():
-            return unknown
-        source.append(hits.argmax(1))
-    if not np.array_equal(*source):
-        return unknown
-    low, high = (bound.reshape(-1)[source[0]] for bound in (space.low_array, space.high_array))
+    source = picked_entries(map_obs, space)
+    if source is None:
+        return Box(-math.inf, math.inf, shape, dtype)
+    low, high = (bound.reshape(-1)[source] for bound in (space.low_array, space.high_array))
     return Box(low, high, shape, dtype)

@@ -23,7 +23,7 @@ from lrl_jax.levels import (
     PlannerLevel,
     RandomLevel,
 )
-from lrl_jax.predictors import Partial, PredictorFactory, RewardPredictor
+from lrl_jax.predictors import PredictorFactory, RewardPredictor
 from lrl_jax.predictors.factory import get_default_predictor_factory
 from lrl_jax.spaces import Box, Discrete
 
@@ -37,6 +37,8 @@ class Spaces:
 
     name = "spaces"
     default_params = None
+
+    goal_indices = {"achieved_goal": (0, 2), "desired_goal": (2, 4)}
 
     def __init__(self, action=BOX, obs=None):
         self.action, self.obs = action, obs if obs is not None else Box(-10, 10, (4,))
@@ -126,8 +128,8 @@ def learn_from_small_rings():
     """Pieces of 4 rows from rings of 2: said when the update is traced."""
     env, params = lrl.make("Maze2D-Simple-v0")
     default = get_default_predictor_factory(env, 0)
-    held = {"learn_encoder": False, "k_steps": 4}
-    factory = dataclasses.replace(default, partial_predictor=Partial(RewardPredictor, (), held))
+    held = RewardPredictor(learn_encoder=False, k_steps=4)
+    factory = dataclasses.replace(default, partial_predictor=held)
     hierarchy = lrl.Hierarchy([planner_level(factory=factory, buffer_size=6)], env, params)
     hierarchy.learn(hierarchy.init(jax.random.key(0), 3))
 
@@ -140,10 +142,8 @@ def load_other(state, tmp_path):
 def predictor(**settings):
     """The default predictor with some settings replaced."""
     default = get_default_predictor_factory(lrl.make("Maze2D-Simple-v0"), 0)
-    held = {"learn_encoder": False, **settings}
-    return dataclasses.replace(default, partial_predictor=Partial(RewardPredictor, (), held))(
-        6, BOX
-    )
+    held = RewardPredictor(learn_encoder=False, **settings)
+    return dataclasses.replace(default, partial_predictor=held)(6, BOX)
 
 
 def mountain_car():
@@ -583,7 +583,7 @@ TABLE = {
         ("clip_grad_max_norm", "positive", "0"),
     ),
     "part that is no function": (
-        lambda s: PredictorFactory(3, None, None, Partial(dict), Partial(dict)),
+        lambda s: PredictorFactory(3, None, None, dict, dict),
         TypeError,
         ("partial_model", "functools.partial", "3"),
     ),

@@ -25,6 +25,7 @@ EPISODES = 64
 
 CONFIG = TrainConfig(
     agent=PlannerAgent(
+        state="achieved_goal",
         horizon=6,
         num_samples=64,
         n_iterations=3,

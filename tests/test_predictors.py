@@ -18,14 +18,13 @@ from lrl_jax.predictors import (
     ConstantSchedule,
     IndexEncoder,
     LinearEncoder,
-    Partial,
     PredictorFactory,
     RewardPredictor,
     StaticPredictor,
 )
 
 BOX = spaces.Box(-1, 1, (2,))
-INDEX = Partial(IndexEncoder, keywords={"state": (0, 3), "context": (3, 5)})
+INDEX = IndexEncoder(state=(0, 3), context=(3, 5))
 B, H, D, C, O, A = 5, 4, 3, 2, 5, 2
 
 
@@ -33,11 +32,11 @@ def make(space=BOX, kind=RewardPredictor, encoder=INDEX, model=(), value=True, *
     if kind is RewardPredictor:
         settings = {"k_steps": 3, "n_steps": 2, "encoder_warm_up": 0, **settings}
     return PredictorFactory(
-        Partial(ProbabilisticEnsemble, keywords={"hidden": (16,), **dict(model)}),
-        Partial(ValueFunction, keywords={"hidden": (16,)}) if value else None,
+        ProbabilisticEnsemble(**{"hidden": (16,), **dict(model)}),
+        ValueFunction(hidden=(16,)) if value else None,
         functools.partial(RewardFunction, hidden=(16,)),
         encoder,
-        Partial(kind, keywords=settings),
+        kind(**settings),
     )((O,), space)
 
 
@@ -347,7 +346,7 @@ def test_learn_fits_a_linear_system():
 
 
 def test_learned_encoder_gets_the_gradient_of_the_reward_only():
-    encoder = Partial(LinearEncoder, keywords={"latent_state_dim": 3, "context_dim": 2})
+    encoder = LinearEncoder(latent_state_dim=3, context_dim=2)
 
     def gradient(**settings):
         predictor = make(encoder=encoder, **settings)
@@ -538,5 +537,10 @@ def test_bad_calls():
         predictor.rollout_latent(ps, s, c, jnp.ones((B, A)))
     with pytest.raises(ValueError, match="end in shape"):
         predictor.encode(ps, jnp.ones((B, O + 1)))
+
+    class Loose(dict):
+        def __call__(self, state, context, action):
+            return 0.0
+
     with pytest.raises(TypeError, match="hashable"):
-        dataclasses.replace(predictor, rew_func=Partial(dict, ([],)))
+        dataclasses.replace(predictor, rew_func=Loose())

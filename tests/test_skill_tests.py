@@ -23,6 +23,7 @@ from lrl_jax.training.skill_pictures import fan_of_skills, skill_curves, skills_
 from lrl_jax.training.skill_tests import follow_skills, push_error, skill_quality
 
 SMALL = SkillAgent(
+    state="achieved_goal",
     horizon=3,
     num_samples=16,
     n_iterations=1,
@@ -268,7 +269,7 @@ def test_subgoals_over_plans_over_skills():
 
 def test_subgoal_planners_that_do_not_fit():
     env, params = lrl.make("Maze2D-Medium-v0")
-    factory = get_default_predictor_factory(env, 0)
+    factory = get_default_predictor_factory(env, 0, "achieved_goal")
     settings = {"optimizer": CEM(2, 8, 0.5), "buffer_size": 64}
     subgoals = functools.partial(PlannerLevel, factory, pursues_input=True, **settings)
     with pytest.raises(TypeError, match="need a Box"):
@@ -298,6 +299,7 @@ def test_subgoal_planners_that_do_not_fit():
 def test_skills_become_distinguishable():
     """A small version of the study: in an empty maze phi rises and skills lead somewhere."""
     agent = SkillAgent(
+        state="achieved_goal",
         model_hidden=(32, 32),
         hidden=(32, 32),
         num_samples=16,

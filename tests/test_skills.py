@@ -29,7 +29,7 @@ from lrl_jax.levels.learner_levels import as_batch
 from lrl_jax.models import ProbabilisticEnsemble
 from lrl_jax.nets import TwoHot
 from lrl_jax.planners import CEM, MPPI, CategoricalCEM
-from lrl_jax.predictors import IndexEncoder, Partial, PredictorFactory, RewardPredictor
+from lrl_jax.predictors import IndexEncoder, PredictorFactory, RewardPredictor
 from lrl_jax.spaces import Box, Discrete
 
 K, B, L = 3, 24, 5
@@ -63,15 +63,14 @@ class Spaces:
 
 
 def factory(**model) -> PredictorFactory:
-    settings = {"hidden": (8,), "n_modes": 3, "learn_termination": False, **model}
     return PredictorFactory(
-        partial_model=Partial(ProbabilisticEnsemble, keywords=settings),
+        partial_model=ProbabilisticEnsemble(
+            hidden=(8,), n_modes=3, learn_termination=False, **model
+        ),
         partial_val_func=None,
         partial_rew_func=None,
-        partial_encoder=Partial(IndexEncoder, keywords={"state": (0, 2), "context": (2, 4)}),
-        partial_predictor=Partial(
-            RewardPredictor, keywords={"learn_encoder": False, "encoder_warm_up": 0}
-        ),
+        partial_encoder=IndexEncoder(state=(0, 2), context=(2, 4)),
+        partial_predictor=RewardPredictor(learn_encoder=False, encoder_warm_up=0),
     )
 
 
@@ -501,9 +500,7 @@ def test_a_planner_refuses_what_its_predictor_and_buffer_do_not_allow():
     planner = PlannerLevel(factory(), optimizer=optimizer, use_value=True)
     with pytest.raises(ValueError, match="partial_val_func"):
         lrl.Hierarchy([planner], Spaces()).init(jax.random.key(0), 2)
-    long = dataclasses.replace(
-        factory(), partial_predictor=Partial(RewardPredictor, keywords={"k_steps": 9})
-    )
+    long = dataclasses.replace(factory(), partial_predictor=RewardPredictor(k_steps=9))
     planner = PlannerLevel(long, optimizer=optimizer, buffer_size=8)
     with pytest.raises(ValueError, match="9 rows"):
         lrl.Hierarchy([planner], Spaces()).init(jax.random.key(0), 2)

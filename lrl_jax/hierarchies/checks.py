@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrl_jax.buffers.rows import RESERVED
-from lrl_jax.env_spec import EnvSpec
+from lrl_jax.env_spec import EnvSpec, GoalIndices
 from lrl_jax.hierarchies.state import HierarchyState
 from lrl_jax.levels.base import NEEDS, Decision, LevelSpec
 from lrl_jax.schedules import is_number
@@ -193,13 +193,19 @@ def _resolve_inputs(levels: Sequence[Any], action_space: Space) -> list[Any]:
 
 
 def level_specs(
-    levels: Sequence[Any], obs_spaces: Sequence[Box], spec: EnvSpec, n: int, check: bool = True
+    levels: Sequence[Any],
+    obs_spaces: Sequence[Box],
+    goals: Sequence[GoalIndices],
+    spec: EnvSpec,
+    n: int,
+    check: bool = True,
 ) -> list[LevelSpec]:
     """The spec of each level; ValueError with both spaces where neighbours do not fit.
 
     Args:
         levels: the highest first.
         obs_spaces: what each sees.
+        goals: where the environment's goals are in that.
         spec: of the environment.
         n: number of instances.
         check: whether levels are asked if they fit.
@@ -216,6 +222,7 @@ def level_specs(
             n_env_instances=n,
             decision_env_steps=None if None in below else math.prod(below),
             obs_space=obs_spaces[i],
+            goal_indices=goals[i],
         )
         if check:
             _check_attributes(levels, i, own)

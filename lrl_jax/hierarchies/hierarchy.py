@@ -102,6 +102,10 @@ class Hierarchy:
             mapped_space(f, x.shape, x.dtype, self.env_spec.obs_space)
             for f, x in zip(self.env_obs_maps, seen, strict=True)
         ]
+        self._goals = [
+            self.env_spec.goal_indices.mapped(f, self.env_spec.obs_space, space.dim)
+            for f, space in zip(self.env_obs_maps, self._obs_spaces, strict=True)
+        ]
         self.specs = self._specs(1)
         self._maps = [_over_instances(f) for f in self.env_obs_maps]
         self._compile()
@@ -133,7 +137,8 @@ class Hierarchy:
         return self._jitted[entry]
 
     def _specs(self, n: int, check: bool = True):
-        return checks.level_specs(self.levels, self._obs_spaces, self.env_spec, n, check)
+        seen = (self._obs_spaces, self._goals)
+        return checks.level_specs(self.levels, *seen, self.env_spec, n, check)
 
     def see(self, i: int, obs: jax.Array) -> jax.Array:
         """What level i sees of observations [n, *obs_shape], [n, *its obs_shape]."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from lrl_jax import struct
 from lrl_jax.buffers import Control, Replay, Row
+from lrl_jax.env_spec import GoalIndices
 from lrl_jax.spaces import Box, SameAsAction, Space
 
 NEEDS = ("control", "children")
@@ -35,6 +36,7 @@ class LevelSpec:
             decides for itself when to hand back.
         obs_space: bounds of the mapped observation, of its shape and dtype, infinite where they are
             not known; None for infinite bounds.
+        goal_indices: where the parts of a goal-based environment are in the mapped observation.
         latent_space: of the latent states that the level plans in; None if it does not.
         above, below: specs of the neighbours, None at an end. Their neighbours in turn are known
             in the same direction only.
@@ -47,6 +49,7 @@ class LevelSpec:
     n_env_instances: int = 1
     decision_env_steps: int | None = 1
     obs_space: Box | None = None
+    goal_indices: GoalIndices | None = None
     latent_space: Box | None = None
     above: LevelSpec | None = None
     below: LevelSpec | None = None

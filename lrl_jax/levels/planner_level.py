@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from lrl_jax import struct
 from lrl_jax.buffers import Replay, Row
+from lrl_jax.env_spec import GoalIndices
 from lrl_jax.levels.base import (
     Context,
     Decision,
@@ -22,7 +23,7 @@ from lrl_jax.levels.base import (
 )
 from lrl_jax.planners import ICEM, BlackboxPlanner, PlanState, PredictorRollout
 from lrl_jax.planners.blackbox import check_aux_rewards
-from lrl_jax.predictors import Partial
+from lrl_jax.predictors.factory import call_with
 from lrl_jax.randomness import Salt
 from lrl_jax.settings import check_choice, check_float, check_int, put_checked
 from lrl_jax.spaces import Box, Discrete, Space, mapped_space
@@ -87,9 +88,15 @@ class PlannerMemory(struct.Node):
     n_held: jax.Array  # [] int32, decisions made with the first action of the plan, modulo `hold`
 
 
-def is_full_row(rows: Row, least: int) -> jax.Array:
-    """Rows [B] that took `least` environment steps, or ended in a terminal state, bool."""
-    return (rows.elapsed_env_steps >= least) | rows.terminated
+@dataclasses.dataclass(frozen=True)
+class FullRows:
+    """Which rows took `least` environment steps, or ended in a terminal state."""
+
+    least: int
+
+    def __call__(self, rows: Row) -> jax.Array:
+        """Of rows [B], bool."""
+        return (rows.elapsed_env_steps >= self.least) | rows.terminated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +145,10 @@ class PlannerLevel(Level):
     observation, to which it is appended.
 
     Attributes:
-        predictor_factory: (mapped observation shape, action space) -> predictor; hashable.
+        predictor_factory: (mapped observation shape, action space) -> predictor; hashable. One
+            that names a keyword `goal_indices` is told where goals are in what the predictor sees,
+            a `lrl_jax.env_spec.GoalIndices`; what `level_input_space` appends belongs to the
+            desired goal, and is all of it with `pursues_input`.
         optimizer: `CEM`, `ICEM` (the default, horizon 15) or, for a Discrete action space,
             `CategoricalCEM`.
         deterministic: whether plans are rolled out without sampling.
@@ -280,10 +290,12 @@ class PlannerLevel(Level):
 
     def _predictor(self, spec: LevelSpec) -> Any:
         """The predictor for this place."""
-        shape = spec.obs_shape
+        shape, goals = spec.obs_shape, spec.goal_indices
         if self.level_input_space is not None:
-            shape = (math.prod(shape) + self.level_input_space.dim,)
-        return self.predictor_factory(shape, spec.action_space)
+            dim, size = self.level_input_space.dim, math.prod(shape)
+            shape = (size + dim,)
+            goals = (goals or GoalIndices(size)).with_input(dim, alone=self.pursues_input)
+        return call_with(self.predictor_factory, shape, spec.action_space, goal_indices=goals)
 
     def init_learner(self, key: jax.Array, spec: LevelSpec) -> PlannerLearner:
         """Create the predictor for this place; consumes `key`."""
@@ -456,7 +468,7 @@ class PlannerLevel(Level):
     def _model_mask(self, spec: LevelSpec) -> Callable | None:
         """Which rows the model learns from; equal for equal settings, None for all."""
         least = self.full_row_env_steps or spec.decision_env_steps or 1
-        return Partial(is_full_row, keywords={"least": least}) if least > 1 else None
+        return FullRows(least) if least > 1 else None
 
     def _planner(self, learner):
         rollout_fn = PredictorRollout(

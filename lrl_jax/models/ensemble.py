@@ -21,7 +21,7 @@ from lrl_jax.nets import (
     check_periods,
     fourier_features,
 )
-from lrl_jax.settings import check_choice, check_float, check_int, put_checked
+from lrl_jax.settings import check_bound, check_choice, check_float, check_int, put_checked
 
 MODES = ("heaviest", "mean")
 
@@ -51,7 +51,7 @@ class ProbabilisticEnsemble:
     Actions of a Discrete space are one-hot encoded, those of a bounded Box mapped to [-1, 1].
 
     Attributes:
-        latent_state_dim: D.
+        latent_state_dim: D; None until a `PredictorFactory` fills it in, as the next two.
         context_dim: C.
         action_space: what the predictor's level decides.
         n_models: members M.
@@ -74,9 +74,9 @@ class ProbabilisticEnsemble:
         periods: of the Fourier features of the state, in its units; none by default.
     """
 
-    latent_state_dim: int
-    context_dim: int
-    action_space: Any
+    latent_state_dim: Any = None
+    context_dim: Any = None
+    action_space: Any = None
     n_models: int = 1
     n_modes: int = 4
     hidden: tuple[int, ...] = (128, 128)
@@ -95,17 +95,17 @@ class ProbabilisticEnsemble:
     periods: tuple[float, ...] = ()
 
     def __post_init__(self):
-        sizes = ("latent_state_dim", "n_models", "n_modes", "n_particles")
-        put_checked(self, check_int, sizes, 1)
-        put_checked(self, check_int, ("context_dim",), 0)
+        put_checked(self, check_int, ("n_models", "n_modes", "n_particles"), 1)
+        if self.latent_state_dim is not None:
+            put_checked(self, check_int, ("latent_state_dim",), 1)
+        if self.context_dim is not None:
+            put_checked(self, check_int, ("context_dim",), 0)
+        if self.action_space is not None:
+            object.__setattr__(self, "action_space", spaces.from_any(self.action_space))
         put_checked(self, check_float, ("running_std_momentum",), 0.0, 1.0)
         start = ("sb_start_duration", "sb_start_factor", "sb_start_std")
         put_checked(self, check_float, start, 0.0)
-        for name, check in (
-            ("action_space", spaces.from_any),
-            ("hidden", check_hidden),
-            ("periods", check_periods),
-        ):
+        for name, check in (("hidden", check_hidden), ("periods", check_periods)):
             object.__setattr__(self, name, check(getattr(self, name)))
         activation_fn(self.activation)
         check_choice("deterministic_mode", self.deterministic_mode, MODES)
@@ -114,14 +114,19 @@ class ProbabilisticEnsemble:
                 f"log_std_min={self.log_std_min} must be below log_std_max={self.log_std_max}."
             )
 
+    def _check_bound(self) -> None:
+        check_bound(self, "latent_state_dim", "context_dim", "action_space")
+
     @property
     def action_dim(self) -> int:
         """Width of an encoded action."""
+        self._check_bound()
         return self.action_space.dim
 
     @property
     def network(self) -> MixtureNetwork:
         """The module of one member."""
+        self._check_bound()
         return MixtureNetwork(
             self.latent_state_dim,
             self.n_modes,
@@ -137,6 +142,7 @@ class ProbabilisticEnsemble:
 
         One-hot actions [..., n] of floats are left as they are.
         """
+        self._check_bound()
         action = jnp.asarray(action)
         if isinstance(self.action_space, spaces.Discrete):
             if jnp.issubdtype(action.dtype, jnp.floating):
@@ -149,6 +155,7 @@ class ProbabilisticEnsemble:
 
     def normalize_action(self, action: jax.Array) -> jax.Array:
         """Map encoded actions [..., A] of a bounded Box to [-1, 1]; others stay."""
+        self._check_bound()
         space = self.action_space
         if isinstance(space, spaces.Discrete) or not space.is_bounded:
             return action
@@ -160,6 +167,7 @@ class ProbabilisticEnsemble:
 
     def init(self, key: jax.Array) -> Any:
         """Parameters; each leaf has a leading axis M only for several members."""
+        self._check_bound()
         size = self.latent_state_dim * (1 + 2 * len(self.periods)) + self.action_dim
         x = jnp.zeros((1, size + (self.context_dim if self.use_context else 0)), jnp.float32)
         if self.n_models == 1:
@@ -169,6 +177,7 @@ class ProbabilisticEnsemble:
 
     def init_directions(self, key: jax.Array) -> jax.Array:
         """The matrix A [D, action_dim] of the symmetry-breaking start; consumes `key`."""
+        self._check_bound()
         discrete = isinstance(self.action_space, spaces.Discrete)
         return symmetry.init_directions(key, self.latent_state_dim, self.action_dim, discrete)
 

@@ -3,7 +3,7 @@
 from lrl_jax.planners import Rollout as LatentRollout
 from lrl_jax.predictors.base import Predictor
 from lrl_jax.predictors.encoders import IdentityEncoder, IndexEncoder, LinearEncoder
-from lrl_jax.predictors.factory import Partial, PredictorFactory, get_default_predictor_factory
+from lrl_jax.predictors.factory import PredictorFactory, get_default_predictor_factory
 from lrl_jax.predictors.reward_predictor import RewardPredictor
 from lrl_jax.predictors.static_predictor import StaticPredictor
 from lrl_jax.predictors.targets import n_step_targets
@@ -29,7 +29,6 @@ __all__ = [
     "LatentRollout",
     "LinearEncoder",
     "ModelBatch",
-    "Partial",
     "PiecewiseLinearSchedule",
     "PiecewiseLogLinearSchedule",
     "Prediction",
@@ -45,3 +44,13 @@ __all__ = [
     "get_default_predictor_factory",
     "n_step_targets",
 ]
+
+
+def __getattr__(name: str):
+    if name == "Partial":
+        raise ImportError(
+            "lrl_jax.predictors.Partial is gone: give the factory the settings themselves, as in "
+            "PredictorFactory(partial_model=ProbabilisticEnsemble(n_modes=4), ...), or a "
+            "functools.partial of a function or class of your own."
+        )
+    raise AttributeError(f"module {__name__} has no attribute {name}.")

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 
 from lrl_jax import buffers
 from lrl_jax.devices import resolve_device
-from lrl_jax.models import ProbabilisticEnsemble, init_running_std, init_standardizer, mixture
+from lrl_jax.models import init_running_std, init_standardizer, mixture
 from lrl_jax.nets import apply_function, init_function
 from lrl_jax.predictors import rollouts
 from lrl_jax.predictors.checks import check_function, check_std
 from lrl_jax.predictors.compiled import compiled
 from lrl_jax.predictors.encoders import as_shape
 from lrl_jax.predictors.types import Prediction, PredictorState, Rollout
-from lrl_jax.settings import check_int
+from lrl_jax.settings import check_bound, check_int, put_checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +28,10 @@ class Predictor:
     Frozen and hashable: all that changes is in the `PredictorState`, which methods take first.
     Methods may be called inside jitted functions, or directly, when they compile themselves.
 
+    A `PredictorFactory` fills in the parts and dimensions that are None.
+
     Attributes:
-        model: dynamics and termination model.
+        model: dynamics and termination model, such as a `ProbabilisticEnsemble`.
         val_func: value V(s, c), a flax module or function; None for none.
         rew_func: reward r(s, c, a), a flax module or function of encoded actions (one-hot for a
             Discrete space); None for none, rewards are 0 then.
@@ -42,12 +44,12 @@ class Predictor:
             encoder with parameters needs it.
     """
 
-    model: ProbabilisticEnsemble
-    val_func: Any
-    rew_func: Any
-    encoder: Any
-    latent_state_dim: int
-    context_dim: int
+    model: Any = None
+    val_func: Any = None
+    rew_func: Any = None
+    encoder: Any = None
+    latent_state_dim: Any = None
+    context_dim: Any = None
     device: Any = dataclasses.field(default=None, compare=False, kw_only=True)
     writer: Any = dataclasses.field(default=None, compare=False, repr=False, kw_only=True)
     log_interval: int = dataclasses.field(default=10, compare=False, kw_only=True)
@@ -56,10 +58,12 @@ class Predictor:
     def __post_init__(self):
         check_function("val_func", self.val_func, True)
         check_function("rew_func", self.rew_func, True)
-        check_function("encoder", self.encoder, False)
-        check_int("latent_state_dim", self.latent_state_dim, 1)
+        check_function("encoder", self.encoder, True)
         check_int("log_interval", self.log_interval, 1)
-        for name in ("latent_state_dim", "context_dim"):
+        for name, least in (("latent_state_dim", 1), ("context_dim", 0)):
+            if getattr(self, name) is None:
+                continue
+            put_checked(self, check_int, (name,), least)
             for part in (self.model, self.encoder):
                 other = getattr(part, name, None)
                 if other is not None and other != getattr(self, name):
@@ -75,6 +79,9 @@ class Predictor:
         object.__setattr__(self, "mapped_env_obs_shape", shape)
 
     # ------------------------------------------------------------------ state
+
+    def _check_bound(self) -> None:
+        check_bound(self, "model", "encoder", "latent_state_dim", "context_dim")
 
     def setting(self, ps: PredictorState, name: str) -> jax.Array:
         """Present value of a setting, float32: its leaf, or its schedule at the env steps."""
@@ -94,6 +101,7 @@ class Predictor:
             ValueError: if the encoder has parameters and the observation's shape is not known, or
                 it does not give the latent state and context it should.
         """
+        self._check_bound()
         ps = self._init(key)
         return ps if self.device is None else jax.device_put(ps, resolve_device(self.device))
 
@@ -168,6 +176,7 @@ class Predictor:
 
     def encode(self, ps: PredictorState, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Encode observations [..., *obs shape] into (state [..., D], context [..., C])."""
+        self._check_bound()
         return apply_function(self.encoder, ps.params["encoder"], self._flat_obs(obs))
 
     def reward(self, ps: PredictorState, state, context, action) -> jax.Array:
@@ -175,6 +184,7 @@ class Predictor:
         return self._reward(ps.params["reward"], state, context, action)
 
     def _reward(self, params, state, context, action):
+        self._check_bound()
         if self.rew_func is None:
             return jnp.zeros(state.shape[:-1])
         return apply_function(self.rew_func, params, state, context, action)
@@ -185,6 +195,7 @@ class Predictor:
         return self._value(params, state, context)
 
     def _value(self, params, state, context):
+        self._check_bound()
         if self.val_func is None:
             return jnp.zeros(state.shape[:-1])
         return apply_function(self.val_func, params, state, context)
@@ -271,6 +282,7 @@ class Predictor:
             log weights [..., M * J] (normalised over members and modes), means W mean(d)
             [..., M * J, D], termination probability [...].
         """
+        self._check_bound()
         action = self.model.encode_action(action)
         out = self.model.predict(
             ps.params["model"], ps.stats, state[None], context[None], action[None]

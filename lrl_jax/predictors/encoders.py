@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,23 +12,48 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrl_jax.env_spec import GoalIndices
+from lrl_jax.settings import check_bound, check_int
+
 
 def as_shape(shape: Any) -> tuple[int, ...]:
     """The shape of an observation as a tuple of ints; a number is the size of a flat one."""
     return (int(shape),) if isinstance(shape, int) else tuple(int(d) for d in shape)
 
 
-def _ranges(name: str, value: Any) -> tuple[tuple[int, int], ...]:
-    """Normalise (start, stop), or several of them, to a tuple of pairs."""
-    value = tuple(value)
-    if not value:
-        return ()
-    if all(np.ndim(v) == 0 for v in value):
+def _parts(name: str, value: Any) -> tuple[str | tuple[int, int], ...]:
+    """Normalise a name, (start, stop), or several of them, to a tuple of names and pairs."""
+    refused = ValueError(
+        f"{name} must be (start, stop) with 0 <= start < stop, the name of a part such as "
+        f"'achieved_goal', or several of them, got {value!r}."
+    )
+    if isinstance(value, str):
         value = (value,)
-    pairs: Any = tuple(tuple(int(i) for i in pair) for pair in value)
-    if any(len(p) != 2 or not 0 <= p[0] < p[1] for p in pairs):
-        raise ValueError(f"{name} must be (start, stop) with 0 <= start < stop, got {value}.")
-    return pairs
+    if not isinstance(value, tuple | list | np.ndarray):
+        raise refused
+    if len(value) and all(np.ndim(v) == 0 and not isinstance(v, str) for v in value):
+        value = (value,)
+    parts: list[Any] = []
+    for part in value:
+        if not isinstance(part, str):
+            if not isinstance(part, tuple | list | np.ndarray) or len(part) != 2:
+                raise refused
+            part = tuple(check_int(f"each end of {name}", i, 0) for i in part)
+            if part[0] >= part[1]:
+                raise refused
+        parts.append(part)
+    return tuple(parts)
+
+
+def _runs(entries: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Entries as (start, stop) of their runs."""
+    runs: list[list[int]] = []
+    for entry in entries:
+        if runs and runs[-1][1] == entry:
+            runs[-1][1] += 1
+        else:
+            runs.append([entry, entry + 1])
+    return tuple((start, stop) for start, stop in runs)
 
 
 def _check_dim(name: str, given: int | None, actual: int) -> None:
@@ -47,7 +73,7 @@ class IdentityEncoder:
     """
 
     mapped_env_obs_shape: tuple[int, ...] | None = None
-    latent_state_dim: int | None = None
+    latent_state_dim: Any = None
     context_dim: int = 0
 
     def __post_init__(self):
@@ -65,42 +91,84 @@ class IdentityEncoder:
 
 @dataclasses.dataclass(frozen=True)
 class IndexEncoder:
-    """Fixed ranges of the observation are the latent state and the context.
+    """Fixed entries of the observation are the latent state and the context.
+
+    Names such as "achieved_goal" stand for parts of a goal-based environment, in the observation
+    that the encoder sees. A `PredictorFactory` fills in where they are, and the observation's
+    shape; names are ranges from then on.
 
     Attributes:
-        state: (start, stop), or a sequence of such ranges.
+        state: (start, stop), a name, or a sequence of such; None for all but the context.
         context: alike; () for an empty context.
         mapped_env_obs_shape: shape of one observation; ranges are checked against it if given.
         latent_state_dim, context_dim: checked against the ranges if given.
+        goal_indices: where named parts are.
 
     Raises:
-        ValueError: if a range is empty or leaves the observation, or a dimension differs.
+        ValueError: if a range is empty or leaves the observation, a dimension differs, or it is
+            not known where a named part is.
     """
 
-    state: Any
+    state: Any = None
     context: Any = ()
     mapped_env_obs_shape: tuple[int, ...] | None = None
-    latent_state_dim: int | None = None
+    latent_state_dim: Any = None
     context_dim: int | None = None
+    goal_indices: GoalIndices | None = None
 
     def __post_init__(self):
+        shape = self.mapped_env_obs_shape
+        if shape is not None:
+            object.__setattr__(self, "mapped_env_obs_shape", as_shape(shape))
+        object.__setattr__(self, "context", self._ranges("context", self.context))
+        if self.state is None and self._is_bound("context") and shape is not None:
+            seen = {i for start, stop in self.context for i in range(start, stop)}
+            rest = [i for i in range(math.prod(as_shape(shape))) if i not in seen]
+            object.__setattr__(self, "state", _runs(rest))
+        elif self.state is not None:
+            object.__setattr__(self, "state", self._ranges("state", self.state))
+        if self.state == ():
+            raise ValueError(
+                f"the state needs at least one entry of the observation, got none beside "
+                f"context={self.context}."
+            )
         for name, dim in (("state", "latent_state_dim"), ("context", "context_dim")):
-            ranges = _ranges(name, getattr(self, name))
-            size = sum(stop - start for start, stop in ranges)
-            _check_dim(dim, getattr(self, dim), size)
-            object.__setattr__(self, name, ranges)
-            object.__setattr__(self, dim, size)
-        if not self.state:
-            raise ValueError("the state needs at least one range of the observation, got none.")
-        if self.mapped_env_obs_shape is not None:
-            shape = as_shape(self.mapped_env_obs_shape)
-            object.__setattr__(self, "mapped_env_obs_shape", shape)
-            last = max(stop for _, stop in self.state + self.context)
-            if last > math.prod(shape):
-                raise ValueError(f"range up to {last} leaves the observation of shape {shape}.")
+            if self._is_bound(name):
+                size = sum(stop - start for start, stop in getattr(self, name))
+                _check_dim(dim, getattr(self, dim), size)
+                object.__setattr__(self, dim, size)
+                self._check_inside(name)
+
+    def _ranges(self, name: str, value: Any) -> tuple[Any, ...]:
+        """The parts as ranges; names stay while the shape of the observation is not known."""
+        parts, shape = _parts(name, value), self.mapped_env_obs_shape
+        if shape is None or not any(isinstance(part, str) for part in parts):
+            return parts
+        goals, dim = self.goal_indices, math.prod(shape)
+        if goals is None or goals.dim != dim:
+            where = "it is not known where" if goals is None else f"among {goals.dim} entries"
+            raise ValueError(
+                f"{name}={value!r} has a name, but {where} goals are in the {dim} entries that the "
+                f"encoder sees: give the factory the spec's goal_indices, or use (start, stop)."
+            )
+        named: list[Any] = []
+        for part in parts:
+            named += _runs(goals[part]) if isinstance(part, str) else [part]
+        return tuple(named)
+
+    def _is_bound(self, name: str) -> bool:
+        parts = getattr(self, name)
+        return parts is not None and not any(isinstance(part, str) for part in parts)
+
+    def _check_inside(self, name: str) -> None:
+        shape = self.mapped_env_obs_shape
+        last = max((stop for _, stop in getattr(self, name)), default=0)
+        if shape is not None and last > math.prod(shape):
+            raise ValueError(f"{name}: range up to {last} leaves the observation of shape {shape}.")
 
     def __call__(self, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Map obs [..., O] to (state [..., D], context [..., C])."""
+        check_bound(self, "latent_state_dim", "context_dim")
 
         def take(ranges):
             # Slices: XLA gathers are far slower, above all on CPUs.
@@ -119,32 +187,39 @@ class LinearEncoder(nn.Module):
     state and are all that the context sees; without any, the context sees the observation.
 
     Attributes:
-        mapped_env_obs_shape: shape of one observation.
-        latent_state_dim, context_dim: sizes of the outputs.
+        mapped_env_obs_shape: shape of one observation; None until a `PredictorFactory` fills it in.
+        latent_state_dim, context_dim: sizes of the outputs; alike, and a context_dim that nobody
+            gives is 0 then.
         constant_dims: indices of the dimensions that are constant within an episode.
     """
 
-    mapped_env_obs_shape: tuple[int, ...]
-    latent_state_dim: int
-    context_dim: int = 0
+    mapped_env_obs_shape: tuple[int, ...] | None = None
+    latent_state_dim: Any = None
+    context_dim: int | None = None
     constant_dims: tuple[int, ...] = ()
 
     def __post_init__(self):
-        self.mapped_env_obs_shape = as_shape(self.mapped_env_obs_shape)
         self.constant_dims = tuple(int(d) for d in self.constant_dims)
-        size = math.prod(self.mapped_env_obs_shape)
+        if self.mapped_env_obs_shape is not None:
+            self._bind(as_shape(self.mapped_env_obs_shape))
+        super().__post_init__()
+
+    def _bind(self, shape: tuple[int, ...]) -> None:
+        """Take the observation's shape and check what depends on it."""
+        self.mapped_env_obs_shape, size = shape, math.prod(shape)
+        self.context_dim = self.context_dim or 0
         if any(not 0 <= d < size for d in self.constant_dims):
             raise ValueError(
                 f"constant_dims {self.constant_dims} leave the {size} entries of the observation."
             )
         if len(set(self.constant_dims)) == size:
             raise ValueError("all dimensions are constant: nothing is left for the state.")
-        super().__post_init__()
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Map obs [..., O] to (state [..., D], context [..., C])."""
-        constant = np.zeros(math.prod(self.mapped_env_obs_shape), np.float32)
+        check_bound(self, "mapped_env_obs_shape", "latent_state_dim")
+        constant = np.zeros(obs.shape[-1], np.float32)
         constant[list(self.constant_dims)] = 1.0
         init = nn.initializers.orthogonal()
         state = nn.Dense(self.latent_state_dim, use_bias=False, kernel_init=init, name="state")(

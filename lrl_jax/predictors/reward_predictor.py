@@ -251,6 +251,7 @@ class RewardPredictor(Predictor):
 
     def _loss(self, ps, batch, model_batch, start, params):
         """`loss`, with the model starting from the states of the batch `start`."""
+        self._check_bound()
         k_steps = batch.rew.shape[1]
         valid = batch.validity_mask.astype(bool)
         # Finite inputs on rows that do not count: a NaN would reach the gradient through `where`.

@@ -11,6 +11,7 @@ from lrl_jax.models import mixture
 from lrl_jax.models.ensemble import MODES
 from lrl_jax.planners import Rollout as LatentRollout
 from lrl_jax.predictors.types import PredictorState, Rollout
+from lrl_jax.settings import check_bound
 
 if TYPE_CHECKING:
     from lrl_jax.predictors.base import Predictor
@@ -141,6 +142,7 @@ def rollout_latent(
             them.
         n_particles: of a stochastic rollout; the model's by default.
     """
+    check_bound(predictor, "model", "encoder")
     model, params, stats = predictor.model, ps.params["model"], ps.stats
     mode = model.deterministic_mode if mode is None else mode
     if mode not in MODES:

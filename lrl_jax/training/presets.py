@@ -9,7 +9,9 @@ from lrl_jax.training.config import TrainConfig
 
 MAZE_SAC = SACAgent(update_interval=640, n_updates=256, warm_up_steps=5000, buffer_size=200_000)
 
+# A maze's observation holds the position twice: state="achieved_goal" plans in one of them.
 DADS = SkillAgent(
+    state="achieved_goal",
     method="dads",
     optimizer="cem",
     sigma=0.5,
@@ -30,6 +32,7 @@ DADS = SkillAgent(
     freeze_at=1.0,
 )
 REFERENCE = SkillAgent(
+    state="achieved_goal",
     backbone="tdmpc2",
     horizon=15,
     num_samples=256,
@@ -74,20 +77,22 @@ ON_HOST = dataclasses.replace(
     test_episodes=8,
     final_test_episodes=64,
 )
-LARGE = SkillAgent(horizon=25, planner_buffer_size=30_000, skill_buffer_size=100_000)
+LARGE = SkillAgent(
+    state="achieved_goal", horizon=25, planner_buffer_size=30_000, skill_buffer_size=100_000
+)
 
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "maze2d-medium-planner": (
         "Planner over held actions in Maze2D-Medium, model and reward learned (minutes on a CPU).",
-        TrainConfig(agent=PlannerAgent()),
+        TrainConfig(agent=PlannerAgent(state="achieved_goal")),
     ),
     "maze2d-simple-planner": (
         "The same in Maze2D-Simple.",
-        TrainConfig(agent=PlannerAgent(), env="Maze2D-Simple-v0"),
+        TrainConfig(agent=PlannerAgent(state="achieved_goal"), env="Maze2D-Simple-v0"),
     ),
     "maze2d-medium-splates": (
         "Planner over skills that SPlaTES learns with SAC, in Maze2D-Medium (minutes on a CPU).",
-        TrainConfig(agent=SkillAgent(), total_steps=150_000),
+        TrainConfig(agent=SkillAgent(state="achieved_goal"), total_steps=150_000),
     ),
     "maze2d-medium-dads": (
         "The same with DADS: skills of single steps (a quarter of an hour on a CPU).",
@@ -96,14 +101,18 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "maze2d-medium-splates-tdmpc2-small": (
         "SPlaTES on small networks of TD-MPC2, acting by its policy (half an hour on a CPU).",
         TrainConfig(
-            agent=SkillAgent(backbone="tdmpc2-small", act_by="policy", skill_updates=32),
+            agent=SkillAgent(
+                state="achieved_goal", backbone="tdmpc2-small", act_by="policy", skill_updates=32
+            ),
             test_interval=50_000,
         ),
     ),
     "maze2d-medium-splates-tdmpc2": (
         "SPlaTES on TD-MPC2 in the paper's sizes, which plans within skills (for an accelerator).",
         TrainConfig(
-            agent=SkillAgent(backbone="tdmpc2", skill_interval=640, skill_updates=160),
+            agent=SkillAgent(
+                state="achieved_goal", backbone="tdmpc2", skill_interval=640, skill_updates=160
+            ),
             total_steps=400_000,
             test_interval=100_000,
         ),
@@ -130,7 +139,10 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "maze2d-empty-splates": (
         "SPlaTES in an empty maze, where skills can be looked at (minutes on a CPU).",
         TrainConfig(
-            agent=SkillAgent(), env="Maze2D-Empty-v0", total_steps=150_000, test_interval=50_000
+            agent=SkillAgent(state="achieved_goal"),
+            env="Maze2D-Empty-v0",
+            total_steps=150_000,
+            test_interval=50_000,
         ),
     ),
     "maze2d-empty-dads": (
@@ -188,6 +200,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         "A run of seconds that passes through everything and learns nothing.",
         TrainConfig(
             agent=PlannerAgent(
+                state="achieved_goal",
                 horizon=3,
                 num_samples=16,
                 n_iterations=2,

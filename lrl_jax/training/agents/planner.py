@@ -6,17 +6,22 @@ import dataclasses
 from typing import Any, Literal
 
 from lrl_jax.levels import ActionRepeatLevel, PlannerLevel
+from lrl_jax.models import ProbabilisticEnsemble
 from lrl_jax.planners import ICEM
-from lrl_jax.training.agents.parts import decayed, goal_encoder, named, predictor_factory
+from lrl_jax.predictors import IndexEncoder
+from lrl_jax.training.agents.parts import decayed, named, predictor_factory
 
 
 @dataclasses.dataclass(frozen=True)
 class PlannerAgent:
     """A planner with a learned model and reward over actions that are held.
 
-    For goal-based environments: plans in the space of the achieved goal, towards the desired one.
+    For goal-based environments: plans towards the desired goal, in the space of what else is
+    observed.
 
     Attributes:
+        state: name of the part of the observation that is planned in, such as "achieved_goal"; None
+            for everything but the desired goal.
         action_repeat: environment steps that each planned action is held for.
         horizon: decisions that a plan looks ahead.
         num_samples, n_iterations, elite_ratio, sigma: of iCEM.
@@ -36,6 +41,7 @@ class PlannerAgent:
         buffer_size: rows of the replay.
     """
 
+    state: str | None = None
     action_repeat: int = 10
     horizon: int = 12
     num_samples: int = 64
@@ -65,10 +71,13 @@ class PlannerAgent:
 
     def levels(self, env: Any, total_steps: int) -> list[Any]:
         """The levels for `env`, for a run of `total_steps` environment steps."""
+        del env
         names = ("n_models", "n_modes", "hidden", "periods", "log_std_min")
         factory = predictor_factory(
-            goal_encoder(env),
-            {**named(self, *names), "running_std_momentum": 0.01},
+            IndexEncoder(state=self.state, context="desired_goal"),
+            ProbabilisticEnsemble(
+                **named(self, *names), learn_termination=False, running_std_momentum=0.01
+            ),
             decayed(self.learning_rate, self.final_learning_rate, total_steps, 0.4),
             delta_standardizer=False,
         )

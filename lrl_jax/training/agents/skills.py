@@ -5,25 +5,38 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from lrl_jax import envs
 from lrl_jax.algorithms import SAC, TDMPC2
 from lrl_jax.env_spec import env_spec
 from lrl_jax.levels import DADSLevel, PlannerLevel, SPlaTESLevel
+from lrl_jax.models import ProbabilisticEnsemble
 from lrl_jax.planners import CEM, ICEM
-from lrl_jax.predictors import PredictorFactory
+from lrl_jax.predictors import IndexEncoder, PredictorFactory
 from lrl_jax.settings import check_choice
-from lrl_jax.spaces import Box
-from lrl_jax.training.agents.parts import decayed, goal_encoder, named, predictor_factory
+from lrl_jax.spaces import Box, mapped_space
+from lrl_jax.training.agents.parts import decayed, named, predictor_factory
+
+
+@dataclasses.dataclass(frozen=True)
+class StateOf:
+    """The latent state of an observation, as a map of observations."""
+
+    encoder: IndexEncoder
+
+    def __call__(self, obs: Any) -> Any:
+        """Map an observation [O] to the state [D]."""
+        return self.encoder(obs)[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class SkillAgent:
     """A planner with a learned model of skills, over a level that learns them.
 
-    For goal-based environments: the planner's state is the achieved goal, its context the desired
-    one, which the skills do not see.
+    For goal-based environments: the planner's context is the desired goal, which the skills do not
+    see; its state is what else is observed, and what the skills see.
 
     Attributes:
+        state: name of the part of the observation that is the planner's state, such as
+            "achieved_goal"; None for everything but the desired goal.
         method: "splates" or "dads".
         backbone: "sac", "tdmpc2" (the paper's sizes) or "tdmpc2-small".
         act_by: of a TD-MPC2 backbone, see `SPlaTESLevel`.
@@ -68,6 +81,7 @@ class SkillAgent:
             model can catch up; 1 for never.
     """
 
+    state: str | None = None
     method: Literal["splates", "dads"] = "splates"
     backbone: Literal["sac", "tdmpc2", "tdmpc2-small"] = "sac"
     act_by: Literal["mppi", "policy"] = "mppi"
@@ -139,27 +153,36 @@ class SkillAgent:
         """The levels for `env`, for a run of `total_steps` environment steps."""
         skills = self._skills(total_steps)
         if not self.subgoal_skills:
-            return [self._planner(env, total_steps), skills]
-        return [self._subgoals(env, total_steps), self._follower(env, total_steps), skills]
+            return [self._planner(total_steps), skills]
+        return [self._subgoals(total_steps), self._follower(env, total_steps), skills]
 
     def obs_maps(self, env: Any) -> list[Any]:
-        """What each level sees: those below the highest do not see the desired goal."""
-        start, stop = envs.goal_indices(env)["achieved_goal"]
+        """What each level sees: those below the highest see the planner's state."""
+        state = self._state(env)
+        return [None, state, *([state] if self.subgoal_skills else [])]
 
-        def achieved(obs):
-            return obs[start:stop]
+    def _state(self, env: Any) -> StateOf:
+        spec = env_spec(env)
+        encoder = dataclasses.replace(
+            self._encoder(),
+            mapped_env_obs_shape=spec.obs_space.shape,
+            goal_indices=spec.goal_indices,
+        )
+        return StateOf(encoder)
 
-        return [None, achieved, *([achieved] if self.subgoal_skills else [])]
+    def _encoder(self) -> IndexEncoder:
+        return IndexEncoder(state=self.state, context="desired_goal")
 
-    def _planner(self, env: Any, total_steps: int) -> PlannerLevel:
+    def _planner(self, total_steps: int) -> PlannerLevel:
         """Plans skills towards the desired goal."""
-        factory = self._factory(goal_encoder(env), total_steps, self.symmetry_steps)
+        factory = self._factory(self._encoder(), total_steps, self.symmetry_steps)
         return PlannerLevel(factory, hold=self.hold, **self._search(self.horizon))
 
     def _follower(self, env: Any, total_steps: int) -> PlannerLevel:
-        """Plans skills towards subgoals, which are appended to the achieved goal."""
-        space = _achieved_space(env)
-        encoder = {"state": (0, space.dim), "context": (space.dim, 2 * space.dim)}
+        """Plans skills towards subgoals, which are appended to the state that it sees."""
+        obs_space, state = env_spec(env).obs_space, self._state(env)
+        space = mapped_space(state, (state.encoder.latent_state_dim,), "float32", obs_space)
+        encoder = IndexEncoder(context="desired_goal")
         factory = self._factory(encoder, total_steps, self.symmetry_steps)
         return PlannerLevel(
             factory,
@@ -170,9 +193,9 @@ class SkillAgent:
             **self._search(self.horizon),
         )
 
-    def _subgoals(self, env: Any, total_steps: int) -> PlannerLevel:
+    def _subgoals(self, total_steps: int) -> PlannerLevel:
         """Plans subgoals towards the desired goal, with a model of what comes of them."""
-        factory = self._factory(goal_encoder(env), total_steps, 0)
+        factory = self._factory(self._encoder(), total_steps, 0)
         settings = self._search(self.subgoal_horizon)
         # Its rows are fewer than those of the planner below: as many updates in all.
         settings["update_interval"] = max(1, self.planner_interval // self.subgoal_skills)
@@ -198,14 +221,15 @@ class SkillAgent:
         }
 
     def _factory(
-        self, encoder: dict[str, Any], total_steps: int, symmetry_steps: int
+        self, encoder: IndexEncoder, total_steps: int, symmetry_steps: int
     ) -> PredictorFactory:
-        model = {
+        model = ProbabilisticEnsemble(
             **named(self, "n_models", "n_modes", "periods", "log_std_min", "running_std_momentum"),
-            "hidden": self.model_hidden,
-            "sb_start_duration": symmetry_steps,
-            "sb_start_factor": self.symmetry_factor,
-        }
+            hidden=self.model_hidden,
+            learn_termination=False,
+            sb_start_duration=symmetry_steps,
+            sb_start_factor=self.symmetry_factor,
+        )
         return predictor_factory(
             encoder,
             model,
@@ -241,11 +265,3 @@ class SkillAgent:
             control_interval=self.skill_steps,
             **settings,
         )
-
-
-def _achieved_space(env: Any) -> Box:
-    """Space of achieved goals."""
-    start, stop = envs.goal_indices(env)["achieved_goal"]
-    space = env_spec(env).obs_space
-    low, high = (bound[start:stop] for bound in space.bounds)
-    return Box(low, high, (stop - start,))
