@@ -15,7 +15,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from lrl_jax import policy_loader
+from lrl_jax import __version__, policy_loader
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
 from lrl_jax.hierarchies.state import LevelState
 from lrl_jax.policy_loader import Policy
@@ -195,12 +195,10 @@ def _data(hierarchy, parts: _Parts, size: Any) -> tuple[Any, ...]:
 
 
 def _about(hierarchy, state, n, exported) -> dict[str, Any]:
-    import lrl_jax
-
     space = hierarchy.env_spec.obs_space
     return {
         "format": policy_loader.FORMAT,
-        "lrl_jax": lrl_jax.__version__,
+        "lrl_jax": __version__,
         "jax": jax.__version__,
         "levels": [type(level).__name__ for level in hierarchy.levels],
         "obs_shape": list(space.shape),
