@@ -216,6 +216,20 @@ def _flush(place: Path) -> None:
         os.close(handle)
 
 
+def remove(path: str | os.PathLike) -> None:
+    """Remove a checkpoint, and what writing it has left beside it.
+
+    Raises:
+        ValueError: if anything else lies there.
+    """
+    path = _resolved(path)
+    places = [path.with_name(path.name + ending) for ending in ("", _PART, _OLD)]
+    for place in places:
+        _refuse_foreign(place)
+    for place in places:
+        _remove(place)
+
+
 # ---------------------------------------------------------------------- reading
 
 

@@ -18,7 +18,7 @@ class Salt(enum.IntEnum):
 
     - Salts of a tick, below 256: `Stream.instance_keys(n, salt)` and `Stream.tick_key(salt)`. Of a
       hierarchy's stream: DECIDE, AFTER_TRANSITION, LEARN. Of the collector's: STEP, RANDOM_ACTION,
-      RESET_BY_USER, RESTART.
+      RESET_BY_USER. Of either: RESTART.
     - Words that `jax.random.fold_in` mixes into a key.
     - Seeds, from which whole streams are made.
 
@@ -29,7 +29,8 @@ class Salt(enum.IntEnum):
         STEP: steps of the environments, in the collector's stream.
         RANDOM_ACTION: actions of collecting at random.
         RESET_BY_USER: resets of episodes that a preprocessing function ended.
-        RESTART: a reset of the collector that is given no seed.
+        RESTART: a reset of the collector that is given no seed; of the hierarchy's stream in a
+            collector that goes on with a state of another one.
         NOISE: of disturbed states, in the update of a model.
         SHARED: key of a tick for what all instances share, apart from the first instance's own.
         RANDOM_MODE: random actions of a level, where its algorithm or planner draws from the same
@@ -64,6 +65,17 @@ class Salt(enum.IntEnum):
     FINAL_TEST = 0xF17A
     INTERIM_TEST_ON_HOST = 2**30
     PICTURES = 1
+
+
+def key_of(seed: int) -> jax.Array:
+    """A typed key [] of a non-negative seed, all of whose bits count.
+
+    Below 2**32 it is `jax.random.key(seed)`, which drops higher bits where x64 is not enabled.
+    """
+    key, rest = jax.random.key(seed & 0xFFFFFFFF), seed >> 32
+    while rest:
+        key, rest = jax.random.fold_in(key, rest & 0xFFFFFFFF), rest >> 32
+    return key
 
 
 class Stream(struct.Node):

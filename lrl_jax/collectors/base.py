@@ -16,6 +16,7 @@ from lrl_jax.collectors.host_engine import HostEngine
 from lrl_jax.collectors.preprocess import Preprocess
 from lrl_jax.collectors.requests import Request, carry_out
 from lrl_jax.collectors.stats import Collected, CollectStats
+from lrl_jax.collectors.tick import is_traced
 from lrl_jax.envs.gymnasium_adapter import HostEnv, is_gymnasium
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
 
@@ -83,6 +84,8 @@ class BaseCollector:
         self.buffer = buffer
         self._initial_state = None if state is None else checks.state_of(state, engine.n)
         self._is_reset = False
+        # Those that the state has counted, and those taken since then.
+        self._n_env_steps = 0
         self.reset_stat()
 
     def reset(
@@ -96,8 +99,9 @@ class BaseCollector:
 
         Args:
             seed: of all random streams, those of the decisions included. None goes on with the
-                streams there are (0 at first), so that environments start elsewhere each time.
-                Learners and the levels' stored rows are kept; with none yet they are initialised.
+                streams there are (at first those of the state given, 0 without one), so that
+                environments start elsewhere each time. Learners and the levels' stored rows are
+                kept; with none yet they are initialised.
             reset_buffer: whether the collector's own buffer is emptied.
             gym_reset_kwargs: further arguments of a Gymnasium environment's reset.
         """
@@ -107,7 +111,7 @@ class BaseCollector:
         with interrupts.held():
             state = self._engine.state() if self._is_reset else self._initial_state
             self._engine.reset(self.hierarchy, state, seed, gym_reset_kwargs)
-            self._is_reset = True
+            self._is_reset, self._n_env_steps = True, self._engine.n_env_steps
             if self.device is not None:
                 state = jax.device_put(self._engine.state(), self.device)
                 self._engine.set_state(self.hierarchy, state)
@@ -152,7 +156,10 @@ class BaseCollector:
     @state.setter
     def state(self, state: HierarchyState) -> None:
         checks.state_of(state, self.n_env_instances)
+        if not self._is_reset and not is_traced(state):  # the environments' streams are its own
+            self._initial_state = state
         self._ready().set_state(self.hierarchy, state)
+        self._n_env_steps = self._engine.n_env_steps
 
     @property
     def buffer(self) -> Buffer | None:
@@ -173,6 +180,11 @@ class BaseCollector:
             self.reset(reset_buffer=False)
         return self._engine
 
+    def _numbered(self, request: Request) -> Request:
+        """The request with ticks numbered from those taken so far."""
+        self._ready()
+        return request.numbered_from(-(-self._n_env_steps // self.n_env_instances))
+
     def _acting(self, learn: bool) -> Hierarchy:
         """The hierarchy in the mode that a call is in."""
         return self.hierarchy if learn or self.exploration_noise else self.hierarchy.eval()
@@ -191,6 +203,7 @@ class BaseCollector:
                 carry_out(request, self._acting(request.way.learn), engine, collected, after)
             finally:
                 stats = collected.stats()
+                self._n_env_steps += stats.n_collected_steps
                 self.collect_step += stats.n_collected_steps
                 self.collect_episode += stats.n_collected_episodes
                 self.collect_time += stats.collect_time

@@ -28,7 +28,7 @@ from lrl_jax.collectors.worker_data import checked_weights, compress, join, pack
 from lrl_jax.devices import resolve_device
 from lrl_jax.envs.gymnasium_adapter import is_gymnasium
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
-from lrl_jax.randomness import Salt
+from lrl_jax.randomness import Salt, key_of
 from lrl_jax.settings import check_float, check_int
 
 COMPONENTS = ("actor", "algo", "storage", "envs_train", "envs_test")
@@ -152,7 +152,7 @@ class CWorker:
         env, params, n = (None, None, 1) if envs is None else _parts(envs)
         version = self.actor_version
         if state is None:  # weights that all workers begin with
-            state, version = actor.init(jax.random.key(self._entropy[0]), n), 0
+            state, version = actor.init(key_of(self._entropy[0]), n), 0
         elif envs is not None and state.n_env_instances != n:
             state = actor.set_n_env_instances(state, n)
         collector = None

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from lrl_jax import interrupts
+from lrl_jax import checkpoints, interrupts
 from lrl_jax.buffers import Buffer
 from lrl_jax.collectors.base import BaseCollector, checked_hierarchy, make_engine, warn_of_open
 from lrl_jax.collectors.counting import Owed
@@ -53,6 +53,8 @@ class Collector(BaseCollector):
             `info`, `act` and `env_id` at a step. It returns a dict of what it changes. It is traced
             in gymnax environments, and gets NumPy arrays in Gymnasium's.
         exploration_noise: whether levels add their training noise also where nothing is learned.
+        max_to_keep: checkpoints to keep, the last of those that this collector wrote; None for
+            all.
 
     Attributes:
         state: the HierarchyState, readable and settable.
@@ -78,6 +80,7 @@ class Collector(BaseCollector):
         buffer: int | Buffer | None = None,
         preprocess_fn: Callable[..., Any] | None = None,
         exploration_noise: bool = False,
+        max_to_keep: int | None = None,
     ):
         checked_hierarchy(hierarchy)
         preprocess = None if preprocess_fn is None else Preprocess(preprocess_fn)
@@ -87,6 +90,9 @@ class Collector(BaseCollector):
         if checkpoint_interval is not None:
             checkpoint_interval = check_int("checkpoint_interval", checkpoint_interval, 1)
         self.checkpoint_interval = checkpoint_interval
+        if max_to_keep is not None:
+            max_to_keep = check_int("max_to_keep", max_to_keep, 1)
+        self.max_to_keep, self._kept = max_to_keep, []
         for name, value, what in (
             ("writer", self.writer, "add_scalar"),
             ("test_env", test_env, "step"),
@@ -124,7 +130,7 @@ class Collector(BaseCollector):
         env_expects_numpy: bool = False,
         record_transitions: bool | str = False,
         learn: bool = False,
-        n_steps_start: int = 0,
+        n_steps_start: int | None = None,
         log_interval: int = 100,
         test_interval: int | None = None,
         n_test_steps: int = 1000,
@@ -144,7 +150,10 @@ class Collector(BaseCollector):
         """Collect an exact number of steps or episodes; give one of the three numbers.
 
         Intervals count ticks (one step of all instances) and are due after step t where
-        t % interval == 0, checkpoints also at the end. Scalars are logged at t * n.
+        t % interval == 0, checkpoints also at the end. Scalars are logged at t * n. Ticks are
+        numbered from the state's own count, `n_total_env_steps` over n, and what was collected
+        since the last reset without counting there, so that call after call, and a restart with a
+        state that was saved, go on where the one before ended.
 
         Exactly `n_episodes` episodes count, each from its start to its end, so that short ones are
         not favoured: the first min(n_episodes, n) instances go on with the episode they are in; one
@@ -152,14 +161,17 @@ class Collector(BaseCollector):
         out after that.
 
         Args:
-            n_steps: number of steps in each instance, those already taken included.
+            n_steps: number of steps in each instance, with `n_steps_start` those already taken
+                included.
             env_expects_numpy: without a meaning: Gymnasium environments get NumPy arrays.
             record_transitions: True also returns the transitions, leaves [ticks, n, ...]; "levels"
                 also what each level did.
             learn: make the updates owed after each tick. Without, and without
                 `exploration_noise`, the hierarchy is in eval mode: levels act without noise,
                 nothing is stored or counted.
-            n_steps_start: steps taken in an earlier run that goes on here.
+            n_steps_start: steps taken in an earlier run that goes on here: `n_steps_start=400,
+                n_steps=1000` takes 600 steps, numbered 400 to 999. None: `n_steps` are taken,
+                numbered as said above.
             log_interval: ticks between writing scalars.
             test_interval: ticks between tests; None for none.
             n_test_steps: ticks of a test.
@@ -197,7 +209,7 @@ class Collector(BaseCollector):
             self.hierarchy,
             self.n_env_instances,
             amounts,
-            n_steps_start=n_steps_start,
+            n_steps_start=0 if n_steps_start is None else n_steps_start,
             episode_allocation=episode_allocation,
             max_steps=max_steps,
             learn=learn,
@@ -221,6 +233,8 @@ class Collector(BaseCollector):
             )
         if not no_grad:
             return self._differentiable(request)
+        if n_steps_start is None:
+            request = self._numbered(request)
         return self._returned(request, *self._collect_and_test(request))
 
     def _collect_and_test(self, request: Request) -> tuple[Collected, CollectStats]:
@@ -275,6 +289,9 @@ class Collector(BaseCollector):
             return None
         path = self.checkpoint_dir / f"step_{t:0{len(str(n_steps))}d}"
         self.hierarchy.save(self._ready().state(), path)
+        self._kept = [other for other in self._kept if other != path] + [path]
+        while self.max_to_keep is not None and len(self._kept) > self.max_to_keep:
+            checkpoints.remove(self._kept.pop(0))
         return path
 
     # ----------------------------------------------------------------- testing

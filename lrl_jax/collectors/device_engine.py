@@ -15,9 +15,9 @@ from lrl_jax.collectors.preprocess import Preprocess, reset_arguments
 from lrl_jax.collectors.requests import Way
 from lrl_jax.collectors.stats import Collected, Record
 from lrl_jax.collectors.store import add
-from lrl_jax.collectors.tick import RolloutCarry, begun, full_tick, is_traced
+from lrl_jax.collectors.tick import RolloutCarry, begun, full_tick, is_traced, restarted
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
-from lrl_jax.randomness import Salt, Stream
+from lrl_jax.randomness import Salt, Stream, key_of
 
 
 def _chunk(hierarchy, env, way, preprocess, params, owned, owed, n_ticks):
@@ -114,7 +114,8 @@ class DeviceEngine:
         Args:
             hierarchy: acts.
             state: of n instances; a new one if None.
-            seed: of all random streams; None goes on with those there are (0 at first).
+            seed: of all random streams; None goes on with those there are: the engine's, at
+                first those of `state`, without one 0.
             reset_kwargs: has no meaning here but for a `seed`.
             key: of the environments, in place of a seed.
         """
@@ -127,10 +128,12 @@ class DeviceEngine:
                 f"environment, whose resets take a seed only: use env_params for settings."
             )
         if key is None:
-            if seed is not None or self.carry is None:
-                key = jax.random.key(seed or 0)
-            else:
+            if seed is None and self.carry is not None:
                 key = self.carry.stream.tick_key(Salt.RESTART)
+            elif seed is None and state is not None:
+                state, key = restarted(state)
+            else:
+                key = key_of(seed or 0)
         carry = begun(hierarchy, self.env, self.params, key, self.n, state)
         if self.preprocess is not None:
             carry = carry.replace(obs=self.preprocess.on_reset(carry.obs, jnp.arange(self.n)))
@@ -145,6 +148,12 @@ class DeviceEngine:
         """State of the hierarchy. Stays valid when the engine goes on."""
         self.shared = True
         return self.carry.hierarchy
+
+    @property
+    def n_env_steps(self) -> int:
+        """Environment steps that the state has counted; 0 while it is traced."""
+        total = self.carry.hierarchy.n_total_env_steps
+        return 0 if is_traced(total) else int(total)
 
     def set_state(self, hierarchy: Hierarchy, state: HierarchyState) -> None:
         """Go on with another state, of n instances."""

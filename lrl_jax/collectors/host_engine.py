@@ -29,10 +29,10 @@ from lrl_jax.collectors.records import (
 from lrl_jax.collectors.requests import Way
 from lrl_jax.collectors.stats import Collected, Record
 from lrl_jax.collectors.store import add
-from lrl_jax.collectors.tick import signals_of
+from lrl_jax.collectors.tick import restarted, signals_of
 from lrl_jax.envs.gymnasium_adapter import success_in
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
-from lrl_jax.randomness import Salt, Stream
+from lrl_jax.randomness import Salt, Stream, key_of
 from lrl_jax.spaces import Box
 
 # Functions for `hierarchy.jitted`; states come and go as plain leaves, see `_Flat`.
@@ -200,7 +200,8 @@ class HostEngine:
         Args:
             hierarchy: acts.
             state: of n instances; a new one if None.
-            seed: of all random streams, those of the environments included; None goes on with them.
+            seed: of all random streams, those of the environments included; None goes on with
+                those there are: the environments', at first those of `state`, without one 0.
             reset_kwargs: further arguments of the environments' reset.
             key: of the environments, in place of a seed.
         """
@@ -208,11 +209,15 @@ class HostEngine:
         env_seed = kwargs.pop("seed", seed)
         if isinstance(env_seed, int | np.integer):  # a list has one for each instance
             env_seed = checks.seed_of('gym_reset_kwargs["seed"]', env_seed)
-        if self._flat is None and env_seed is None:
-            env_seed = 0
+        if self._flat is None and env_seed is None and key is None:
+            if state is None:
+                env_seed = 0
+            else:
+                state, key = restarted(state)
         if key is not None:
             env_seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
-        key = jax.random.key(0 if seed is None else seed)
+            self._rng = np.random.default_rng(env_seed)
+        key = key_of(seed or 0)
         if state is None:
             state = hierarchy.init(jax.random.split(key, 3)[2], self.n)
         else:
@@ -240,6 +245,12 @@ class HostEngine:
         assert self._flat is not None
         self._shared = True
         return self._flat.state(self._raw)
+
+    @property
+    def n_env_steps(self) -> int:
+        """Environment steps that the state has counted."""
+        assert self._flat is not None
+        return int(self._flat.state(self._raw).n_total_env_steps)
 
     def set_state(self, hierarchy: Hierarchy, state: HierarchyState) -> None:
         """Go on with another state, of n instances."""

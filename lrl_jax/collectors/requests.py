@@ -128,6 +128,10 @@ class Request:
         way = Way(mode, bool(learn), record, bool(random), capacity)
         return cls(way, amount - start, start, limit, **more)
 
+    def numbered_from(self, tick: int) -> Request:
+        """The same with another number for the first tick."""
+        return dataclasses.replace(self, start=tick, limit=self.limit - self.start + tick)
+
     def begun(self, n: int) -> Collected:
         """What n instances have collected before the first tick."""
         return Collected(self.way.mode, [], Owed.begin(self.way.mode, self.amount, n), 0.0)

@@ -198,6 +198,15 @@ def begun(
     )
 
 
+def restarted(state: HierarchyState) -> tuple[HierarchyState, jax.Array]:
+    """A state that goes on in environments of another process, and a key for these.
+
+    The key is of the state's own stream, so that no two starts are alike.
+    """
+    stream = state.stream
+    return state.replace(stream=stream.advance()), stream.tick_key(Salt.RESTART)
+
+
 def _stagger(hierarchy: Hierarchy, env_state: Any, params: Any, key: jax.Array, total: Any) -> Any:
     """Let first episodes begin late where a level asks for it (`stagger`).
 

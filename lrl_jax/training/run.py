@@ -21,7 +21,7 @@ from tqdm import tqdm
 from lrl_jax import devices
 from lrl_jax.envs import GYMNASIUM, Maze2D
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
-from lrl_jax.randomness import Salt
+from lrl_jax.randomness import Salt, key_of
 from lrl_jax.training import pictures, sessions
 from lrl_jax.training.config import TrainConfig, load_config, to_json
 from lrl_jax.training.logging import RunLog
@@ -266,7 +266,7 @@ def draw(trainer: Trainer, state: HierarchyState, run: Path, agent: int = 0) -> 
     paths = pictures.record_paths(
         trainer.hierarchy,
         state,
-        jax.random.key(config.agent_seeds[agent] + Salt.PICTURES),
+        key_of(config.agent_seeds[agent] + Salt.PICTURES),
         6,
         max(1, trainer.episode_ticks - 1),
     )

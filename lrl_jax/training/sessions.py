@@ -21,7 +21,7 @@ from lrl_jax.collectors.evaluation import whole_episodes
 from lrl_jax.collectors.stats import mean_over_updates
 from lrl_jax.collectors.tick import specs
 from lrl_jax.hierarchies import HierarchyState
-from lrl_jax.randomness import Salt
+from lrl_jax.randomness import Salt, key_of
 from lrl_jax.training.config import TrainConfig
 from lrl_jax.training.train import Trainer
 
@@ -94,13 +94,13 @@ def test_episodes(
     if trainer.on_host:
         assert isinstance(seed, int)
         return _test_on_host(trainer, state, n, seed)
-    keys = jax.vmap(_test_key)(_keys(seed)) if many else _test_key(jax.random.key(seed))
+    keys = jax.vmap(_test_key)(_keys(seed)) if many else _test_key(key_of(seed))
     test = trainer.hierarchy.jitted(_test, trainer, n, many)
     return jax.device_get(test(state, keys))
 
 
 def _keys(seeds: Sequence[int]) -> jax.Array:
-    return jnp.stack([jax.random.key(seed) for seed in seeds])
+    return jnp.stack([key_of(seed) for seed in seeds])
 
 
 def _test_key(key: jax.Array) -> jax.Array:
@@ -150,7 +150,7 @@ class DeviceSession(Session):
         many = config.seeds > 1
         self._mesh = _mesh(config)
         self._chunk: Any = hierarchy.jitted(_chunk, trainer, many, donate=0)
-        key = _keys(config.agent_seeds) if many else jax.random.key(config.seed)
+        key = _keys(config.agent_seeds) if many else key_of(config.seed)
         if many or self._mesh is not None:
             with devices.use(self._mesh):
                 carry = hierarchy.jitted(_init, trainer, many)(key)
@@ -247,7 +247,7 @@ class WorkerSession(Session):
         config, hierarchy = trainer.config, trainer.hierarchy
         n = config.n_env_instances // config.workers
         own = dataclasses.replace(config, n_env_instances=n, workers=0)
-        self._state = hierarchy.init(jax.random.key(config.seed), config.n_env_instances)
+        self._state = hierarchy.init(key_of(config.seed), config.n_env_instances)
         self._version = 0
         self._workers = CWorkerSet(
             config.workers,
@@ -304,7 +304,7 @@ def _envs_of_a_worker(config: TrainConfig) -> Any:
 def _test_on_host(trainer: Trainer, state: HierarchyState, n: int, seed: int) -> Episodes:
     """An exact number of whole episodes in an environment of their own, in eval mode."""
     env = trainer.make_test_env(min(n, trainer.config.n_env_instances))
-    key = _test_key(jax.random.key(seed))
+    key = _test_key(key_of(seed))
     try:
         return whole_episodes(
             trainer.hierarchy, state, key, n, env.num_envs, env, max_steps=_MOST_TEST_TICKS
