@@ -2,6 +2,9 @@
 
 import functools
 import itertools
+import os
+import subprocess
+import sys
 from typing import Any
 
 import gymnasium
@@ -11,7 +14,10 @@ import pytest
 from gymnasium.vector import SyncVectorEnv
 
 import lrl_jax as lrl
-from lrl_jax.levels import RandomLevel
+from lrl_jax.algorithms import SAC
+from lrl_jax.levels import ActionRepeatLevel, PlannerLevel, RandomLevel, SACLevel
+from lrl_jax.planners import ICEM
+from lrl_jax.predictors import get_default_predictor_factory
 from lrl_jax.randomness import key_of
 
 N = 2
@@ -134,3 +140,115 @@ def test_all_bits_of_a_collectors_seed_count(kind):
     for wrong in (-1, 1.5, 2**63):
         with pytest.raises(ValueError, match="seed"):
             collector.reset(seed=wrong)
+
+
+# ---------------------------------------------------------------- save and load
+
+
+def agents() -> dict[str, Any]:
+    """Hierarchies with a replay and with all kinds of state."""
+    pendulum, maze = lrl.make("Pendulum-v1"), lrl.make("Maze2D-Simple-v0")
+    sac = SACLevel(
+        SAC(hidden=(8,)), buffer_size=200, batch_size=8, update_interval=8, warm_up_steps=20
+    )
+    planner = PlannerLevel(
+        get_default_predictor_factory(maze[0], 0),
+        optimizer=ICEM(horizon=3, num_samples=8, n_iterations=2, elite_ratio=0.25),
+        warm_up_steps=20,
+        buffer_size=400,
+    )
+    return {
+        "sac": lrl.Hierarchy([sac], *pendulum),
+        "planner": lrl.Hierarchy([planner, ActionRepeatLevel(5)], *maze),
+    }
+
+
+def everything(collector) -> dict[str, Any]:
+    """All that goes on, by name."""
+    tree = collector._engine.saved() | {n: np.asarray(getattr(collector, n)) for n in COUNTS}
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    plain = {
+        jax.tree_util.keystr(path): jax.random.key_data(x)
+        if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key)
+        else x
+        for path, x in leaves
+    }
+    return {name: np.asarray(x) for name, x in plain.items()}
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    different = [k for k in one if one[k].tobytes() != other[k].tobytes()]
+    assert not different, different
+
+
+COUNTS = ("collect_step", "collect_episode")
+HALF = 100
+
+
+def go_on(folder):
+    """The second half of each agent's run; called in a process of its own."""
+    for name, hierarchy in agents().items():
+        collector = lrl.Collector.load(folder / name, hierarchy)
+        collector.collect(n_steps=HALF, learn=True)
+        np.savez(folder / f"{name}.npz", **everything(collector))
+
+
+def test_a_run_goes_on_to_the_bit_in_another_process(tmp_path):
+    expected = {}
+    for name, hierarchy in agents().items():
+        collector = lrl.Collector(hierarchy, n_env_instances=2, buffer=60)
+        collector.reset(seed=3)
+        collector.collect(n_steps=2 * HALF, learn=True)
+        expected[name] = everything(collector)
+        collector = lrl.Collector(hierarchy, n_env_instances=2, buffer=60)
+        collector.reset(seed=3)
+        collector.collect(n_steps=HALF, learn=True)
+        collector.save(tmp_path / name)
+        assert any((expected[name][k] != x).any() for k, x in everything(collector).items())
+    code = f"import pathlib, test_resuming; test_resuming.go_on(pathlib.Path({str(tmp_path)!r}))"
+    settings = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=settings, timeout=300)
+    for name, whole in expected.items():
+        with np.load(tmp_path / f"{name}.npz") as found:
+            assert_equal(whole, dict(found))
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_gymnasium_environments_go_on_elsewhere(tmp_path, kind):
+    make = maker(kind)
+    collector = make(buffer=40)
+    first = first_obs(collector, learn=True)
+    collector.save(tmp_path / "a")
+    hierarchy = collector.hierarchy
+    env = SyncVectorEnv([lambda: gymnasium.make("Pendulum-v1")] * N)
+    if kind == "async":
+        env = [lambda: gymnasium.make("Pendulum-v1")] * N
+    other = type(collector).load(tmp_path / "a", hierarchy, env)
+    assert other.collect_step == collector.collect_step
+    rows = len(lrl.buffers.stored(other.buffer)["rew"])
+    assert rows == len(lrl.buffers.stored(collector.buffer)["rew"]) > 0
+    second = first_obs(other, learn=True)
+    assert not any(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    assert len(lrl.buffers.stored(other.buffer)["rew"]) > rows
+    other.close()
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    collector = maker("jax")()
+    collector.collect(n_steps=2, learn=True)
+    collector.save(tmp_path / "a")
+    hierarchy, load = collector.hierarchy, lrl.Collector.load
+    env = SyncVectorEnv([lambda: gymnasium.make("Pendulum-v1")] * N)
+    other = lrl.Hierarchy([RandomLevel(buffer_size=400)], hierarchy.env)
+    with pytest.raises(ValueError, match="buffer_size: saved 800, here 400"):
+        load(tmp_path / "a", other)
+    with pytest.raises(TypeError, match="n_env_instances.*leave them out"):
+        load(tmp_path / "a", hierarchy, n_env_instances=3)
+    with pytest.raises(ValueError, match=r"DeviceEngine.*HostEngine"):
+        load(tmp_path / "a", hierarchy, env)
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "b", hierarchy)
+    hierarchy.save(collector.state, tmp_path / "c")
+    with pytest.raises((ValueError, FileNotFoundError)):
+        load(tmp_path / "c", hierarchy)

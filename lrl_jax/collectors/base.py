@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import jax
 
-from lrl_jax import buffers, interrupts
+from lrl_jax import buffers, checkpoints, interrupts
 from lrl_jax.buffers import Buffer
 from lrl_jax.collectors import store
 from lrl_jax.collectors.device_engine import DeviceEngine
@@ -18,7 +20,7 @@ from lrl_jax.collectors.requests import Request, carry_out
 from lrl_jax.collectors.stats import Collected, CollectStats
 from lrl_jax.collectors.tick import is_traced
 from lrl_jax.envs.gymnasium_adapter import HostEnv, is_gymnasium
-from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
+from lrl_jax.hierarchies import Hierarchy, HierarchyState, checkpoint, checks
 
 Engine = DeviceEngine | HostEngine
 
@@ -49,6 +51,11 @@ def warn_of_open(collected: Collected, stacklevel: int = 4) -> None:
             f"limit.",
             stacklevel=stacklevel,
         )
+
+
+#: Of the checkpoints of collectors, and the numbers in them.
+_KIND = "collector"
+_COUNTS = ("collect_step", "collect_episode", "collect_time", "_n_env_steps")
 
 
 class BaseCollector:
@@ -112,12 +119,89 @@ class BaseCollector:
             state = self._engine.state() if self._is_reset else self._initial_state
             self._engine.reset(self.hierarchy, state, seed, gym_reset_kwargs)
             self._is_reset, self._n_env_steps = True, self._engine.n_env_steps
-            if self.device is not None:
-                state = jax.device_put(self._engine.state(), self.device)
-                self._engine.set_state(self.hierarchy, state)
+            self._to_device()
         self.reset_stat()
         if reset_buffer:
             self.reset_buffer(keep_statistics=True)
+
+    def _to_device(self) -> None:
+        if self.device is not None:
+            state = jax.device_put(self._engine.state(), self.device)
+            self._engine.set_state(self.hierarchy, state)
+
+    def save(self, path: str | Path) -> None:
+        """Write all that collecting goes on from to the folder `path`; see `load`.
+
+        An older checkpoint there is replaced once the new one is whole.
+        """
+        engine = self._ready()
+        buffer, store = engine.state().levels[-1].buffer, engine.store
+        meta = {
+            "environments": type(engine).__name__,
+            "settings": checkpoint.settings_of(self.hierarchy),
+            "n_env_instances": engine.n,
+            "is_aligned": buffer is not None and buffer.aligned,
+            "rows": None if store is None else store.capacity * engine.n,
+            "counts": {name: getattr(self, name) for name in _COUNTS},
+        }
+        checkpoints.write(path, engine.saved(), meta, kind=_KIND)
+
+    @classmethod
+    def load(cls, path: str | Path, hierarchy: Hierarchy, env: Any = None, **settings: Any) -> Self:
+        """A collector that goes on where one was that `save` wrote.
+
+        In JAX environments to the bit: environments and episodes under way go on with all else.
+        Gymnasium's, which cannot be saved, begin fresh episodes, with random streams that go on.
+
+        Args:
+            path: folder that was written.
+            hierarchy: with the settings of the one that was saved.
+            env: as for a new collector, which it is otherwise made like.
+            **settings: further arguments of a new collector but for the number of instances, the
+                state and the buffer, which were saved.
+
+        Raises:
+            FileNotFoundError: if there is no checkpoint at `path`.
+            ValueError, TypeError: if it is damaged, or of another hierarchy, or does not fit the
+                environment.
+        """
+        meta = checkpoints.read_meta(path, kind=_KIND)
+        checkpoint.refuse_other_settings(checked_hierarchy(hierarchy), meta["settings"], path)
+        given = sorted({"state", "buffer", "n_env_instances"} & set(settings))
+        if given:
+            raise TypeError(f"{given} are those of the checkpoint at {path}: leave them out.")
+        env = hierarchy.env if env is None else env
+        sizes = cls._sizes(env, meta["n_env_instances"]) | {"buffer": meta["rows"]}
+        collector = cls(hierarchy, env, **sizes, **settings)
+        try:
+            collector._restore(path, meta)
+        except BaseException:
+            collector.close()
+            raise
+        return collector
+
+    @classmethod
+    def _sizes(cls, env: Any, n: int) -> dict[str, Any]:
+        """The argument with the number of instances, for environments without their own."""
+        return {}
+
+    def _restore(self, path: str | Path, meta: dict[str, Any]) -> None:
+        engine, n = self._engine, meta["n_env_instances"]
+        if type(engine).__name__ != meta["environments"] or engine.n != n:
+            raise ValueError(
+                f"the checkpoint at {path} is of a {meta['environments']} with {n} instances, but "
+                f"the environment here needs a {type(engine).__name__} with {engine.n}."
+            )
+        with interrupts.held():
+            read = functools.partial(checkpoints.read, path, kind=_KIND)
+            engine.restore(self.hierarchy, read, meta["is_aligned"])
+            self._is_reset = True
+            self._to_device()
+        for name in _COUNTS:
+            setattr(self, name, meta["counts"][name])
+
+    def close(self) -> None:
+        """Close what the collector has opened: nothing, where the environment was given."""
 
     def reset_env(self, gym_reset_kwargs: dict[str, Any] | None = None) -> None:
         """Reset all environments in mid-episode: returns, lengths and trajectories begin anew.

@@ -110,6 +110,10 @@ class Collector(BaseCollector):
         engine = make_engine(hierarchy, self.env, self.env_params, n, preprocess)
         super().__init__(hierarchy, engine, buffer, exploration_noise, state)
 
+    @classmethod
+    def _sizes(cls, env: Any, n: int) -> dict[str, Any]:
+        return {} if is_gymnasium(env) else {"n_env_instances": n}
+
     def _instances(self, n: Any, state: HierarchyState | None) -> int:
         """Number of instances; a Gymnasium environment has its own."""
         own = getattr(self.env, "num_envs", 1) if is_gymnasium(self.env) else None

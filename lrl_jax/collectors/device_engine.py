@@ -162,6 +162,28 @@ class DeviceEngine:
         self.shared = True
         self.carry = self.carry.replace(hierarchy=state)
 
+    def saved(self) -> dict[str, Any]:
+        """All that changes, to be saved."""
+        return {"carry": self.carry, "store": self.store}
+
+    def restore(self, hierarchy: Hierarchy, read: Callable[[Any], Any], is_aligned: bool) -> None:
+        """Go on, to the bit, with what was saved.
+
+        Args:
+            hierarchy: acts.
+            read: finds the arrays of a tree of shapes.
+            is_aligned: whether the lowest level's rings had one cursor.
+        """
+
+        def like():
+            carry = begun(hierarchy, self.env, self.params, jax.random.key(0), self.n)
+            if not is_aligned:
+                carry = carry.replace(hierarchy=hierarchy.unaligned(carry.hierarchy))
+            return carry
+
+        saved = read({"carry": jax.eval_shape(like), "store": self.store})
+        self.carry, self.store, self.shared = saved["carry"], saved["store"], True
+
     def _drop_traced(self) -> None:
         """Go back to before a traced state was set, if one was."""
         if is_traced(self.carry):

@@ -7,6 +7,7 @@ when steps are received stays under way.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -270,6 +271,27 @@ class HostEngine:
             self._raw = [jnp.copy(leaf) for leaf in self._raw]
             self._shared = False
         return self._raw
+
+    def saved(self) -> dict[str, Any]:
+        """All that changes, to be saved, but for the environments."""
+        return {"state": self.state(), "store": self.store}
+
+    def restore(self, hierarchy: Hierarchy, read: Callable[[Any], Any], is_aligned: bool) -> None:
+        """Go on with what was saved, from a fresh episode.
+
+        Args:
+            hierarchy: acts.
+            read: finds the arrays of a tree of shapes.
+            is_aligned: whether the lowest level's rings had one cursor.
+        """
+
+        def like():
+            state = hierarchy.init(jax.random.key(0), self.n)
+            return hierarchy.aligned(state, known=True) if is_aligned else state
+
+        saved = read({"state": jax.eval_shape(like), "store": self.store})
+        self.store = saved["store"]
+        self.reset(hierarchy, saved["state"], None)
 
     def frame(self) -> Any:
         """Gymnasium environments draw themselves."""

@@ -92,6 +92,17 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [f"{path}: saved {old!r}, here {new!r}"]
 
 
+def refuse_other_settings(hierarchy: Any, saved: dict[str, Any], path: Any) -> None:
+    """Refuse a checkpoint whose `settings_of` are not the hierarchy's, with the differences."""
+    differences = _differences(saved, json.loads(json.dumps(settings_of(hierarchy))))
+    if differences:
+        raise ValueError(
+            f"the checkpoint at {path} belongs to a hierarchy with other settings: "
+            + "; ".join(differences[:8])
+            + (f"; and {len(differences) - 8} more" if len(differences) > 8 else "")
+        )
+
+
 def _is_key(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
@@ -157,13 +168,7 @@ def load(hierarchy: Any, path: Path) -> Any:
             )
         )
     n, impl = saved.pop("n_env_instances"), saved.pop("key_impl")
-    differences = _differences(saved, json.loads(json.dumps(settings_of(hierarchy))))
-    if differences:
-        raise ValueError(
-            f"the checkpoint at {path} belongs to a hierarchy with other settings: "
-            + "; ".join(differences[:8])
-            + (f"; and {len(differences) - 8} more" if len(differences) > 8 else "")
-        )
+    refuse_other_settings(hierarchy, saved, path)
     target = jax.eval_shape(lambda: hierarchy._make_state(jax.random.key(0, impl=impl), n))
     leaves, structure = jax.tree.flatten(target)
     abstract = {}
