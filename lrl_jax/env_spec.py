@@ -108,20 +108,84 @@ def env_spec(env: Any, env_params: Any = None) -> EnvSpec:
         obs = flat_space(obs)
     elif callable(getattr(env, "action_space", None)):
         params = env.default_params if env_params is None else env_params
-        # gymnax computes bounds with jax.numpy; inside a jitted function they must stay numbers.
-        with jax.ensure_compile_time_eval():
-            obs, action = env.observation_space(params), env.action_space(params)
         name = getattr(env, "name", type(env).__name__)
+        obs, action = _spaces(env, params, name)
     else:
         raise TypeError(
             f"{type(env).__name__} is neither a gymnax nor a Gymnasium environment: it has no "
             f"method action_space(params). Try env, params = lrl_jax.make(id)."
         )
     obs_space = spaces.from_any(obs, integers=True)
-    if not isinstance(obs_space, spaces.Box):
-        raise TypeError(f"{name} has observations in {obs}: only Box observations are supported.")
+    if isinstance(obs_space, spaces.Discrete):  # a whole number; networks see it one-hot
+        obs_space = spaces.Box(0, obs_space.n - 1, (), "int32")
     goals = GoalIndices.of_env(env, obs_space.dim)
     return EnvSpec(name, obs_space, spaces.from_any(action), goals)
+
+
+def _spaces(env: Any, params: Any, name: str) -> tuple[Any, Any]:
+    """Spaces of a JAX environment; where instances have parameters of their own, of the first.
+
+    The extremes of those stand for all of them: actions are to have the same bounds.
+    """
+    first: Any = None
+    for reduce in (lambda x: x[0], lambda x: x.min(0), lambda x: x.max(0)):
+        own = _of_instances(env, params, reduce)
+        # gymnax computes bounds with jax.numpy; inside a jitted function they must stay numbers.
+        with jax.ensure_compile_time_eval():
+            obs, action = env.observation_space(own), spaces.from_any(env.action_space(own))
+        first = first or (obs, action)
+        if own is params:
+            break
+        if action != first[1]:
+            raise ValueError(
+                f"instances of {name} have parameters of their own that give them different "
+                f"action spaces, {first[1]} and {action}: a hierarchy needs the same for all."
+            )
+    return first
+
+
+def params_axes(env: Any, params: Any, n: int | None = None) -> Any:
+    """Which of an environment's parameters each instance has its own value of.
+
+    Args:
+        env: JAX environment; its `default_params` tell the shape of a value.
+        params: of all instances.
+        n: number of instances, checked if given.
+
+    Returns:
+        As vmap takes it: 0 for leaves [n, ...], None for others; None if there are none of those.
+
+    Raises:
+        ValueError: for values of another number of instances, by name.
+    """
+    default = getattr(env, "default_params", None)
+    if default is params or jax.tree.structure(default) != jax.tree.structure(params):
+        return None
+    given = jax.tree.leaves_with_path(params)
+    own = [
+        np.ndim(x) == np.ndim(y) + 1
+        for (_, x), y in zip(given, jax.tree.leaves(default), strict=True)
+    ]
+    for (path, leaf), is_own in zip(given, own, strict=True):
+        if is_own and n is not None and len(leaf) != n:
+            raise ValueError(
+                f"env_params{jax.tree_util.keystr(path)} has {len(leaf)} values, but there are "
+                f"{n} instances: give one value for all, or one for each."
+            )
+    axes = jax.tree.unflatten(jax.tree.structure(params), [0 if x else None for x in own])
+    return axes if any(own) else None
+
+
+def _of_instances(env: Any, params: Any, reduce: Callable[[Any], Any]) -> Any:
+    """Parameters with one value of each leaf that instances have values of their own of."""
+    axes = params_axes(env, params)
+    if axes is None:
+        return params
+    leaves, structure = jax.tree.flatten(params)
+    own = structure.flatten_up_to(axes)
+    return structure.unflatten(
+        [x if axis is None else reduce(x) for x, axis in zip(leaves, own, strict=True)]
+    )
 
 
 def is_gymnasium(env: Any) -> bool:

@@ -165,7 +165,7 @@ def from_any(space: Any, integers: bool = False) -> Space:
 
     Args:
         space: the space.
-        integers: whether a Box may hold integers, as observations may.
+        integers: whether it is of observations, which may be whole numbers of any range.
 
     Raises:
         TypeError: for anything but a Box of numbers or a Discrete that starts at 0.
@@ -174,9 +174,17 @@ def from_any(space: Any, integers: bool = False) -> Space:
         return space
     kind = type(space).__name__
     if kind == "Discrete":
-        if getattr(space, "start", 0):
-            raise TypeError(f"{space} starts at {space.start}: only Discrete from 0 is supported.")
+        start = int(getattr(space, "start", 0))
+        if integers and start:
+            return Box(start, start + int(space.n) - 1, (), "int32")
+        if start:
+            raise TypeError(f"{space} starts at {start}: only Discrete from 0 is supported.")
         return Discrete(int(space.n))
+    if integers and kind == "MultiBinary":
+        return Box(0, 1, tuple(space.shape), "int8")
+    if integers and kind == "MultiDiscrete":
+        low = np.asarray(space.start)
+        return Box(low, low + np.asarray(space.nvec) - 1, tuple(space.shape), "int32")
     if kind == "Box":
         dtype = np.dtype(space.dtype)
         if not np.issubdtype(dtype, np.floating) and not (integers and dtype.kind in "iub"):

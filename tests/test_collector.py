@@ -400,7 +400,8 @@ def test_test_keys():
     assert result["test_success_frac"] == np.mean([e["success_at_end"] for e in done])
     assert result["test_success_frac"] < result["test_success_in_ep"]
     assert writer.steps("test/test_return") == [7 * 5]
-    nothing = collector.test(0, test_state, n_steps=1)
+    with pytest.warns(UserWarning, match="no episode ended within the 1 steps"):
+        nothing = collector.test(0, test_state, n_steps=1)
     assert nothing["test_return"] is nothing["test_success_frac"] is None
     assert nothing["test_success_in_ep"] is None and np.isfinite(nothing["test_reward"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -369,7 +370,8 @@ class Collector(BaseCollector):
         Returns:
             test_reward (mean per step), test_return (mean of finished episodes), and the
             fractions of finished episodes with success at their last step
-            (test_success_frac) and at any step (test_success_in_ep); None without an episode.
+            (test_success_frac) and at any step (test_success_in_ep); None without an episode, and
+            where the environment does not tell success.
         """
         checks.state_of(test_state, name="test_state")
         n = self._test_instances(test_state)
@@ -377,10 +379,16 @@ class Collector(BaseCollector):
             self.hierarchy, n, {"n_steps": n_steps}, video_logger=video_logger
         )
         stats = self._tested(request, test_state, n).stats()
+        if not len(stats.lens):
+            warnings.warn(
+                f"no episode ended within the {n_steps} steps of the test: it has no returns. "
+                f"Raise n_test_steps (n_steps of test), or use evaluate(n_episodes).",
+                stacklevel=2,
+            )
         result = {
             "test_reward": stats["mean_reward"],
             "test_return": stats["mean_return"],
-            "test_success_frac": float(stats.successes_at_end.mean()) if len(stats.lens) else None,
+            "test_success_frac": stats.rate(stats.successes_at_end),
             "test_success_in_ep": stats["success_rate"],
         }
         if self.writer is not None:

@@ -417,13 +417,12 @@ class HostEngine:
         if self.preprocess is not None:
             step, info, act, following = self._preprocessed(self.preprocess, answer, ready)
         n = self.n if ready is None else int(ready.sum())
-        seen = success_in(info, n)
-        success = np.zeros(self.n, bool) if seen is None else self._of_all(seen, ready)
+        success, tells = (self._of_all(x, ready) for x in success_in(info, n))
         told = signals_of(run.hierarchy, info, n)
         signals = {name: self._of_all(values, ready) for name, values in told.items()}
         self.obs = _merged(ready, following, obs)
         _, rew, terminated, truncated = step
-        self._sums, episodes = self._sums.after(rew, terminated | truncated, success, ready)
+        self._sums, episodes = self._sums.after(rew, terminated | truncated, success, tells, ready)
         decided = ready
         if not self.source.lockstep:  # what was under way is received, but does not count
             episodes = episodes.replace(finished=episodes.finished & active)

@@ -65,6 +65,7 @@ class Episodes(struct.Node):
         success: bool, at any step.
         success_at_end: bool, at its last step; False before that.
         finished: bool, whether it has ended.
+        told: bool, whether the environment has told success, or that there was none, at any step.
     """
 
     episode_return: Any
@@ -72,6 +73,7 @@ class Episodes(struct.Node):
     success: Any
     success_at_end: Any
     finished: Any
+    told: Any
 
 
 class Sums(struct.Node):
@@ -81,19 +83,24 @@ class Sums(struct.Node):
         episode_return: float32 on the device, float64 on the host.
         length: int32.
         success: bool, whether success was seen.
+        told: bool, whether the environment has told it or its absence.
     """
 
     episode_return: Any
     length: Any
     success: Any
+    told: Any
 
     @classmethod
     def zero(cls, n: int, xp: Any = jnp) -> Sums:
         """Before the first step, in NumPy or jax.numpy."""
         reward = np.float64 if xp is np else np.float32
-        return cls(xp.zeros(n, reward), xp.zeros(n, np.int32), xp.zeros(n, bool))
+        no = xp.zeros(n, bool)
+        return cls(xp.zeros(n, reward), xp.zeros(n, np.int32), no, no)
 
-    def after(self, rew: Any, done: Any, success: Any, mask: Any = None) -> tuple[Sums, Episodes]:
+    def after(
+        self, rew: Any, done: Any, success: Any, told: Any, mask: Any = None
+    ) -> tuple[Sums, Episodes]:
         """After a step [n]; instances outside the mask did not take it.
 
         Returns:
@@ -101,24 +108,27 @@ class Sums(struct.Node):
         """
         xp = module_of(done)
         if mask is not None:
-            rew, done, success = xp.where(mask, rew, 0.0), done & mask, success & mask
+            rew, done = xp.where(mask, rew, 0.0), done & mask
+            success, told = success & mask, told & mask
         episodes = Episodes(
             episode_return=self.episode_return + rew,
             length=self.length + (1 if mask is None else mask.astype(self.length.dtype)),
             success=self.success | success,
             success_at_end=success & done,
             finished=done,
+            told=self.told | told,
         )
         return Sums(
             xp.where(done, 0.0, episodes.episode_return),
             xp.where(done, 0, episodes.length),
             episodes.success & ~done,
+            episodes.told & ~done,
         ), episodes
 
     def episodes(self) -> Episodes:
         """The episodes as far as they went, on the device."""
         no = jnp.zeros(self.success.shape, bool)
-        return Episodes(self.episode_return, self.length, self.success, no, no)
+        return Episodes(self.episode_return, self.length, self.success, no, no, self.told)
 
     def cleared(self, mask: np.ndarray) -> Sums:
         """Zero in the mask, on the host: these instances were reset."""

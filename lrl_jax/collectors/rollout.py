@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from lrl_jax import devices, struct
@@ -247,7 +248,7 @@ def evaluate(
                 f"{'' if max_steps is None else ' that is known while they are traced'}: give "
                 f"max_steps, the ticks after which an episode is given up."
             )
-        max_steps = int(max_steps)
+        max_steps = int(np.max(max_steps))
     max_steps = check_int("max_steps", max_steps, 1)
     run = hierarchy.eval().jitted(_evaluate, env, n, max_steps)
     return run(params, state, key)

@@ -143,9 +143,10 @@ class Futures:
         steps = [future.result() for future in finished]
 
         info = merged([step.info for step in steps])
-        told = [success_in(step.info, 1) for step in steps]
-        if any(success is not None for success in told):  # by some, which `merged` leaves out
-            info["is_success"] = np.array([x is not None and bool(x[0]) for x in told])
+        seen = [success_in(step.info, 1) for step in steps]
+        success, told = (np.concatenate(x) for x in zip(*seen, strict=True))
+        if told.any():  # by some, which `merged` leaves out
+            info["is_success"], info["_is_success"] = success, told
         columns = {x: np.concatenate([getattr(step, x) for step in steps]) for x in _COLUMNS}
         return _spread(self.n, ids, columns, info)
 

@@ -55,6 +55,8 @@ class CollectStats(CollectStatsBase, Mapping):
         lens: their lengths, int [N].
         successes: whether they saw success at any step, bool [N].
         successes_at_end: whether they saw it at their last step, bool [N].
+        successes_told: whether the environment told it or its absence, bool [N]. Where it tells
+            none of them, rates of success are None.
         returns_stat, lens_stat: summaries, None where no episode finished.
         mean_reward: mean reward per environment step.
         learning: metrics of the updates, `level{i}/{name}`.
@@ -70,6 +72,7 @@ class CollectStats(CollectStatsBase, Mapping):
     lens: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
     successes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
     successes_at_end: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
+    successes_told: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
     mean_reward: float = 0.0
     learning: dict[str, float] = dataclasses.field(default_factory=dict)
     tests: tuple[tuple[int, dict[str, Any]], ...] = ()
@@ -92,7 +95,12 @@ class CollectStats(CollectStatsBase, Mapping):
             success=self.successes,
             success_at_end=self.successes_at_end,
             finished=np.ones(len(self.lens), bool),
+            told=self.successes_told,
         )
+
+    def rate(self, successes: np.ndarray) -> float | None:
+        """Fraction of the finished episodes; None where the environment does not tell success."""
+        return float(successes.mean()) if self.successes_told.any() else None
 
     def _mapping(self) -> dict[str, Any]:
         some = len(self.returns) > 0
@@ -102,7 +110,7 @@ class CollectStats(CollectStatsBase, Mapping):
             "mean_reward": self.mean_reward,
             "mean_return": float(self.returns.mean()) if some else None,
             "mean_episode_length": float(self.lens.mean()) if some else None,
-            "success_rate": float(self.successes.mean()) if some else None,
+            "success_rate": self.rate(self.successes),
             "collect_time": self.collect_time,
             "collect_speed": self.collect_speed,
             **self.learning,
@@ -206,6 +214,7 @@ class Collected:
             lens=finished("length").astype(np.int32),
             successes=finished("success").astype(bool),
             successes_at_end=finished("success_at_end").astype(bool),
+            successes_told=finished("told").astype(bool),
             mean_reward=sum(float(r.reward.sum()) for r in records) / max(n_steps, 1),
             learning={name: float(x) for name, x in mean_over_updates(joined).items()},
             truncated_by_limit=self.n_open,

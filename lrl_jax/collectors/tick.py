@@ -26,6 +26,7 @@ from lrl_jax.collectors.records import (
     zeroed,
 )
 from lrl_jax.env_spec import env_spec, is_gymnasium
+from lrl_jax.envs.stepping import reset_all, step_all, success_of
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
 from lrl_jax.hierarchies.gating import select
 from lrl_jax.hierarchies.state import specs as state_specs
@@ -160,6 +161,7 @@ def init_carry(
         state: HierarchyState of n instances that goes on with a fresh episode; a new one if None.
         env: gymnax environment; the hierarchy's if None.
         env_params: its parameters; the hierarchy's if None, or the defaults of another `env`.
+            Leaves [n, ...] with one axis more than the default's hold a value of each instance.
 
     Raises:
         ValueError: if the environment or the state does not fit.
@@ -185,7 +187,7 @@ def begun(
     else:
         state = hierarchy.aligned(hierarchy.reset(checks.state_of(state, n)))
     reset_keys = Stream.create(reset_key).instance_keys(n)
-    obs, env_state = jax.vmap(env.reset, in_axes=(0, None))(reset_keys, params)
+    obs, env_state = reset_all(env, reset_keys, params)
     if hierarchy.training:
         stagger_key = jax.random.fold_in(reset_key, Salt.STAGGER)
         env_state = _stagger(hierarchy, env_state, params, stagger_key, state.n_total_env_steps)
@@ -276,27 +278,20 @@ class Step(struct.Node):
     terminated: jax.Array
     truncated: jax.Array
     success: jax.Array
+    told: jax.Array
     signals: dict[str, jax.Array]
 
     @classmethod
     def none(cls, obs: jax.Array, signals: tuple[str, ...]) -> Step:
         """A step that nobody took, for observations [n, ...]."""
         zeros, no = (jnp.zeros(obs.shape[0], kind) for kind in (jnp.float32, bool))
-        return cls(jnp.zeros_like(obs), zeros, no, no, no, dict.fromkeys(signals, zeros))
+        return cls(jnp.zeros_like(obs), zeros, no, no, no, no, dict.fromkeys(signals, zeros))
 
     def recorded(self, obs: jax.Array, action: jax.Array, mask: jax.Array | None) -> Transitions:
         """As it is recorded, zero outside the mask."""
         valid = jnp.ones_like(self.terminated) if mask is None else mask
         step = (self.rew, self.terminated, self.truncated, self.obs_next)
         return zeroed(Transitions(obs, action, *step, valid), mask)
-
-
-def success_of(info: dict[str, Any], n: int) -> jax.Array:
-    """`is_success` or `success` of the step's info, bool [n]; False where it has neither."""
-    for name in ("is_success", "success"):
-        if name in info:
-            return jnp.asarray(info[name]).reshape(n).astype(bool)
-    return jnp.zeros(n, bool)
 
 
 def signals_of(hierarchy: Hierarchy, info: dict[str, Any], n: int) -> dict[str, Any]:
@@ -340,8 +335,8 @@ def decide_and_step(
     else:
         state, action = hierarchy.get_action(carry.hierarchy, carry.obs, mask)
     keys = carry.stream.instance_keys(n, salt=Salt.STEP)
-    obs, env_state, rew, terminated, truncated, info = jax.vmap(env.step, in_axes=(0, 0, 0, None))(
-        keys, carry.env_state, space.clip(action), params
+    obs, env_state, rew, terminated, truncated, info = step_all(
+        env, keys, carry.env_state, space.clip(action), params
     )
     obs = obs.astype(carry.obs.dtype)
     obs_next = jnp.asarray(info["final_observation"], carry.obs.dtype)
@@ -355,13 +350,13 @@ def decide_and_step(
         if may_end:
             ended = (terminated | truncated) & ~done
             reset_keys = carry.stream.instance_keys(n, salt=Salt.RESET_BY_USER)
-            again = jax.vmap(env.reset, in_axes=(0, None))(reset_keys, params)
+            again = reset_all(env, reset_keys, params)
             again = jax.tree.map(lambda x, y: x.astype(y.dtype), again, (obs, env_state))
             obs, env_state = select(ended, again, (obs, env_state))
             done = done | ended
         obs = select(done, preprocess.on_reset(obs, ids), obs_next)
     signals = signals_of(hierarchy, info, n)
-    step = Step(obs_next, rew, terminated, truncated, success_of(info, n), signals)
+    step = Step(obs_next, rew, terminated, truncated, *success_of(info, n), signals)
     env_state = jax.tree.map(lambda x, old: x.astype(old.dtype), env_state, carry.env_state)
     if mask is not None:
         env_state, obs = select(mask, (env_state, obs), (carry.env_state, carry.obs))
@@ -385,7 +380,7 @@ def settle(
             state, step.obs_next, step.rew, step.terminated, step.truncated, mask, step.signals
         )
     done = step.terminated | step.truncated
-    sums, episodes = carry.sums.after(step.rew, done, step.success, mask)
+    sums, episodes = carry.sums.after(step.rew, done, step.success, step.told, mask)
     return carry.replace(hierarchy=state, sums=sums), episodes
 
 

@@ -267,7 +267,7 @@ def _with_final(info: dict[str, Any], done: np.ndarray) -> dict[str, Any]:
         return info
     merged = dict(info)
     for name, values in final.items():
-        if name.startswith("_") or not isinstance(values, np.ndarray):
+        if not isinstance(values, np.ndarray):
             continue
         old = info.get(name)
         if isinstance(old, np.ndarray) and old.shape == values.shape:
@@ -305,10 +305,20 @@ def merged(infos: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def success_in(info: dict[str, Any], n: int) -> np.ndarray | None:
-    """`is_success` or `success` of a vector environment's info, a new bool [n]; None without."""
+def success_in(info: dict[str, Any], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Success in a vector environment's info, and whether anything tells it, new bools [n].
+
+    It is `is_success` or `success`, one flag an instance; text, dicts and several flags tell none.
+    """
+    success, told = np.zeros(n, bool), np.zeros(n, bool)
     for name in ("is_success", "success"):
-        if name in info:
-            values = np.asarray(info[name])
-            return np.array([bool(value) for value in values.reshape(n)])
-    return None
+        values, said = info.get(name), info.get(f"_{name}", np.ones(n, bool))
+        if not isinstance(values, np.ndarray | list) or len(values) != n or len(said) != n:
+            continue
+        for i in np.flatnonzero(said):
+            flag = np.asarray(values[i])
+            if flag.size == 1 and flag.dtype.kind in "biuf":
+                success[i], told[i] = bool(flag.item()), True
+        if told.any():
+            break
+    return success, told

@@ -58,7 +58,7 @@ def make(env_id: str, **settings: Any) -> tuple[Any, Any]:
         env = factory(**settings)
         return env, env.default_params
     except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
+        if not _is_of_arguments(error):
             raise
     return _make_with_params(env_id, factory, settings)
 
@@ -106,7 +106,7 @@ def _make_with_params(env_id: str, factory: Any, settings: dict[str, Any]) -> tu
     try:
         env = factory(**rest)
     except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
+        if not _is_of_arguments(error):
             raise
         constructor = "see its constructor for others"
         if env_id in BUILTIN:
@@ -115,8 +115,19 @@ def _make_with_params(env_id: str, factory: Any, settings: dict[str, Any]) -> tu
             f"{env_id} does not have all of the settings {sorted(rest)}: {error}. "
             f"Its parameters have {', '.join(fields) or 'no fields'}; {constructor}."
         ) from error
-    chosen = {k: v for k, v in settings.items() if k in fields}
+    chosen = {k: _like(getattr(params, k), v) for k, v in settings.items() if k in fields}
     return env, dataclasses.replace(env.default_params, **chosen)
+
+
+def _like(default: Any, value: Any) -> Any:
+    """A whole number as a float where the default is one: some environments look at the type."""
+    return float(value) if isinstance(default, float) and type(value) is int else value
+
+
+def _is_of_arguments(error: TypeError) -> bool:
+    """Whether a constructor refused the names of its arguments."""
+    refusals = ("unexpected keyword argument", "takes no arguments", "takes no keyword arguments")
+    return any(refusal in str(error) for refusal in refusals)
 
 
 def _unknown_id(env_id: str) -> str:

@@ -62,6 +62,18 @@ class LevelSpec:
             return Box(-math.inf, math.inf, (dim,))
         return Box(self.obs_space.low, self.obs_space.high, (dim,), self.obs_space.dtype)
 
+    @property
+    def feature_box(self) -> Box:
+        """What networks see of it: a whole number from 0, as of a Discrete, becomes one-hot."""
+        space = self.obs_space
+        if space is None or space.shape or space.dtype[:5] == "float" or space.low != (0.0,):
+            return self.obs_box
+        n = space.high[0] + 1
+        return Box(-1, 1, (int(n),)) if n <= _MOST_ONE_HOT else self.obs_box
+
+
+_MOST_ONE_HOT = 4096  # more values are scaled, as other numbers
+
 
 class Neighbour(struct.Node):
     """A level next to another, to read from.

@@ -46,6 +46,10 @@ class AlgorithmLearner(struct.Node):
 
     def see(self, obs: jax.Array) -> jax.Array:
         """Features [..., X] of observations [..., *obs_shape]."""
+        n_values = self.observation.centre.shape[-1]
+        if not self.obs_shape and n_values > 1:  # elements of a Discrete
+            obs = jax.nn.one_hot(obs, n_values)
+            return self.observation(obs)
         lead = obs.shape[: obs.ndim - len(self.obs_shape)]
         return self.observation(obs.reshape(*lead, math.prod(self.obs_shape)))
 
@@ -150,10 +154,10 @@ class LearnerLevel(Level):
         space = self.level_input_space
         return AlgorithmLearner(
             state=self.algorithm.init(
-                key, math.prod(spec.obs_shape), self.condition_dim(spec), spec.action_space
+                key, spec.feature_box.dim, self.condition_dim(spec), spec.action_space
             ),
             warm_up_steps=jnp.array(self.warm_up_steps, jnp.float32),
-            observation=Scale.of(spec.obs_box),
+            observation=Scale.of(spec.feature_box),
             condition=Features(() if space is None else (space,)),
             action_space=spec.action_space,
             obs_shape=spec.obs_shape,

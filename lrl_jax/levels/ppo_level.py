@@ -82,11 +82,11 @@ class PPOLevel(Level):
         """Create the algorithm's state for this place; consumes `key`."""
         space = self.level_input_space
         condition = Features(() if space is None else (space,))
-        dim = math.prod(spec.obs_shape)
+        dim = spec.feature_box.dim
         return AlgorithmLearner(
             state=self.algorithm.init(key, dim, condition.dim, spec.action_space),
             warm_up_steps=jnp.zeros((), jnp.float32),
-            observation=Scale.of(spec.obs_box),
+            observation=Scale.of(spec.feature_box),
             condition=condition,
             action_space=spec.action_space,
             obs_shape=spec.obs_shape,
