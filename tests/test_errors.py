@@ -442,11 +442,6 @@ TABLE = {
         TypeError,
         ("Text", "observations Box"),
     ),
-    "Discrete observations": (
-        lambda s: build(Plain(), env=Spaces(obs=Discrete(5))),
-        TypeError,
-        ("Discrete(5)", "Box"),
-    ),
     "no environment": (lambda s: build(Plain(), env=object()), TypeError, ("object", "make(id)")),
     "an unknown id": (lambda s: lrl.make("Maze2D-Huge-v0"), ValueError, ("Maze2D-Huge-v0",)),
     # --- buffers
