@@ -150,7 +150,8 @@ class _Checks:
         few = init_carry(self.hierarchy, jax.random.key(0), self.n - 1)
         state = self.hierarchy.unaligned(few.hierarchy)
         learners = [level.learner for level in self.state.levels]
-        state = self.hierarchy.with_learners(state, learners).replace(stream=self.state.stream)
+        state = self.hierarchy.with_learners(state, learners, with_settings=True)
+        state = state.replace(stream=self.state.stream)
         _, alone = self.step(state, 0, n=self.n - 1)
         _, among = self.step(self.state, 0)
         self.same("actions depend on the number of instances", alone, among[:-1], 1e-4)

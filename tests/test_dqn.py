@@ -9,6 +9,7 @@ import pytest
 
 import lrl_jax as lrl
 from lrl_jax.algorithms import DQN, SAC, Batch
+from lrl_jax.algorithms.base import present_settings
 from lrl_jax.buffers import Replay
 from lrl_jax.levels import DQNLevel
 from lrl_jax.nets import DuelingMLP
@@ -171,9 +172,10 @@ def test_schedules_follow_the_environment_steps():
     state = dqn.init(jax.random.key(0), X, C, SPACE)
     for total, epsilon, rate in ((0.0, 1.0, 1e-2), (45.0, 0.55, 1e-3), (1e6, 0.1, 0.0)):
         state = dqn.at(state, jnp.float32(total))
-        np.testing.assert_allclose(state.settings["epsilon"], epsilon, rtol=1e-6)
-        np.testing.assert_allclose(state.settings["learning_rate"], rate, rtol=1e-5)
-        assert state.settings["epsilon"].dtype == jnp.float32
+        settings = present_settings(state)
+        np.testing.assert_allclose(settings["epsilon"], epsilon, rtol=1e-6)
+        np.testing.assert_allclose(settings["learning_rate"], rate, rtol=1e-5)
+        assert settings["epsilon"].dtype == jnp.float32
     # With a rate of 0 nothing is learned.
     new, metrics = dqn.update(state, batch(), jax.random.key(0))
     assert equal(new.params, state.params)

@@ -123,7 +123,7 @@ def test_alternation_is_each_instance_s_own_coin():
     together = np.corrcoef(after.T[:20].astype(float))[np.triu_indices(20, 1)]
     assert abs(together.mean()) < 0.05
     # In the warm up the coins are not even looked at.
-    warming = learner.replace(warm_up_steps=jnp.float32(99))
+    warming = learner.replace(settings={**learner.settings, "warm_up_steps": jnp.float32(99)})
     assert not decide(level, warming, 60, 0, 5, 8)[1].any()
 
 

@@ -12,6 +12,7 @@ from probes import BEST, CASES, Probe, stacked_obs, stacked_params
 
 import lrl_jax as lrl
 from lrl_jax.algorithms import PPO, PPOBatch
+from lrl_jax.algorithms.base import present_settings
 from lrl_jax.algorithms.on_policy import advantages, permutations
 from lrl_jax.algorithms.policy_heads import policy_head
 from lrl_jax.levels import ActionRepeatLevel, PPOLevel, RandomLevel
@@ -388,7 +389,8 @@ def test_the_present_policy_has_a_ratio_of_one(name):
 def test_schedules_are_observed_and_settings_can_be_swept():
     algorithm = dataclasses.replace(ALGORITHM, learning_rate=RampSchedule(1.0, 0.0, 100))
     state = algorithm.init(jax.random.key(0), X, C, BOX)
-    assert float(algorithm.at(state, jnp.float32(75)).settings["learning_rate"]) == 0.25
+    present = present_settings(algorithm.at(state, jnp.float32(75)))
+    assert float(present["learning_rate"]) == 0.25
     batch = random_batch(BOX)
 
     def moved(rate):

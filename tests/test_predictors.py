@@ -401,13 +401,13 @@ def test_learning_rates_sweep_under_vmap():
     predictor = make()
     ps = predictor.init(jax.random.key(0))
     rates = jnp.array([0.0, 1e-3])
-    swept = jax.vmap(lambda r: ps.replace(hyper={**ps.hyper, "model_lr": r}))(rates)
+    swept = jax.vmap(lambda r: ps.replace(settings={**ps.settings, "model_lr": r}))(rates)
     swept, _ = jax.vmap(lambda ps: predictor.learn(ps, BUFFER, 2, 8, 16, 0))(swept)
     kernel = swept.params["model"]["mean"]["kernel"]
     np.testing.assert_array_equal(kernel[0], ps.params["model"]["mean"]["kernel"])
     assert np.abs(kernel[1] - kernel[0]).max() > 1e-4
     alone, _ = predictor.learn(
-        ps.replace(hyper={**ps.hyper, "model_lr": rates[1]}), BUFFER, 2, 8, 16, 0
+        ps.replace(settings={**ps.settings, "model_lr": rates[1]}), BUFFER, 2, 8, 16, 0
     )
     chex.assert_trees_all_close(
         jax.tree.map(lambda x: x[1], swept.params), alone.params, rtol=1e-4, atol=1e-5
@@ -417,7 +417,7 @@ def test_learning_rates_sweep_under_vmap():
 def test_schedules_are_read_at_the_env_steps():
     predictor = make(model_lr=lambda t: jnp.where(t < 100, 0.0, 1e-3), value_lr=ConstantSchedule(0))
     ps = predictor.init(jax.random.key(0))
-    assert "model_lr" not in ps.hyper and "reward_lr" in ps.hyper
+    assert "model_lr" not in ps.settings and "reward_lr" in ps.settings
     early, _ = predictor.learn(ps, BUFFER, 1, 8, 8, 99)
     chex.assert_trees_all_equal(early.params["model"], ps.params["model"])
     late, _ = predictor.learn(ps, BUFFER, 1, 8, 8, 100)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lrl_jax.algorithms import SAC, Batch
+from lrl_jax.algorithms.base import present_settings
 from lrl_jax.algorithms.sac import least
 from lrl_jax.nets import tanh_gaussian
 from lrl_jax.predictors import RampSchedule
@@ -178,9 +179,13 @@ def test_a_fixed_temperature_stays(batch):
 def test_schedules_are_observed_and_numbers_can_be_swept(batch):
     algorithm = SAC(hidden=(8,), learning_rate=RampSchedule(1.0, 3.0, 100))
     state = algorithm.init(jax.random.key(0), 3, 2, SPACE)
-    assert float(state.settings["learning_rate"]) == 1.0
+    assert float(present_settings(state)["learning_rate"]) == 1.0
     state = algorithm.at(state, jnp.float32(50))
-    assert float(state.settings["learning_rate"]) == 2.0
+    assert float(present_settings(state)["learning_rate"]) == 2.0
+    # A number that was put there stays.
+    state = state.replace(settings={**state.settings, "learning_rate": jnp.float32(5.0)})
+    state = algorithm.at(state, jnp.float32(100))
+    assert float(present_settings(state)["learning_rate"]) == 5.0
 
     def critic_loss(gamma):
         swept = state.replace(settings={**state.settings, "gamma": gamma})

@@ -13,6 +13,7 @@ import pytest
 import lrl_jax as lrl
 from lrl_jax import buffers
 from lrl_jax.algorithms import SAC, TDMPC2
+from lrl_jax.algorithms.base import present_settings
 from lrl_jax.buffers import Replay, rows
 from lrl_jax.hierarchies import Counter
 from lrl_jax.levels import (
@@ -182,7 +183,7 @@ def phi(parent, skills, start, skill, end, std):
         others = [o for o in others if o != skill]
     own = log_q(parent, start, skill, end, std)
     mean = np.mean([math.exp(own)] + [math.exp(log_q(parent, start, o, end, std)) for o in others])
-    return max(own - math.log(mean), float(skills.least_potential))
+    return max(own - math.log(mean), float(skills.settings["least_potential"]))
 
 
 def sampled(replay, n: int = B):
@@ -255,7 +256,8 @@ def test_differences_of_the_potential_telescope():
 def test_potentials_are_clipped_and_the_standard_deviation_may_follow_a_schedule():
     level, learner, parent, replay = played("splates")
     found, _ = sampled(replay)
-    low = learner.skills.replace(least_potential=jnp.float32(-0.01))
+    settings = {**learner.skills.settings, "least_potential": jnp.float32(-0.01)}
+    low = learner.skills.replace(settings=settings)
     start, _ = parent.latent(found.control.start_obs)
     end, _ = parent.latent(found.control.above_obs_next)
     args = (parent, start, jnp.zeros((B, 2)), found.level_input, end)
@@ -263,8 +265,11 @@ def test_potentials_are_clipped_and_the_standard_deviation_may_follow_a_schedule
     np.testing.assert_allclose(clipped, np.maximum(free, -0.01))
     assert np.min(free) < -0.01
     moving = dataclasses.replace(level, fixed_std=lambda steps: 1.0 - steps / 100)
-    new, _ = moving.learn(learner, replay, context(parent, jax.random.key(0), 50))
-    assert float(new.skills.fixed_std) == 0.5
+    numbers = {k: x for k, x in learner.skills.settings.items() if k != "fixed_std"}
+    skills = learner.skills.replace(settings=numbers, scheduled={"fixed_std": jnp.float32(1.0)})
+    for before, std in ((learner.replace(skills=skills), 0.5), (learner, 1.0)):
+        new, _ = moving.learn(before, replay, context(parent, jax.random.key(0), 50))
+        assert float(present_settings(new.skills)["fixed_std"]) == std
 
 
 # --- rows -----------------------------------------------------------------------------------------

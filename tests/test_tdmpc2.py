@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lrl_jax.algorithms.base import Batch
+from lrl_jax.algorithms.base import Batch, present_settings
 from lrl_jax.algorithms.masked import row_means, update_scale
 from lrl_jax.algorithms.tdmpc2 import TDMPC2
 from lrl_jax.nets.normed_mlp import dropout_factors, mish
@@ -561,10 +561,10 @@ def test_without_a_termination_head():
 
 def test_schedules_are_read():
     algorithm = dataclasses.replace(ALGORITHM, learning_rate=lambda n: 1e-3 / (1.0 + n))
-    state = algorithm.at(fresh_state(), jnp.float32(0))
-    close(state.settings["learning_rate"], 1e-3)
+    state = algorithm.init(jax.random.key(0), X, C, SPACE)
+    close(state.scheduled["learning_rate"], 1e-3)
     state = algorithm.at(state, jnp.float32(9))
-    close(state.settings["learning_rate"], 1e-4)
+    close(present_settings(state)["learning_rate"], 1e-4)
     close(state.settings["temperature"], 0.5)
 
 

@@ -159,23 +159,40 @@ def check_box_actions(name: str, space: Space) -> None:
 Scheduled = float | Callable[[Any], jax.Array]
 
 
-def init_settings(algorithm: Any, names: Sequence[str], **more: float) -> dict[str, jax.Array]:
+def init_settings(
+    algorithm: Any, names: Sequence[str], **more: float
+) -> dict[str, dict[str, jax.Array]]:
     """Settings of an algorithm, and more, as float32 [] leaves that are read while learning.
 
-    As leaves they can be swept under vmap. Schedules start at their value for 0 steps.
+    Returns:
+        The fields `settings` and `scheduled` of an algorithm's state. Numbers are in `settings`,
+        where they can be swept under vmap. Settings that are schedules are in `scheduled`, at
+        their value for 0 steps.
     """
     values = {name: getattr(algorithm, name) for name in names} | more
+    schedules = {name for name, value in values.items() if callable(value)}
+    leaves = {name: _at(value, jnp.zeros(())) for name, value in values.items()}
     return {
-        name: jnp.array(value(jnp.zeros(())) if callable(value) else value, jnp.float32)
-        for name, value in values.items()
+        "settings": {name: leaves[name] for name in values if name not in schedules},
+        "scheduled": {name: leaves[name] for name in values if name in schedules},
     }
 
 
 def observe_schedules(algorithm: Any, state: Any, total: jax.Array) -> Any:
-    """Set the leaves of `state.settings` whose setting is a schedule of environment steps."""
-    new = {
-        name: jnp.asarray(setting(total), jnp.float32)
-        for name in state.settings
-        if callable(setting := getattr(algorithm, name, None))
-    }
-    return state.replace(settings={**state.settings, **new}) if new else state
+    """The state with its `scheduled` settings as they are after `total` environment steps."""
+    if not state.scheduled:
+        return state
+    new = {name: _at(getattr(algorithm, name), total) for name in state.scheduled}
+    return state.replace(scheduled=new)
+
+
+def present_settings(state: Any) -> dict[str, jax.Array]:
+    """What settings of an algorithm's state are now: `settings` goes before `scheduled`.
+
+    A number that is put into `settings` therefore stays, whatever schedule the algorithm has.
+    """
+    return {**state.scheduled, **state.settings}
+
+
+def _at(setting: Scheduled, total: jax.Array) -> jax.Array:
+    return jnp.array(setting(total) if callable(setting) else setting, jnp.float32)

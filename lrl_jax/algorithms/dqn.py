@@ -12,7 +12,13 @@ import jax.numpy as jnp
 import optax
 
 from lrl_jax import struct
-from lrl_jax.algorithms.base import Batch, Scheduled, init_settings, observe_schedules
+from lrl_jax.algorithms.base import (
+    Batch,
+    Scheduled,
+    init_settings,
+    observe_schedules,
+    present_settings,
+)
 from lrl_jax.nets import MLP, DuelingMLP, activation_fn, apply_function, check_hidden
 from lrl_jax.schedules import RampSchedule, check_setting
 from lrl_jax.settings import check_int
@@ -32,6 +38,7 @@ class DQNState(struct.Node):
         opt: state of Adam.
         since_target: int32 [], updates since the target network was last moved.
         settings: settings that are read while learning and acting, float32 [] each.
+        scheduled: those that are schedules, at their present value; see `present_settings`.
         action_space: what is decided (static).
     """
 
@@ -40,6 +47,7 @@ class DQNState(struct.Node):
     opt: Any
     since_target: jax.Array
     settings: dict[str, jax.Array]
+    scheduled: dict[str, jax.Array]
     action_space: Discrete = struct.field(pytree_node=False)
 
 
@@ -125,7 +133,7 @@ class DQN:
             target_params=jax.tree.map(jnp.copy, params),
             opt=_ADAM.init(params),
             since_target=jnp.zeros((), jnp.int32),
-            settings=init_settings(self, ("gamma", "tau", "learning_rate", "epsilon")),
+            **init_settings(self, ("gamma", "tau", "learning_rate", "epsilon")),
             action_space=action_space,
         )
 
@@ -166,7 +174,7 @@ class DQN:
         action = jnp.argmax(q, -1).astype(space.dtype)
         if explores is not False:
             key_explore, key_action = jax.random.split(key)
-            explore = jax.random.uniform(key_explore) < state.settings["epsilon"]
+            explore = jax.random.uniform(key_explore) < present_settings(state)["epsilon"]
             action = jnp.where(explore & explores, space.sample(key_action), action)
         return action, memory
 
@@ -191,7 +199,7 @@ class DQN:
         """
         del key
         value = self.next_value(state, batch.obs_next, batch.condition_next)
-        discount = batch.discount(state.settings["gamma"], self.smdp_discount)
+        discount = batch.discount(present_settings(state)["gamma"], self.smdp_discount)
         return batch.rew + discount * value
 
     def update(
@@ -225,19 +233,20 @@ class DQN:
             scale = jnp.minimum(1.0, self.max_grad_norm / (optax.global_norm(grads) + 1e-12))
             grads = jax.tree.map(lambda g: g * scale, grads)
         updates, opt = _ADAM.update(grads, state.opt)
-        rate = state.settings["learning_rate"]
+        settings = present_settings(state)
+        rate = settings["learning_rate"]
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
         state = self._move_target(state.replace(params=params, opt=opt))
         return state, {
             "q_loss": loss,
             "q": (q * weight).sum(),
-            "epsilon": state.settings["epsilon"],
+            "epsilon": settings["epsilon"],
         }
 
     def _move_target(self, state: DQNState) -> DQNState:
         since = state.since_target + 1
         due = since >= self.target_interval
-        share = jnp.where(due, state.settings["tau"], 0.0)
+        share = jnp.where(due, present_settings(state)["tau"], 0.0)
         # In this form a share of 1 copies, and one of 0 keeps, bit for bit.
         target = jax.tree.map(
             lambda t, p: (1.0 - share) * t + share * p, state.target_params, state.params

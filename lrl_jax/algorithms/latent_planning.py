@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrl_jax.algorithms.base import from_unit
+from lrl_jax.algorithms.base import from_unit, present_settings
 from lrl_jax.nets.tdmpc2 import LatentModel, two_of
 from lrl_jax.planners.mppi import MPPI, MPPIMemory
 
@@ -21,8 +21,8 @@ TerminalValue = Callable[[jax.Array, jax.Array], jax.Array]
 class LatentPlanner(LatentModel):
     """Plans with the networks of a `LatentModel`, written for one instance.
 
-    States have `params`, `settings` with "gamma" and "temperature", and `action_space`, as
-    `TDMPC2State` has.
+    States have `params`, `settings` and `scheduled` with "gamma" and "temperature" between them,
+    and `action_space`, as `TDMPC2State` has.
 
     Attributes:
         (of `LatentModel`): sizes of the networks.
@@ -90,7 +90,7 @@ class LatentPlanner(LatentModel):
                 terminal_value=terminal_value,
             )
 
-        temperature = state.settings["temperature"]
+        temperature = present_settings(state)["temperature"]
         fit, memory = planner.search(memory, policy_plans, draws, value_fn, temperature)
         unit = planner.exploit(fit)
         if explores is not False:
@@ -171,7 +171,7 @@ class LatentPlanner(LatentModel):
         Returns:
             [N] float32.
         """
-        params, gamma = state.params, state.settings["gamma"]
+        params, gamma = state.params, present_settings(state)["gamma"]
         n, horizon, _ = plans.shape
         latents = [jnp.broadcast_to(latent, (n, latent.shape[-1]))]
         for t in range(horizon):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from lrl_jax import struct
-from lrl_jax.algorithms.base import Scheduled, init_settings, observe_schedules
+from lrl_jax.algorithms.base import Scheduled, init_settings, observe_schedules, present_settings
 from lrl_jax.algorithms.on_policy import advantages, permutations
 from lrl_jax.algorithms.policy_heads import PolicyHead, policy_head
 from lrl_jax.nets import activation_fn, check_hidden
@@ -86,6 +86,7 @@ class PPOState(struct.Node):
         opt: state of Adam over actor and critic side by side, and `log_std`.
         version: int32 [], updates so far; rows remember it.
         settings: settings that are read while learning, float32 [] each.
+        scheduled: those that are schedules, at their present value; see `present_settings`.
         action_space: what is decided (static).
     """
 
@@ -95,6 +96,7 @@ class PPOState(struct.Node):
     opt: Adam
     version: jax.Array
     settings: dict[str, jax.Array]
+    scheduled: dict[str, jax.Array]
     action_space: Space = struct.field(pytree_node=False)
 
     @property
@@ -196,7 +198,7 @@ class PPO:
             critic=critic,
             opt=Adam(zeros, jnp.copy(zeros), jnp.zeros((), jnp.int32)),
             version=jnp.zeros((), jnp.int32),
-            settings=init_settings(self, names),
+            **init_settings(self, names),
             action_space=action_space,
         )
 
@@ -277,7 +279,8 @@ class PPO:
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Values, advantages and value targets of rows, float32 [T, n] each."""
         value, next_value = self.values(state, batch)
-        gamma = state.settings["gamma"]
+        settings = present_settings(state)
+        gamma = settings["gamma"]
         discount = gamma**batch.elapsed_env_steps if self.smdp_discount else gamma
         advantage, target = advantages(
             batch.rew,
@@ -286,7 +289,7 @@ class PPO:
             batch.terminated,
             batch.ended,
             discount,
-            state.settings["gae_lambda"],
+            settings["gae_lambda"],
             batch.mask,
         )
         return value, advantage, target
@@ -316,7 +319,8 @@ class PPO:
         steps = jnp.arange(len(order))
         n_rows = jnp.maximum(rows[:, MASK].at[order].get(mode="promise_in_bounds").sum(1), 1.0)
         count = state.opt.count + 1 + steps
-        rate = state.settings["learning_rate"] * jnp.sqrt(1.0 - BETA2**count) / (1.0 - BETA1**count)
+        settings = present_settings(state)
+        rate = settings["learning_rate"] * jnp.sqrt(1.0 - BETA2**count) / (1.0 - BETA1**count)
         epsilon = self.adam_epsilon * jnp.sqrt(1.0 - BETA2**count)
         params, unravel = ravel_pytree(state.params)
 
@@ -330,7 +334,7 @@ class PPO:
 
             grads, metrics = jax.grad(loss, has_aux=True)(params)
             norm = jnp.sqrt((grads * grads).sum())
-            most = state.settings["max_grad_norm"]
+            most = settings["max_grad_norm"]
             grads = grads * jnp.where(norm > most, most / norm, 1.0)
             mean = BETA1 * mean + (1.0 - BETA1) * grads
             square = BETA2 * square + (1.0 - BETA2) * grads * grads
@@ -381,7 +385,7 @@ class PPO:
         """Loss [] of a minibatch, the columns of `_rows` [., B]; METRICS and ERRORS as a vector."""
         pair, log_std = params
         head: PolicyHead = policy_head(state.action_space)
-        settings = state.settings
+        settings = present_settings(state)
         dim = columns.shape[0] - head.action_dim - 6
         x, action = columns[:dim], columns[dim : dim + head.action_dim]
         log_prob_old, value_old, advantage, target, mask, present = columns[-6:]

@@ -19,6 +19,7 @@ from lrl_jax.algorithms.base import (
     from_unit,
     init_settings,
     observe_schedules,
+    present_settings,
     to_unit,
 )
 from lrl_jax.nets import (
@@ -46,6 +47,7 @@ class SACState(struct.Node):
         log_temperature: [] float32.
         actor_opt, critic_opt, temperature_opt: states of Adam.
         settings: settings that are read while learning, float32 [] each.
+        scheduled: those that are schedules, at their present value; see `present_settings`.
         action_space: what is decided (static).
     """
 
@@ -57,6 +59,7 @@ class SACState(struct.Node):
     critic_opt: Any
     temperature_opt: Any
     settings: dict[str, jax.Array]
+    scheduled: dict[str, jax.Array]
     action_space: Box = struct.field(pytree_node=False)
 
     @property
@@ -156,7 +159,7 @@ class SAC:
             actor_opt=_ADAM.init(actor),
             critic_opt=_ADAM.init(critics),
             temperature_opt=_ADAM.init(log_temperature),
-            settings=init_settings(
+            **init_settings(
                 self,
                 ("gamma", "tau", "learning_rate", "temperature_learning_rate"),
                 target_entropy=entropy,
@@ -236,7 +239,7 @@ class SAC:
     def targets(self, state: SACState, batch: Batch, key: jax.Array) -> jax.Array:
         """r + gamma (1 - terminated) V(x'), [B]; a truncated row bootstraps. Consumes `key`."""
         value = self.soft_value(state, batch.obs_next, batch.condition_next, key)
-        discount = batch.discount(state.settings["gamma"], self.smdp_discount)
+        discount = batch.discount(present_settings(state)["gamma"], self.smdp_discount)
         return batch.rew + discount * value
 
     def update(
@@ -257,7 +260,7 @@ class SAC:
         if targets is None:
             targets = self.targets(state, batch, key_target)
         targets = jax.lax.stop_gradient(targets)
-        settings, temperature = state.settings, state.temperature
+        settings, temperature = present_settings(state), state.temperature
         x = jnp.concatenate([batch.obs, batch.condition], -1)
         action = to_unit(state.action_space, batch.act)
         weight = batch.mask / jnp.maximum(batch.mask.sum(), 1.0)
@@ -316,8 +319,8 @@ def _step(grads, opt_state, params, settings):
 
 def _fit_temperature(state: SACState, log_prob: jax.Array) -> SACState:
     """Raise the temperature where the entropy is below its target, lower it above."""
-    grad = -(log_prob + state.settings["target_entropy"])
+    grad = -(log_prob + present_settings(state)["target_entropy"])
     update: Any
     update, opt = _ADAM.update(grad, state.temperature_opt)
-    rate = state.settings["temperature_learning_rate"]
+    rate = present_settings(state)["temperature_learning_rate"]
     return state.replace(log_temperature=state.log_temperature - rate * update, temperature_opt=opt)

@@ -16,6 +16,7 @@ from lrl_jax.algorithms.base import (
     check_box_actions,
     init_settings,
     observe_schedules,
+    present_settings,
     to_unit,
 )
 from lrl_jax.algorithms.latent_planning import LatentPlanner
@@ -47,6 +48,7 @@ class TDMPC2State(struct.Node):
         model_opt, policy_opt: states of the optimisers of all parts but the policy, and of it.
         scale: [] float32, running spread S of the values, by which the policy's are divided.
         settings: settings that are read while learning and planning, float32 [] each.
+        scheduled: those that are schedules, at their present value; see `present_settings`.
         action_space, obs_dim, condition_dim: sizes (static).
     """
 
@@ -56,6 +58,7 @@ class TDMPC2State(struct.Node):
     policy_opt: Any
     scale: jax.Array
     settings: dict[str, jax.Array]
+    scheduled: dict[str, jax.Array]
     action_space: Box = struct.field(pytree_node=False)
     obs_dim: int = struct.field(pytree_node=False)
     condition_dim: int = struct.field(pytree_node=False)
@@ -162,7 +165,7 @@ class TDMPC2(LatentPlanner):
             model_opt=self._model_optimizer.init(_without_policy(params)),
             policy_opt=self._policy_optimizer.init(params["policy"]),
             scale=jnp.ones(()),
-            settings=init_settings(self, _SCHEDULED, temperature=self.planner.temperature),
+            **init_settings(self, _SCHEDULED, temperature=self.planner.temperature),
             action_space=action_space,
             obs_dim=obs_dim,
             condition_dim=condition_dim,
@@ -225,7 +228,7 @@ class TDMPC2(LatentPlanner):
         noise = jax.random.normal(key_noise, shape)
         heads = pick_heads(state.target_q, key_heads)
         value = self.next_value(state, heads, next_latents, batch.condition_next, noise)
-        discount = batch.discount(state.settings["gamma"], self.smdp_discount)
+        discount = batch.discount(present_settings(state)["gamma"], self.smdp_discount)
         return batch.rew + discount * value
 
     def next_value(
@@ -352,6 +355,7 @@ class TDMPC2(LatentPlanner):
                 f"TD-MPC2 learns from [{self.sequence_length}, B] rows, time major, got rewards "
                 f"of shape {batch.rew.shape}: sample pieces of `sequence_length` rows."
             )
+        settings = present_settings(state)
         keys = jax.random.split(key, 4)
         next_latents = self.encode(state.params, batch.obs_next)
         if targets is None:
@@ -363,17 +367,15 @@ class TDMPC2(LatentPlanner):
 
         def model_loss(model):
             params = {**model, "policy": state.params["policy"]}
-            return self.model_loss(
-                params, state.settings, batch, actions, next_latents, targets, keep
-            )
+            return self.model_loss(params, settings, batch, actions, next_latents, targets, keep)
 
         model = _without_policy(state.params)
         (loss, (latents, metrics)), grads = jax.value_and_grad(model_loss, has_aux=True)(model)
         metrics |= {"model_loss": loss, "grad_norm": optax.global_norm(grads)}
         steps: Any
         steps, model_opt = self._model_optimizer.update(grads, state.model_opt)
-        rates = dict.fromkeys(model, state.settings["learning_rate"])
-        rates["encoder"] = rates["encoder"] * state.settings["encoder_rate_factor"]
+        rates = dict.fromkeys(model, settings["learning_rate"])
+        rates["encoder"] = rates["encoder"] * settings["encoder_rate_factor"]
         model = {name: _descend(model[name], steps[name], rates[name]) for name in model}
 
         # A state counts if the row that led there does; conditions behind a piece's end do not.
@@ -383,7 +385,7 @@ class TDMPC2(LatentPlanner):
         (_, (scale, more)), grads = jax.value_and_grad(self.policy_loss, has_aux=True)(
             state.params["policy"],
             model,
-            state.settings,
+            settings,
             state.scale,
             latents,
             conditions,
@@ -392,9 +394,9 @@ class TDMPC2(LatentPlanner):
             pick_heads(model["q"], keys[3]),
         )
         step, policy_opt = self._policy_optimizer.update(grads, state.policy_opt)
-        rate = state.settings["policy_learning_rate"]
+        rate = settings["policy_learning_rate"]
         policy = _descend(state.params["policy"], step, rate)
-        tau = state.settings["tau"]
+        tau = settings["tau"]
         state = state.replace(
             params={**model, "policy": policy},
             target_q=jax.tree.map(lambda t, p: t + tau * (p - t), state.target_q, model["q"]),

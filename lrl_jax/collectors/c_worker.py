@@ -394,7 +394,9 @@ class CWorker:
             return
         learners = [unpack(x) for x in weights["ActorWeights"]]
         learners = jax.tree.map(jnp.asarray, learners)
-        state = self.actor.with_learners(self._present, learners, weights.get("EnvSteps"))
+        state = self.actor.with_learners(
+            self._present, learners, weights.get("EnvSteps"), with_settings=True
+        )
         if self._collector is None:
             self._state = state
         else:

@@ -21,6 +21,7 @@ from lrl_jax.devices import resolve_device
 from lrl_jax.env_spec import env_spec, is_gymnasium
 from lrl_jax.hierarchies import checkpoint, checks, stepping
 from lrl_jax.hierarchies.gating import select
+from lrl_jax.hierarchies.learners import take_over
 from lrl_jax.hierarchies.state import Counter, HierarchyState, LevelState
 from lrl_jax.levels.base import Decision, as_level
 from lrl_jax.levels.basic import RandomLevel
@@ -182,7 +183,8 @@ class Hierarchy:
         Args:
             key: typed random key.
             n_env_instances: number of instances, n.
-            learners: one a level, kept in place of a fresh one; None for a fresh one.
+            learners: one a level, kept in place of a fresh one; None for a fresh one. Settings are
+                those of this hierarchy: learning rates, schedules, warm-ups.
 
         Raises:
             ValueError: if a kept learner is not of the shape its level needs, or a buffer is too
@@ -200,12 +202,7 @@ class Hierarchy:
                 )
         state = self._init(key, n)
         if learners is not None:
-            levels = [
-                s if kept is None else s.replace(learner=_same_shape(i, kept, s.learner))
-                for i, (s, kept) in enumerate(zip(state.levels, learners, strict=True))
-            ]
-            state = state.replace(levels=tuple(levels))
-            state = self.reset(state)
+            state = self.reset(self._keep(state, learners))
         return state if self.device is None else jax.device_put(state, self.device)
 
     def for_testing(
@@ -217,7 +214,7 @@ class Hierarchy:
         """
         new = self._make_state(key, n_env_instances, with_buffers=False)
         levels = tuple(
-            fresh.replace(learner=_same_shape(i, old.learner, fresh.learner))
+            fresh.replace(learner=take_over(i, old.learner, fresh.learner, with_settings=True))
             for i, (old, fresh) in enumerate(zip(state.levels, new.levels, strict=True))
         )
         total = jax.tree.map(jnp.copy, state.n_total_env_steps)
@@ -465,7 +462,12 @@ class Hierarchy:
         return state.replace(levels=tuple(levels), n_total_env_steps=total)
 
     def with_learners(
-        self, state: HierarchyState, learners: Sequence[Any], n_total_env_steps: int | None = None
+        self,
+        state: HierarchyState,
+        learners: Sequence[Any],
+        n_total_env_steps: int | None = None,
+        *,
+        with_settings: bool = False,
     ) -> HierarchyState:
         """The state with other learners, of the same shapes; all else goes on.
 
@@ -473,6 +475,8 @@ class Hierarchy:
             state: of any number of instances.
             learners: one a level; None keeps the level's own.
             n_total_env_steps: that schedules and warm-ups go by, if given.
+            with_settings: whether the learners bring their copies of settings along; the state's
+                own stay if not.
 
         Raises:
             ValueError, TypeError: where a learner does not fit its level.
@@ -480,15 +484,21 @@ class Hierarchy:
         checks.instances_of(state, self.n_levels)
         if len(learners) != self.n_levels:
             raise ValueError(f"learners has {len(learners)} entries for {self.n_levels} levels.")
-        levels = tuple(
-            s if new is None else s.replace(learner=_same_shape(i, new, s.learner))
-            for i, (s, new) in enumerate(zip(state.levels, learners, strict=True))
-        )
+        state = self._keep(state, learners, with_settings)
         if n_total_env_steps is not None:
             high, low = divmod(check_int("n_total_env_steps", n_total_env_steps, 0), 2**32)
             total = Counter(jnp.asarray(high, jnp.uint32), jnp.asarray(low, jnp.uint32))
             state = state.replace(n_total_env_steps=total)
-        return state.replace(levels=levels)
+        return state
+
+    def _keep(self, state, learners, with_settings: bool = False) -> HierarchyState:
+        levels = (
+            s
+            if kept is None
+            else s.replace(learner=take_over(i, kept, s.learner, with_settings=with_settings))
+            for i, (s, kept) in enumerate(zip(state.levels, learners, strict=True))
+        )
+        return state.replace(levels=tuple(levels))
 
     def reset(self, state: HierarchyState, mask: jax.Array | None = None) -> HierarchyState:
         """Put instances back to level 0 with fresh memory; learner, buffers and counters stay.
@@ -558,7 +568,9 @@ class Hierarchy:
         del propagate_to_levels  # the state of all levels is one pytree here
         checks.instances_of(state, self.n_levels)
         n = check_int("n_env_instances", n_env_instances, 1)
-        new = self.init(state.stream.key, n, [s.learner for s in state.levels])
+        learners = [s.learner for s in state.levels]
+        new = self.init(state.stream.key, n)
+        new = self.reset(self._keep(new, learners, with_settings=True))
         levels = []
         for level, old, fresh in zip(self.levels, state.levels, new.levels, strict=True):
             buffer = old.buffer
@@ -683,20 +695,3 @@ def _repeat(memory: Any, n: int) -> Any:
         lambda x: jnp.repeat(_own(x)[None], n, axis=0),
         memory,
     )
-
-
-def _same_shape(i: int, kept: Any, fresh: Any) -> Any:
-    """Return the kept learner if its leaves match a fresh one's."""
-    old, new = jax.tree.leaves(kept), jax.tree.leaves(fresh)
-    if not all(isinstance(x, jax.Array | np.ndarray | np.generic) for x in old):
-        raise TypeError(
-            f"the learner kept for level {i} is {kept!r}: pass a learner such as "
-            f"state.levels[{i}].learner, or None for a fresh one."
-        )
-    shapes = [[(x.shape, x.dtype) for x in leaves] for leaves in (old, new)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"the learner kept for level {i} has leaves {shapes[0]}, but the level needs "
-            f"{shapes[1]}: it belongs to a level with other settings."
-        )
-    return jax.tree.unflatten(jax.tree.structure(fresh), old)

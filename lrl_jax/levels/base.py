@@ -19,6 +19,10 @@ from lrl_jax.spaces import Box, SameAsAction, Space
 
 NEEDS = ("control", "children")
 
+#: Names of fields, or entries of dicts, of a learner under which leaves copy settings of the level:
+#: numbers that were put there, and values of schedules.
+SETTINGS = ("settings", "scheduled")
+
 
 @dataclasses.dataclass(frozen=True)
 class LevelSpec:
@@ -192,7 +196,13 @@ class Level:
         """
 
     def init_learner(self, key: jax.Array, spec: LevelSpec) -> Any:
-        """Create what is shared over instances; may consume `key`."""
+        """Create what is shared over instances; may consume `key`.
+
+        Numbers that should be swept under vmap go in as float32 leaves. Those that copy settings
+        of the level stand under a field or a dict's entry named `settings` (`scheduled` for
+        present values of schedules): where a learner is kept for another level, these leaves are
+        the new level's own.
+        """
         return ()
 
     def init_memory(self, learner: Any) -> Any:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from lrl_jax import struct
 from lrl_jax.algorithms import DQN, SAC, TDMPC2, Batch, Features, Hindsight, Scale
+from lrl_jax.algorithms.base import present_settings
 from lrl_jax.buffers import Replay, Row
 from lrl_jax.levels.base import Context, Decision, Level, LevelSpec
 from lrl_jax.randomness import Salt
@@ -27,7 +28,7 @@ class AlgorithmLearner(struct.Node):
 
     Attributes:
         state: of the algorithm.
-        warm_up_steps: float32 [].
+        settings: warm_up_steps, float32 [].
         observation: how observations become features. The bounds are those of the environment that
             the learner began in, also after it has been moved to another.
         skills: what levels that learn skills share beside; else None.
@@ -37,7 +38,7 @@ class AlgorithmLearner(struct.Node):
     """
 
     state: Any
-    warm_up_steps: jax.Array
+    settings: dict[str, jax.Array]
     observation: Scale
     skills: Any = None
     condition: Features = struct.field(pytree_node=False, default=Features())
@@ -129,7 +130,7 @@ class LearnerLevel(Level):
         return self.level_input_space
 
     def gamma(self, learner: AlgorithmLearner) -> jax.Array:
-        return learner.state.settings["gamma"]
+        return present_settings(learner.state)["gamma"]
 
     def check(self, spec: LevelSpec) -> None:
         self.algorithm.check(spec.action_space)
@@ -156,7 +157,7 @@ class LearnerLevel(Level):
             state=self.algorithm.init(
                 key, spec.feature_box.dim, self.condition_dim(spec), spec.action_space
             ),
-            warm_up_steps=jnp.array(self.warm_up_steps, jnp.float32),
+            settings={"warm_up_steps": jnp.array(self.warm_up_steps, jnp.float32)},
             observation=Scale.of(spec.feature_box),
             condition=Features(() if space is None else (space,)),
             action_space=spec.action_space,
@@ -182,7 +183,7 @@ class LearnerLevel(Level):
         return Decision(action, memory), memory, ~self._at_random(learner, ctx)
 
     def _at_random(self, learner: AlgorithmLearner, ctx: Context) -> jax.Array:
-        return ctx.explores & (ctx.env_steps < learner.warm_up_steps)
+        return ctx.explores & (ctx.env_steps < learner.settings["warm_up_steps"])
 
     def _random_action(self, learner: AlgorithmLearner, key: jax.Array) -> jax.Array:
         # The algorithm draws from `key` itself: fold in what none of its splits reaches.

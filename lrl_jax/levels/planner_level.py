@@ -44,14 +44,17 @@ DEFAULT_OPTIMIZER = ICEM(horizon=15)
 
 
 class PlannerLearner(struct.Node):
-    """What a planner level shares over instances."""
+    """What a planner level shares over instances.
 
-    ps: Any  # state of the predictor
-    warm_up_steps: jax.Array  # [] float32
-    no_planning_steps: jax.Array  # [] float32
-    switch_planner_prob: jax.Array  # [] float32
-    switch_random_prob: jax.Array  # [] float32
-    resample_random_action_prob: jax.Array  # [] float32
+    Attributes:
+        ps: state of the predictor.
+        settings: those of the level that are read while acting, float32 [] each.
+        predictor: for this place (static).
+        spec: the place (static).
+    """
+
+    ps: Any
+    settings: dict[str, jax.Array]
     predictor: Any = struct.field(pytree_node=False)
     spec: LevelSpec = struct.field(pytree_node=False)
 
@@ -304,7 +307,7 @@ class PlannerLevel(Level):
             ps=predictor.init(key),
             predictor=predictor,
             spec=dataclasses.replace(spec, above=None, below=None),
-            **{name: jnp.array(getattr(self, name), jnp.float32) for name in _LEAVES},
+            settings={name: jnp.array(getattr(self, name), jnp.float32) for name in _LEAVES},
         )
 
     def latent_space(self, spec: LevelSpec) -> Box:
@@ -346,7 +349,7 @@ class PlannerLevel(Level):
         redraw = memory.fresh
         if not self.resample_on_end:
             coin = jax.random.uniform(key_redraw)
-            redraw |= coin < learner.resample_random_action_prob
+            redraw |= coin < learner.settings["resample_random_action_prob"]
         drawn = jnp.where(redraw, space.sample(key_action), memory.random_action)
         action = jnp.where(planning, memory.random_action, drawn)
         # A random decision makes the kept plan worthless.
@@ -383,15 +386,15 @@ class PlannerLevel(Level):
         """Whether the instance plans now, [] bool; consumes `key`."""
         if self.only_noise:
             return jnp.zeros((), bool)
-        steps = ctx.env_steps
+        steps, settings = ctx.env_steps, learner.settings
         planning = jnp.ones((), bool)
         if self.alternate_with_noise:
             coin = jax.random.uniform(key)
-            to_planning = (coin < learner.switch_planner_prob) & (steps > learner.no_planning_steps)
-            planning = jnp.where(
-                memory.planning_mode, coin >= learner.switch_random_prob, to_planning
-            )
-        return planning & (steps >= learner.warm_up_steps)
+            to_planning = coin < settings["switch_planner_prob"]
+            to_planning &= steps > settings["no_planning_steps"]
+            goes_on = coin >= settings["switch_random_prob"]
+            planning = jnp.where(memory.planning_mode, goes_on, to_planning)
+        return planning & (steps >= settings["warm_up_steps"])
 
     def act(
         self, learner: PlannerLearner, memory: PlannerMemory, obs: Any, ctx: Context

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lrl_jax.algorithms import PPO, Features, PPOBatch, Scale
+from lrl_jax.algorithms.base import present_settings
 from lrl_jax.buffers import Replay
 from lrl_jax.levels.base import Context, Decision, Level, LevelSpec
 from lrl_jax.levels.learner_levels import AlgorithmLearner
@@ -66,7 +67,7 @@ class PPOLevel(Level):
         return self.level_input_space
 
     def gamma(self, learner: AlgorithmLearner) -> jax.Array:
-        return learner.state.settings["gamma"]
+        return present_settings(learner.state)["gamma"]
 
     def check(self, spec: LevelSpec) -> None:
         self.algorithm.check(spec.action_space)
@@ -85,7 +86,7 @@ class PPOLevel(Level):
         dim = spec.feature_box.dim
         return AlgorithmLearner(
             state=self.algorithm.init(key, dim, condition.dim, spec.action_space),
-            warm_up_steps=jnp.zeros((), jnp.float32),
+            settings={},
             observation=Scale.of(spec.feature_box),
             condition=condition,
             action_space=spec.action_space,

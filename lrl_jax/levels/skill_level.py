@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from lrl_jax import struct
 from lrl_jax.algorithms import SAC, TDMPC2
+from lrl_jax.algorithms.base import init_settings, observe_schedules, present_settings
 from lrl_jax.buffers import Replay, Row
 from lrl_jax.levels.base import Context, LevelSpec
 from lrl_jax.levels.learner_levels import AlgorithmLearner, LearnerLevel
@@ -54,16 +55,15 @@ class Skills(struct.Node):
     Attributes:
         alternatives: skills that rewards compare with, [L, *shape of a skill].
         moments: running moments of the rewards.
-        fixed_std, momentum, offset, least_potential: settings, float32 [].
+        settings: momentum, offset, least_potential and, as a number, fixed_std, float32 [] each.
+        scheduled: fixed_std where it is a schedule, at its present value.
         backbone: what the level's way of learning adds, or None.
     """
 
     alternatives: jax.Array
     moments: Moments
-    fixed_std: jax.Array
-    momentum: jax.Array
-    offset: jax.Array
-    least_potential: jax.Array
+    settings: dict[str, jax.Array]
+    scheduled: dict[str, jax.Array]
     backbone: Any = None
 
 
@@ -176,16 +176,9 @@ class SkillLevel(LearnerLevel):
         skills = Skills(
             alternatives=self._alternatives(key_skills),
             moments=Moments.zero(),
-            fixed_std=self._std(jnp.zeros(())),
-            momentum=jnp.array(self.momentum, jnp.float32),
-            offset=jnp.array(self.offset, jnp.float32),
-            least_potential=jnp.array(self.least_potential, jnp.float32),
+            **init_settings(self, ("fixed_std", "momentum", "offset", "least_potential")),
         )
         return super().init_learner(key, spec).replace(skills=skills)
-
-    def _std(self, env_steps: jax.Array) -> jax.Array:
-        std = self.fixed_std
-        return jnp.array(std(env_steps) if callable(std) else std, jnp.float32)
 
     def _alternatives(self, key: jax.Array) -> jax.Array:
         """Skills to compare with; consumes `key`."""
@@ -245,14 +238,14 @@ class SkillLevel(LearnerLevel):
         def pairs(x):
             return jnp.broadcast_to(x[:, None], (batch, 1 + n_others, x.shape[-1]))
 
-        predictor, ps = model.predictor, model.ps
+        predictor, ps, settings = model.predictor, model.ps, present_settings(skills)
         log_weight, mean, _ = predictor.standardized_mixture(
             ps, pairs(start), pairs(context), compared
         )
         out = []
         for end in ends:
             log_q = predictor.standardized_log_prob(
-                ps, log_weight, mean, start[:, None], end[:, None], skills.fixed_std
+                ps, log_weight, mean, start[:, None], end[:, None], settings["fixed_std"]
             )
             relative = log_q[:, 1:] - log_q[:, :1]
             if isinstance(self.skill_space, Discrete):  # all skills, its own included
@@ -260,7 +253,7 @@ class SkillLevel(LearnerLevel):
             else:
                 relative = jnp.concatenate([jnp.zeros((batch, 1)), relative], -1)
                 phi = math.log(n_others + 1) - jax.nn.logsumexp(relative, -1)
-            out.append(jnp.maximum(phi, skills.least_potential))
+            out.append(jnp.maximum(phi, settings["least_potential"]))
         return tuple(out)
 
     def raw_reward(self, skills: Skills, model: PlannerLearner, rows: Row) -> jax.Array:
@@ -285,7 +278,7 @@ class SkillLevel(LearnerLevel):
             raw = raw - moments.mean
         if self.standardize:
             raw = raw / moments.std
-        return raw + skills.offset
+        return raw + skills.settings["offset"]
 
     # --------------------------------------------------------------- learning
 
@@ -310,13 +303,12 @@ class SkillLevel(LearnerLevel):
         key_rows, key_skills, key_next, key_update = jax.random.split(ctx.key, 4)
         model = model_above(ctx)
         skills = learner.skills.replace(alternatives=self._alternatives(key_skills))
-        if callable(self.fixed_std):
-            skills = skills.replace(fixed_std=self._std(ctx.env_steps))
+        skills = observe_schedules(self, skills, ctx.env_steps)
         relabel = self.relabel if self.relabel_skills else None
         rows, mask = self.sample(replay, key_rows, relabel, rewarded=False)
         flat = jax.tree.map(lambda x: x.reshape(mask.size, *x.shape[mask.ndim :]), rows)
         raw = self.raw_reward(skills, model, flat)
-        moments = skills.moments.update(raw, mask.reshape(-1), skills.momentum)
+        moments = skills.moments.update(raw, mask.reshape(-1), skills.settings["momentum"])
         skills = skills.replace(moments=moments)
         rows = rows.replace(rew=self._standardized(skills, raw).reshape(mask.shape))
         state = self.algorithm.at(learner.state, ctx.env_steps)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from lrl_jax import struct
 from lrl_jax.algorithms import SAC, Batch, Scale
+from lrl_jax.algorithms.base import present_settings
 from lrl_jax.buffers import Row
 from lrl_jax.levels.learner_levels import AlgorithmLearner, as_batch
 from lrl_jax.levels.planner_level import PlannerLearner
@@ -76,7 +77,7 @@ def targets(
         key_value,
     )
     value = value.reshape(n, *batch.mask.shape).mean(0)
-    discount = batch.discount(state.settings["gamma"], level.algorithm.smdp_discount)
+    discount = batch.discount(present_settings(state)["gamma"], level.algorithm.smdp_discount)
     return batch.rew + discount * value
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from lrl_jax import struct
 from lrl_jax.algorithms import TDMPC2, Batch, Scale, SkillValue, SkillValueState
-from lrl_jax.algorithms.base import from_unit
+from lrl_jax.algorithms.base import from_unit, present_settings
 from lrl_jax.buffers import Row
 from lrl_jax.levels.learner_levels import AlgorithmLearner, as_batch
 from lrl_jax.levels.planner_level import PlannerLearner
@@ -136,7 +136,7 @@ def targets(
         start = backbone.start(model.latent(rows.control.above_obs_next)[0])
         heads = heads_of(algorithm, start.shape[-1])
         _, value = heads.value(backbone.skill_value.params, latents, start)
-        discount = batch.discount(state.settings["gamma"], algorithm.smdp_discount)
+        discount = batch.discount(present_settings(state)["gamma"], algorithm.smdp_discount)
         averaged = batch.rew + discount * value
         values = jnp.where(level.is_last(rows.control.steps), averaged, values)
     return batch, values
@@ -161,8 +161,9 @@ def update(level: Any, learner, model: PlannerLearner, rows: Row, mask, key_next
     value = algorithm.next_value(state, critics, latents, condition, noise)
     backbone = learner.skills.backbone
     start = backbone.start(now)
+    rate = present_settings(state)["learning_rate"]
     skill_value, more = heads_of(algorithm, start.shape[-1]).update(
-        backbone.skill_value, latents, start, value, mask, state.settings["learning_rate"]
+        backbone.skill_value, latents, start, value, mask, rate
     )
     skills_ = learner.skills.replace(backbone=backbone.replace(skill_value=skill_value))
     return learner.replace(state=state, skills=skills_), {**metrics, **more}

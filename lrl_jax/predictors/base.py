@@ -85,12 +85,12 @@ class Predictor:
 
     def setting(self, ps: PredictorState, name: str) -> jax.Array:
         """Present value of a setting, float32: its leaf, or its schedule at the env steps."""
-        if name in ps.hyper:
-            return ps.hyper[name]
+        if name in ps.settings:
+            return ps.settings[name]
         value = getattr(self, name)
         return jnp.asarray(value(ps.n_total_env_steps) if callable(value) else value, jnp.float32)
 
-    def _hyper(self) -> dict[str, float]:
+    def _settings(self) -> dict[str, float]:
         """Settings that become float32 leaves of the state."""
         return {}
 
@@ -126,7 +126,7 @@ class Predictor:
             opt_state=self._init_opt_state(params),
             running_std=init_running_std(self.latent_state_dim),
             directions=self.model.init_directions(keys[4]),
-            hyper={k: jnp.asarray(v, jnp.float32) for k, v in self._hyper().items()},
+            settings={k: jnp.asarray(v, jnp.float32) for k, v in self._settings().items()},
             n_learn_calls=jnp.zeros((), jnp.int32),
             n_total_env_steps=jnp.zeros((), jnp.float32),
             key=keys[5],

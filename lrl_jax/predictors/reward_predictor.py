@@ -93,7 +93,7 @@ class RewardPredictor(Predictor):
                     f"clip_grad_max_norm must be positive or None, got {self.clip_grad_max_norm}."
                 )
 
-    def _hyper(self):
+    def _settings(self):
         names = ("gamma", "tau", *LEARNING_RATES.values())
         return {name: v for name in names if not callable(v := getattr(self, name))}
 

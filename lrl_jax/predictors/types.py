@@ -21,7 +21,7 @@ class PredictorState(struct.Node):
         opt_state: Adam's moments for `params`; None where nothing is learned.
         running_std: running std of d = s' - s.
         directions: matrix A [D, A] of the symmetry-breaking start.
-        hyper: float32 scalars: gamma, tau and the learning rates that are numbers.
+        settings: float32 scalars: gamma, tau and the learning rates that are numbers.
         n_learn_calls: int32 [].
         n_total_env_steps: float32 [], where schedules are evaluated.
         key: random key of learning.
@@ -32,7 +32,7 @@ class PredictorState(struct.Node):
     opt_state: AdamState | None
     running_std: RunningStd
     directions: jax.Array
-    hyper: dict[str, jax.Array]
+    settings: dict[str, jax.Array]
     n_learn_calls: jax.Array
     n_total_env_steps: jax.Array
     key: jax.Array
