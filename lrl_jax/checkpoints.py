@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,7 @@ def write(path: str | os.PathLike, tree: Any, meta: dict[str, Any], *, kind: str
             "version": __version__,
             "kind": kind,
             "meta": json.loads(text),
-            "leaves": {name: _signature(leaf) for name, leaf in leaves.items()},
+            "leaves": signatures(tree),
             "files": {name: _digest(part / name, flush=True) for name in _files(part)},
         }
         _write_manifest(part, json.dumps(content, indent=1).encode())
@@ -163,6 +165,24 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
 def _signature(leaf: Any) -> str:
     """Shape and dtype, such as "float32 [3, 8]"; of keys with their implementation."""
     return f"{leaf.dtype} {list(leaf.shape)}"
+
+
+def signatures(tree: Any) -> dict[str, str]:
+    """Shape and dtype of each leaf by its name, as checkpoints keep them."""
+    return {name: _signature(leaf) for name, leaf in _named_leaves(tree).items()}
+
+
+def other_leaves(found: dict[str, str], wanted: dict[str, str], found_as: str) -> list[str]:
+    """How the signatures of one tree differ from those that are wanted, by name."""
+    out = [f"{name} is missing (here {wanted[name]})" for name in wanted if name not in found]
+    out += [
+        f"{name} is unknown here ({found_as} {found[name]})" for name in found if name not in wanted
+    ]
+    return out + [
+        f"{name} was {found_as} {found[name]}, here {wanted[name]}"
+        for name in wanted
+        if name in found and found[name] != wanted[name]
+    ]
 
 
 def _write_arrays(folder: Path, leaves: dict[str, Any]) -> None:
@@ -257,7 +277,19 @@ def read_meta(path: str | os.PathLike, *, kind: str) -> dict[str, Any]:
     return _manifest(path, kind)[1]["meta"]
 
 
-def read(path: str | os.PathLike, target: Any, *, kind: str) -> Any:
+def read_signatures(path: str | os.PathLike, *, kind: str) -> dict[str, str]:
+    """Shape and dtype of each leaf by its name; see `read_meta`."""
+    return _manifest(path, kind)[1]["leaves"]
+
+
+def read(
+    path: str | os.PathLike,
+    target: Any,
+    *,
+    kind: str,
+    defaults: Mapping[str, Any] | None = None,
+    ignored: Collection[str] = (),
+) -> Any:
     """Read the arrays of a checkpoint into the structure of `target`.
 
     Args:
@@ -265,6 +297,8 @@ def read(path: str | os.PathLike, target: Any, *, kind: str) -> Any:
         target: the tree that was written, or one like it of arrays or ShapeDtypeStructs. Leaves
             that are NumPy arrays there are so in the result, all others are JAX arrays.
         kind: as given to `write`.
+        defaults: leaves that the checkpoint may lack, by the names that `signatures` gives them.
+        ignored: names of leaves, no keys, that the checkpoint may have and `target` has not.
 
     Raises:
         FileNotFoundError: if there is no checkpoint at `path`.
@@ -272,16 +306,19 @@ def read(path: str | os.PathLike, target: Any, *, kind: str) -> Any:
             `target`, with the file or the leaves and the reason.
     """
     folder, manifest = _manifest(path, kind)
-    wanted = _named_leaves(target)
-    differences = _other_leaves(manifest["leaves"], wanted)
+    wanted, saved = _named_leaves(target), manifest["leaves"]
+    given = {name: x for name, x in (defaults or {}).items() if name not in saved}
+    stored = {name: x for name, x in wanted.items() if name not in given}
+    taken = {name: x for name, x in saved.items() if name in wanted or name not in ignored}
+    differences = other_leaves(taken, {k: _signature(x) for k, x in stored.items()}, "saved")
     if differences:
         more = f"; and {len(differences) - 8} more" if len(differences) > 8 else ""
         raise ValueError(
             f"the checkpoint at {folder} holds other arrays: {'; '.join(differences[:8])}{more}."
         )
     _verify_files(folder, manifest["files"])
-    leaves = _read_arrays(folder / ARRAYS, list(wanted.values()))
-    return jax.tree.unflatten(jax.tree.structure(target), leaves)
+    leaves = _read_arrays(folder / ARRAYS, stored, saved) | given
+    return jax.tree.unflatten(jax.tree.structure(target), [leaves[name] for name in wanted])
 
 
 def _found(path: Path) -> Path | None:
@@ -326,18 +363,6 @@ def _parsed(file: Path) -> dict[str, Any]:
     return json.loads(content)
 
 
-def _other_leaves(saved: dict[str, str], wanted: dict[str, Any]) -> list[str]:
-    """How leaves of a checkpoint differ from those of a target, by name."""
-    here = {name: _signature(leaf) for name, leaf in wanted.items()}
-    found = [f"{name} is missing (here {here[name]})" for name in here if name not in saved]
-    found += [f"{name} is unknown here (saved {saved[name]})" for name in saved if name not in here]
-    return found + [
-        f"{name} was {saved[name]}, here {here[name]}"
-        for name in here
-        if name in saved and saved[name] != here[name]
-    ]
-
-
 def _verify_files(folder: Path, files: dict[str, list[Any]]) -> None:
     """Refuse files that are missing, foreign, or other than they were written."""
     present = _files(folder)
@@ -353,20 +378,27 @@ def _verify_files(folder: Path, files: dict[str, list[Any]]) -> None:
         raise ValueError(f"the checkpoint at {folder} is damaged: {'; '.join(problems[:5])}.")
 
 
-def _read_arrays(folder: Path, wanted: list[Any]) -> list[Any]:
+def _read_arrays(folder: Path, wanted: dict[str, Any], saved: dict[str, str]) -> dict[str, Any]:
+    """Leaves by name; `saved` has all signatures in the order in which they were written."""
     import orbax.checkpoint as ocp
 
-    data = [jax.eval_shape(jax.random.key_data, x) if _is_key(x) else x for x in wanted]
-    abstract = {
-        f"{i:05d}": np.zeros(x.shape, x.dtype)
-        for i, x in enumerate(data)
-        if np.prod(x.shape, dtype=int)
-    }
+    places = {name: f"{i:05d}" for i, name in enumerate(saved)}
+    abstract = {}
+    others = {name: _of_signature(saved[name]) for name in saved if name not in wanted}
+    for name, leaf in (wanted | others).items():  # orbax reads all or none
+        data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+        if math.prod(data.shape):
+            abstract[places[name]] = np.zeros(data.shape, data.dtype)
     arrays = {}
     if abstract:
         with ocp.StandardCheckpointer() as checkpointer:
             arrays = checkpointer.restore(folder, abstract)
-    return [_leaf(x, arrays.get(f"{i:05d}")) for i, x in enumerate(wanted)]
+    return {name: _leaf(leaf, arrays.get(places[name])) for name, leaf in wanted.items()}
+
+
+def _of_signature(signature: str) -> jax.ShapeDtypeStruct:
+    dtype, shape = signature.split(" ", 1)
+    return jax.ShapeDtypeStruct(tuple(json.loads(shape)), jnp.dtype(dtype))
 
 
 def _leaf(target: Any, data: np.ndarray | None) -> Any:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lrl_jax import checkpoints
+from lrl_jax import checkpoints, struct
 
 TREE = {
     "weights": jnp.arange(6.0).reshape(2, 3),
@@ -110,18 +110,57 @@ def test_another_kind_is_refused(written):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"weights": jnp.ones((3, 2))}, "['weights'] was float32 [2, 3], here float32 [3, 2]"),
-        ({"weights": jnp.ones((2, 3), int)}, "['weights'] was float32 [2, 3], here int32 [2, 3]"),
+        (
+            {"weights": jnp.ones((3, 2))},
+            "['weights'] was saved float32 [2, 3], here float32 [3, 2]",
+        ),
+        (
+            {"weights": jnp.ones((2, 3), int)},
+            "['weights'] was saved float32 [2, 3], here int32 [2, 3]",
+        ),
         ({"more": jnp.ones(1)}, "['more'] is missing (here float32 [1])"),
         ({"flags": (jnp.ones(2, bool),) * 2}, "['flags'][1] is missing"),
         ({"flags": ()}, "['flags'][0] is unknown here (saved bool [2])"),
-        ({"key": jax.random.key(3, impl="rbg")}, "['key'] was key<fry> [], here key<rbg> []"),
+        ({"key": jax.random.key(3, impl="rbg")}, "['key'] was saved key<fry> [], here key<rbg> []"),
     ],
 )
 def test_other_leaves_are_refused_by_name(written, change, words):
     with pytest.raises(ValueError, match=re.escape(words)) as error:
         read(written, TREE | change)
     assert str(written) in str(error.value)
+
+
+def test_the_order_of_leaves_may_change_and_new_ones_have_a_default(tmp_path):
+    write(tmp_path / "a", Pair(jnp.zeros(2), jnp.ones(2)))
+    assert_same(read(tmp_path / "a", Riap(jnp.ones(2), jnp.ones(2))).a, jnp.zeros(2))
+    new = Triple(jnp.zeros(2), jnp.ones(2), jnp.zeros(()))
+    with pytest.raises(ValueError, match=r"\.c is missing"):
+        read(tmp_path / "a", new)
+    defaults = {".b": jnp.full(2, 7.0), ".c": jnp.float32(5.0)}
+    back = checkpoints.read(tmp_path / "a", new, kind="test", defaults=defaults)
+    assert_same(back, Triple(jnp.zeros(2), jnp.ones(2), jnp.float32(5.0)))
+
+
+class Pair(struct.Node):
+    """Two leaves."""
+
+    a: jax.Array
+    b: jax.Array
+
+
+class Riap(struct.Node):
+    """The same leaves, the other way round."""
+
+    b: jax.Array
+    a: jax.Array
+
+
+class Triple(struct.Node):
+    """One leaf more."""
+
+    a: jax.Array
+    b: jax.Array
+    c: jax.Array
 
 
 # --- damage ---------------------------------------------------------------------------------------
@@ -246,7 +285,7 @@ def test_a_whole_checkpoint_at_any_moment(tmp_path):
     """A program that dies before any of its changes to the disk."""
     path = tmp_path / "latest"
     x = {"x": jnp.zeros(3)}
-    seen = set()
+    seen, killed = set(), True
     for moment in range(200):
         shutil.rmtree(tmp_path)
         tmp_path.mkdir()

@@ -1,6 +1,7 @@
 """Settings in learners: what is swept stays swept, and kept learners take the new level's."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +24,11 @@ from lrl_jax.levels import (
 )
 from lrl_jax.models import ProbabilisticEnsemble
 from lrl_jax.planners import CEM
-from lrl_jax.predictors import IndexEncoder, Partial, PredictorFactory, RewardPredictor
+from lrl_jax.predictors import IndexEncoder, PredictorFactory, RewardPredictor
 from lrl_jax.schedules import RampSchedule
 from lrl_jax.spaces import Box, Discrete
 
-SMALL = {"buffer_size": 64, "batch_size": 4, "warm_up_steps": 0}
+SMALL: dict[str, Any] = {"buffer_size": 64, "batch_size": 4, "warm_up_steps": 0}
 
 
 def pendulum(level):
@@ -139,11 +140,11 @@ BOX = Box(-1, 1, (2,))
 def planner(predictor=None, **settings):
     keywords = {"learn_encoder": False, "encoder_warm_up": 0, **(predictor or {})}
     factory = PredictorFactory(
-        partial_model=Partial(ProbabilisticEnsemble, keywords={"n_models": 1, "hidden": (4,)}),
+        partial_model=ProbabilisticEnsemble(n_models=1, hidden=(4,)),
         partial_val_func=None,
         partial_rew_func=None,
-        partial_encoder=Partial(IndexEncoder, keywords={"state": (0, 2), "context": (2, 3)}),
-        partial_predictor=Partial(RewardPredictor, keywords=keywords),
+        partial_encoder=IndexEncoder(state=(0, 2), context=(2, 3)),
+        partial_predictor=RewardPredictor(**keywords),
     )
     return PlannerLevel(factory, CEM(2, 40), **settings)
 

@@ -267,8 +267,8 @@ def test_potentials_are_clipped_and_the_standard_deviation_may_follow_a_schedule
     moving = dataclasses.replace(level, fixed_std=lambda steps: 1.0 - steps / 100)
     numbers = {k: x for k, x in learner.skills.settings.items() if k != "fixed_std"}
     skills = learner.skills.replace(settings=numbers, scheduled={"fixed_std": jnp.float32(1.0)})
-    for before, std in ((learner.replace(skills=skills), 0.5), (learner, 1.0)):
-        new, _ = moving.learn(before, replay, context(parent, jax.random.key(0), 50))
+    for before, std in ((learner.replace(skills=skills), 0.75), (learner, 0.5)):
+        new, _ = moving.learn(before, replay, context(parent, jax.random.key(0), 25))
         assert float(present_settings(new.skills)["fixed_std"]) == std
 
 

@@ -2,192 +2,172 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import logging
 import os
-import shutil
+import re
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from lrl_jax.devices import wait_for_processes
+from lrl_jax import buffers, checkpoints
+from lrl_jax.hierarchies.described import ObsMap, describe, differences
+from lrl_jax.levels.base import SETTINGS
 
-SETTINGS = "settings.json"
-ARRAYS = "arrays"
-#: Of what a checkpoint holds; 1 had other state in its levels and no number.
-FORMAT = 2
-
-
-def describe(value: Any) -> Any:
-    """Settings as plain JSON, the same for equal settings in any process."""
-    if dataclasses.is_dataclass(type(value)):
-        fields = {
-            f.name: describe(getattr(value, f.name, None))
-            for f in dataclasses.fields(value)
-            if f.name not in ("above", "below", "name")
-        }
-        return {"type": type(value).__qualname__, **fields}
-    if isinstance(value, dict):
-        return {str(k): describe(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [describe(v) for v in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return repr(value)
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if hasattr(value, "func") and hasattr(value, "keywords"):
-        return [describe(value.func), describe(value.args), describe(value.keywords)]
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return np.asarray(value).tolist()
-    name = getattr(value, "__qualname__", type(value).__qualname__)
-    code = getattr(value, "__code__", None)
-    if code is None:
-        return name
-    closure = [describe(cell.cell_contents) for cell in value.__closure__ or ()]
-    return {"function": name, "constants": _constants(code.co_consts), "closure": closure}
-
-
-def _constants(values: Any) -> list[str]:
-    """Numbers in a function's code, the same for every version of Python."""
-    numbers = set()
-    for value in values:
-        if isinstance(value, tuple | frozenset):
-            numbers |= set(_constants(value))
-        elif isinstance(value, slice):
-            numbers |= set(_constants((value.start, value.stop, value.step)))
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            numbers.add(repr(value))
-    return sorted(numbers)
+KIND = "hierarchy"
+_LOG = logging.getLogger(__name__)
 
 
 def settings_of(hierarchy: Any) -> dict[str, Any]:
-    """What a checkpoint must share with the hierarchy that loads it."""
-    return {
-        "levels": [describe(level) for level in hierarchy.levels],
-        "specs": [describe(spec) for spec in hierarchy.specs],
-        "env_obs_maps": [describe(map_obs) for map_obs in hierarchy.env_obs_maps],
-        "signals": list(hierarchy.signals),
-        "env": hierarchy.env_spec.name,
-        "action_space": describe(hierarchy.env_spec.action_space),
-    }
+    """What a checkpoint must share with the hierarchy that loads it, as JSON."""
+    return describe(_settings(hierarchy))
 
 
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = list(dict.fromkeys([*old, *new]))
-        return [
-            d
-            for k in keys
-            for d in _differences(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))
-        ]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [
-            d
-            for i, (a, b) in enumerate(zip(old, new, strict=True))
-            for d in _differences(a, b, f"{path}[{i}]")
-        ]
-    return [] if old == new else [f"{path}: saved {old!r}, here {new!r}"]
-
-
-def refuse_other_settings(hierarchy: Any, saved: dict[str, Any], path: Any) -> None:
+def refuse_other_settings(
+    hierarchy: Any, saved: dict[str, Any], path: str | os.PathLike, way_out: str = ""
+) -> None:
     """Refuse a checkpoint whose `settings_of` are not the hierarchy's, with the differences."""
-    differences = _differences(saved, json.loads(json.dumps(settings_of(hierarchy))))
-    if differences:
+    others = differences(saved, _settings(hierarchy))
+    if others:
         raise ValueError(
             f"the checkpoint at {path} belongs to a hierarchy with other settings: "
-            + "; ".join(differences[:8])
-            + (f"; and {len(differences) - 8} more" if len(differences) > 8 else "")
+            f"{_listed(others)}.{way_out}"
         )
 
 
-def _is_key(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+def _settings(hierarchy: Any) -> dict[str, Any]:
+    space = hierarchy.env_spec.obs_space
+    return {
+        "levels": list(hierarchy.levels),
+        "specs": list(hierarchy.specs),
+        "env_obs_maps": [f if f is None else ObsMap(f, space) for f in hierarchy.env_obs_maps],
+        "signals": list(hierarchy.signals),
+        "env": hierarchy.env_spec.name,
+        "action_space": hierarchy.env_spec.action_space,
+    }
 
 
-def _arrays(state: Any) -> dict[str, Any]:
-    """Leaves by position; keys as their data; empty ones left out (nothing to store).
-
-    What is spread over several processes stays so: each writes its part.
-    """
-    out = {}
-    for i, leaf in enumerate(jax.tree.leaves(state)):
-        data = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-        if data.size:
-            out[f"{i:05d}"] = np.asarray(data) if data.is_fully_addressable else data
-    return out
-
-
-def save(hierarchy: Any, state: Any, path: Path) -> None:
+def save(hierarchy: Any, state: Any, path: str | os.PathLike, replay: bool = True) -> None:
     """Write a checkpoint; an older one at the same place is replaced once the new one is whole.
 
     Where several processes hold the state, all of them call this with the same path.
     """
-    import orbax.checkpoint as ocp
-
     state = hierarchy.unaligned(state)
-    path = Path(os.path.abspath(path))
-    part = path.with_name(path.name + ".part")
-    if jax.process_index() == 0:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-    wait_for_processes(f"begin {path}")
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(part / ARRAYS, _arrays(state))
-    settings = settings_of(hierarchy) | {
-        "format": FORMAT,
-        "n_env_instances": state.n_env_instances,
-        "key_impl": str(jax.random.key_impl(state.stream.key)),
-    }
-    if jax.process_index() == 0:
-        (part / SETTINGS).write_text(json.dumps(settings, indent=1))
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(part, path)
-    wait_for_processes(f"end {path}")
-
-
-def load(hierarchy: Any, path: Path) -> Any:
-    """Read a checkpoint into a state of the hierarchy, for the number of instances it was of."""
-    import orbax.checkpoint as ocp
-
-    path = Path(os.path.abspath(path))
-    if not (path / SETTINGS).is_file():
-        raise FileNotFoundError(f"no checkpoint of a hierarchy at {path} ({SETTINGS} is missing).")
-    saved = json.loads((path / SETTINGS).read_text())
-    written = saved.pop("format", 1)
-    if written != FORMAT:
+    n, impl = state.n_env_instances, str(jax.random.key_impl(state.stream.key))
+    found, wanted = (checkpoints.signatures(x) for x in (state, _target(hierarchy, n, impl)))
+    others = checkpoints.other_leaves(found, wanted, "given")
+    if others:
         raise ValueError(
-            f"the checkpoint at {path} has format {written}, this version reads {FORMAT}: "
-            + (
-                "it was written by lrl_jax 0.1, whose levels kept other state. Load it with that "
-                "version (the last one is commit 07b2f20), or train again."
-                if written == 1
-                else "it was written by a later version: install that one."
-            )
+            f"the state is of another hierarchy, whose checkpoint this one could not load: "
+            f"{_listed(others)}."
         )
-    n, impl = saved.pop("n_env_instances"), saved.pop("key_impl")
-    refuse_other_settings(hierarchy, saved, path)
-    target = jax.eval_shape(lambda: hierarchy._make_state(jax.random.key(0, impl=impl), n))
-    leaves, structure = jax.tree.flatten(target)
-    abstract = {}
-    for i, leaf in enumerate(leaves):
-        data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-        if data.size:
-            abstract[f"{i:05d}"] = np.zeros(data.shape, data.dtype)
-    with ocp.StandardCheckpointer() as checkpointer:
-        arrays = checkpointer.restore(path / ARRAYS, abstract)
-    state = jax.tree.unflatten(
-        structure,
-        [_restore_leaf(leaf, arrays.get(f"{i:05d}"), impl) for i, leaf in enumerate(leaves)],
-    )
+    meta = {
+        "settings": settings_of(hierarchy),
+        "n_env_instances": n,
+        "key_impl": impl,
+        "replay": replay,
+    }
+    checkpoints.write(path, state if replay else without_rows(state), meta, kind=KIND)
+
+
+def load(hierarchy: Any, path: str | os.PathLike, settings: str = "same") -> Any:
+    """Read a checkpoint into a state of the hierarchy, for the number of instances it was of."""
+    if settings not in ("same", "new"):
+        raise ValueError(f"settings must be 'same' or 'new', got {settings!r}.")
+    _refuse_earlier_formats(path)
+    meta = checkpoints.read_meta(path, kind=KIND)
+    if settings == "same":
+        way_out = ' To go on with those of this hierarchy, use load(..., settings="new").'
+        refuse_other_settings(hierarchy, meta["settings"], path, way_out)
+    elif others := differences(meta["settings"], _settings(hierarchy)):
+        _LOG.warning("%s was saved with other settings: %s.", path, _listed(others))
+    n, impl = meta["n_env_instances"], meta["key_impl"]
+    whole = _target(hierarchy, n, impl)
+    target = whole if meta["replay"] else jax.eval_shape(without_rows, whole)
+    saved = set(checkpoints.read_signatures(path, kind=KIND))
+    wanted = set(checkpoints.signatures(target))
+    own, ignored = {}, set()
+    if settings == "new" or any(_OWN.match(name) for name in wanted - saved):
+        own = _own_leaves(hierarchy, impl)
+    if settings == "new":  # what is a number here may have been a schedule
+        ignored = {name for name in saved if _OWN.match(name)}
+    state = checkpoints.read(path, target, kind=KIND, defaults=own, ignored=ignored)
+    if settings == "new":
+        names, leaves = checkpoints.signatures(state), jax.tree.leaves(state)
+        leaves = [own.get(name, leaf) for name, leaf in zip(names, leaves, strict=True)]
+        state = jax.tree.unflatten(jax.tree.structure(state), leaves)
+    if not meta["replay"]:
+        state = _with_room(state, whole)
     return state if hierarchy.device is None else jax.device_put(state, hierarchy.device)
 
 
-def _restore_leaf(target: Any, data: np.ndarray | None, impl: str) -> jax.Array:
-    if data is None:
-        return jnp.zeros(target.shape, target.dtype)
-    if _is_key(target):
-        return jax.random.wrap_key_data(jnp.asarray(data), impl=impl)
-    return jnp.asarray(data)
+def without_rows(state: Any) -> Any:
+    """The state with empty replay and without the room for rows; no update is owed for them."""
+
+    def emptied(s: Any) -> Any:
+        if s.buffer is None:
+            return s
+        empty = buffers.clear(buffers.cut(s.buffer, None)).replace(words=None, frames=None)
+        return s.replace(buffer=empty, owed=jnp.zeros_like(s.owed))
+
+    return state.replace(levels=tuple(emptied(s) for s in state.levels))
+
+
+def _with_room(state: Any, whole: Any) -> Any:
+    """Undo `without_rows`, but for the rows."""
+
+    def with_room(s: Any, like: Any) -> Any:
+        if s.buffer is None:
+            return s
+        room = {name: getattr(like.buffer, name) for name in ("words", "frames")}
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), room)
+        return s.replace(buffer=s.buffer.replace(**zeros))
+
+    levels = zip(state.levels, whole.levels, strict=True)
+    return state.replace(levels=tuple(with_room(*pair) for pair in levels))
+
+
+#: Leaves that copy settings, by their names in checkpoints.
+_OWN = re.compile(
+    r"\.levels\[\d+\]\.(learn_from$|learn_until$|learner\b.*"
+    rf"(\.|\[')({'|'.join(SETTINGS)})('\]|\.|\[|$))"
+)
+
+
+def _own_leaves(hierarchy: Any, impl: str) -> dict[str, Any]:
+    """Leaves of a fresh state that copy settings of the hierarchy, by name."""
+
+    def leaves() -> dict[str, Any]:
+        state = hierarchy._make_state(jax.random.key(0, impl=impl), 1, with_buffers=False)
+        named = zip(checkpoints.signatures(state), jax.tree.leaves(state), strict=True)
+        return {name: leaf for name, leaf in named if _OWN.match(name)}
+
+    return jax.jit(leaves)()
+
+
+def _target(hierarchy: Any, n: int, impl: str) -> Any:
+    """Shapes and dtypes of a state of n instances."""
+    return jax.eval_shape(lambda: hierarchy._make_state(jax.random.key(0, impl=impl), n))
+
+
+def _listed(differences: list[str]) -> str:
+    more = f"; and {len(differences) - 8} more" if len(differences) > 8 else ""
+    return "; ".join(differences[:8]) + more
+
+
+def _refuse_earlier_formats(path: str | os.PathLike) -> None:
+    """Refuse what was written before formats had a manifest, with the way out."""
+    file = Path(path) / "settings.json"
+    if not file.is_file() or (Path(path) / checkpoints.MANIFEST).exists():
+        return
+    try:
+        written = json.loads(file.read_bytes()).get("format", 1)
+    except (ValueError, AttributeError):
+        raise ValueError(f"{file} is damaged: it is no JSON object.") from None
+    version, commit = ("0.1", "07b2f20") if written == 1 else ("0.2 before its release", "b770d6f")
+    raise ValueError(
+        f"the checkpoint at {path} was written by lrl_jax {version}, whose levels kept other "
+        f"state. Load it with that version (the last one is commit {commit}), or train again."
+    )

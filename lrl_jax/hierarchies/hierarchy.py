@@ -608,11 +608,19 @@ class Hierarchy:
             self._other_mode = other
         return self._other_mode
 
-    def save(self, state: HierarchyState, path: str | Path) -> None:
-        """Write all of the state, replay included, to the folder `path`.
+    def save(self, state: HierarchyState, path: str | Path, *, replay: bool = True) -> None:
+        """Write all of the state to the folder `path`.
+
+        A checkpoint that is there is replaced once the new one is whole; nothing else ever is.
+
+        Args:
+            state: of this hierarchy.
+            path: see `lrl_jax.checkpoints.write`.
+            replay: whether stored rows are written; loading gives empty replay if not.
 
         Raises:
-            ValueError: for the states of several seeds.
+            ValueError: for the states of several seeds or of another hierarchy, and if anything
+                but a checkpoint lies at `path`.
         """
         checks.instances_of(state, self.n_levels)
         if state.active_level.ndim != 1:
@@ -620,16 +628,30 @@ class Hierarchy:
                 f"the state is of several seeds (active_level has shape "
                 f"{state.active_level.shape}): save lrl_jax.take_seed(state, i), one by one."
             )
-        checkpoint.save(self, state, Path(path))
+        checkpoint.save(self, state, path, replay)
 
-    def load(self, path: str | Path, n_env_instances: int | None = None) -> HierarchyState:
+    def load(
+        self,
+        path: str | Path,
+        n_env_instances: int | None = None,
+        *,
+        settings: str = "same",
+    ) -> HierarchyState:
         """Read a state written by `save`, for another number of instances if asked.
 
+        Args:
+            path: as given to `save`.
+            n_env_instances: number of instances, None for as many as were saved.
+            settings: "same" refuses checkpoints of other settings; those that a later version
+                added count as their defaults. "new" takes this hierarchy's settings wherever the
+                saved arrays have its shapes, and logs what differs.
+
         Raises:
-            ValueError: if it was written by a hierarchy with other settings; names them.
+            ValueError: if it was written by a hierarchy with other settings, which are named, or
+                is damaged.
             FileNotFoundError: if there is no checkpoint at `path`.
         """
-        state = checkpoint.load(self, Path(path))
+        state = checkpoint.load(self, path, settings)
         if n_env_instances is not None and n_env_instances != state.n_env_instances:
             state = self.set_n_env_instances(state, n_env_instances)
         return state
