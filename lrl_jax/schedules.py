@@ -11,14 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrl_jax.settings import OfRun
-
-
-def _finite(name: str, *values) -> tuple[Any, ...]:
-    numbers = tuple(v if isinstance(v, OfRun) else float(v) for v in values)
-    if not all(isinstance(v, OfRun) or math.isfinite(v) for v in numbers):
-        raise ValueError(f"{name} needs finite numbers, got {numbers}.")
-    return numbers
+from lrl_jax.settings import OfRun, check_float, check_hashable, check_tuple, put_checked
 
 
 def _out_of_order(later: Any, earlier: Any) -> bool:
@@ -40,7 +33,7 @@ class ConstantSchedule:
     value: float
 
     def __post_init__(self):
-        object.__setattr__(self, "value", _finite("ConstantSchedule", self.value)[0])
+        put_checked(self, check_float, ("value",))
 
     def __call__(self, n_total_env_steps: Any) -> jax.Array:
         """Value, float32, of the shape of `n_total_env_steps`."""
@@ -61,8 +54,7 @@ class PiecewiseLinearSchedule:
 
     def __post_init__(self):
         name = type(self).__name__
-        object.__setattr__(self, "steps", _finite(name, *self.steps))
-        object.__setattr__(self, "values", _finite(name, *self.values))
+        put_checked(self, check_tuple, ("steps", "values"), check_float)
         if not self.steps or len(self.steps) != len(self.values):
             raise ValueError(
                 f"{name} needs as many steps as values, at least one, got {len(self.steps)} "
@@ -110,8 +102,7 @@ class RampSchedule:
     start: float = 0.0
 
     def __post_init__(self):
-        for name in ("start_value", "end_value", "end", "start"):
-            object.__setattr__(self, name, _finite("RampSchedule", getattr(self, name))[0])
+        put_checked(self, check_float, ("start_value", "end_value", "end", "start"))
         if _out_of_order(self.end, self.start):
             raise ValueError(f"the ramp must end after it starts, got {self.start} to {self.end}.")
 
@@ -154,11 +145,10 @@ def check_setting(name: str, value: Any, low: float = 0.0, high: float = math.in
         TypeError: if it is neither.
         ValueError: if it is a number outside [low, high], or not finite.
     """
-    if callable(value) or isinstance(value, OfRun):
+    if isinstance(value, OfRun):
         return value
+    if callable(value):
+        return check_hashable(name, value)
     if not is_number(value):
         raise TypeError(f"{name} must be a number or a schedule, got {value!r}.")
-    value = float(value)
-    if not math.isfinite(value) or not low <= value <= high:
-        raise ValueError(f"{name} must be finite and in [{low:g}, {high:g}], got {value}.")
-    return value
+    return check_float(name, value, low, high)

@@ -160,12 +160,13 @@ class SameAsAction:
     """Stands for "the level's own action space" where a level declares its input space."""
 
 
-def from_any(space: Any, integers: bool = False) -> Space:
+def from_any(space: Any, integers: bool = False, name: str = "the space") -> Space:
     """Convert a space of gymnax, Gymnasium or this library; refuse others by name.
 
     Args:
         space: the space.
         integers: whether it is of observations, which may be whole numbers of any range.
+        name: how errors call it.
 
     Raises:
         TypeError: for anything but a Box of numbers or a Discrete that starts at 0.
@@ -197,7 +198,8 @@ def from_any(space: Any, integers: bool = False) -> Space:
         )
         return Box(low, high, shape, dtype.name)
     raise TypeError(
-        f"{kind} spaces are not supported: actions may be Box or Discrete, observations Box."
+        f"{name} is a {kind}, which is not supported: actions may be Box or Discrete, observations "
+        f"Box."
     )
 
 

@@ -352,27 +352,27 @@ TABLE = {
     "a negative buffer_size": (
         lambda s: build(Plain(buffer_size=-1)),
         ValueError,
-        ("buffer_size of level 0 (Plain)", "at least 0", "-1"),
+        ("buffer_size", "at least 0", "-1"),
     ),
     "an update_interval of 0": (
         lambda s: build(Plain(update_interval=0)),
         ValueError,
-        ("update_interval of level 0", "at least 1", "0"),
+        ("update_interval", "at least 1", "0"),
     ),
     "n_updates of a half": (
         lambda s: build(Plain(n_updates=0.5)),
         ValueError,
-        ("n_updates of level 0", "whole", "0.5"),
+        ("n_updates", "whole", "0.5"),
     ),
     "a control_interval of 0": (
         lambda s: build(Plain(), Plain(BOX, control_interval=0)),
         ValueError,
-        ("control_interval of level 1 (Plain)", "at least 1", "0"),
+        ("control_interval", "at least 1", "0"),
     ),
     "a negative chunk_size": (
         lambda s: build(Plain(chunk_size=-4)),
         ValueError,
-        ("chunk_size of level 0", "at least 0", "-4"),
+        ("chunk_size", "at least 0", "-4"),
     ),
     "too many maps": (
         lambda s: build(Plain(), env_obs_maps=[None, None]),
@@ -575,7 +575,7 @@ TABLE = {
     "clipping at 0": (
         lambda s: predictor(clip_grad_max_norm=0),
         ValueError,
-        ("clip_grad_max_norm", "positive", "0"),
+        ("clip_grad_max_norm", "(0, inf]", "0"),
     ),
     "part that is no function": (
         lambda s: PredictorFactory(3, None, None, dict, dict),

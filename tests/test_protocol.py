@@ -432,7 +432,7 @@ MISTAKES = {
         r"\.after_transition: hand_back has dtype float32",
     ),
     "needs as text": (dict(act=still, needs="control"), "tuple of names"),
-    "learn_from as text": (dict(act=still, learn_from="a"), "learn_from of level 0"),
+    "learn_from as text": (dict(act=still, learn_from="a"), "learn_from must be"),
     "unknown needs": (dict(act=still, needs=("friends",)), r"\['friends'\]"),
     "no neighbour": (dict(act=still, needs=("control",)), "needs a level above"),
     "no children": (dict(act=still, needs=("children",)), "no level is below"),

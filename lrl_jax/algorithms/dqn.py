@@ -21,7 +21,14 @@ from lrl_jax.algorithms.base import (
 )
 from lrl_jax.nets import MLP, DuelingMLP, activation_fn, apply_function, check_hidden
 from lrl_jax.schedules import RampSchedule, check_setting
-from lrl_jax.settings import check_int
+from lrl_jax.settings import (
+    check_choice,
+    check_flag,
+    check_int,
+    check_positive,
+    optional,
+    put_checked,
+)
 from lrl_jax.spaces import Discrete, Space
 
 _ADAM = optax.scale_by_adam()
@@ -92,16 +99,12 @@ class DQN:
     def __post_init__(self):
         object.__setattr__(self, "hidden", check_hidden(self.hidden))
         activation_fn(self.activation)
-        for name in ("gamma", "tau", "epsilon"):
-            check_setting(name, getattr(self, name), 0.0, 1.0)
-        check_setting("learning_rate", self.learning_rate)
-        interval = check_int("target_interval", self.target_interval, 1)
-        object.__setattr__(self, "target_interval", interval)
-        if self.loss not in LOSSES:
-            raise ValueError(f"unknown loss {self.loss!r}: use one of {list(LOSSES)}.")
-        norm = self.max_grad_norm
-        if norm is not None and not (not callable(norm) and check_setting("max_grad_norm", norm)):
-            raise ValueError(f"max_grad_norm must be a number above 0 or None, got {norm}.")
+        put_checked(self, check_flag, ("double", "dueling", "smdp_discount"))
+        put_checked(self, check_setting, ("gamma", "tau", "epsilon"), 0.0, 1.0)
+        put_checked(self, check_setting, ("learning_rate",))
+        put_checked(self, check_int, ("target_interval",), 1)
+        put_checked(self, check_choice, ("loss",), tuple(LOSSES))
+        put_checked(self, optional(check_positive), ("max_grad_norm",))
 
     def check(self, action_space: Space) -> None:
         """Refuse action spaces that DQN cannot act in.

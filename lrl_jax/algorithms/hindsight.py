@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from lrl_jax.buffers import Replay, Row
 from lrl_jax.buffers.rows import to_fields
 from lrl_jax.env_spec import goal_indices
-from lrl_jax.settings import check_float
+from lrl_jax.settings import check_float, check_function, check_range, optional, put_checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,19 +60,13 @@ class Hindsight:
     terminated_fn: Callable[[jax.Array, jax.Array, dict[str, jax.Array]], jax.Array] | None = None
 
     def __post_init__(self):
-        check_float("ratio", self.ratio, 0.0, 1.0)
+        put_checked(self, check_float, ("ratio",), 0.0, 1.0)
+        put_checked(self, optional(check_function), ("terminated_fn",))
         if self.reward_fn is None and self.achieved_goal is None and self.desired_goal is None:
             return  # taken from the environment
-        if not callable(self.reward_fn):
-            raise TypeError(f"reward_fn is not callable: {self.reward_fn!r}.")
-        names = (
-            ("achieved_goal",) if self.desired_goal is None else ("achieved_goal", "desired_goal")
-        )
-        for name in names:
-            given = tuple(getattr(self, name))
-            if len(given) != 2 or not 0 <= given[0] < given[1]:
-                raise ValueError(f"{name} must be (start, stop) of some entries, got {given}.")
-            object.__setattr__(self, name, (int(given[0]), int(given[1])))
+        put_checked(self, check_function, ("reward_fn",))
+        put_checked(self, check_range, ("achieved_goal",))
+        put_checked(self, optional(check_range), ("desired_goal",))
         if self.desired_goal is not None and _size(self.desired_goal) != self.goal_dim:
             raise ValueError(
                 f"the goals differ in size: achieved_goal={self.achieved_goal}, "

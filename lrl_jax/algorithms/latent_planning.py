@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from lrl_jax.algorithms.base import from_unit, present_settings
 from lrl_jax.nets.tdmpc2 import LatentModel, two_of
 from lrl_jax.planners.mppi import MPPI, MPPIMemory
+from lrl_jax.settings import check_kind, put_checked
 
 TerminalValue = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -33,8 +34,7 @@ class LatentPlanner(LatentModel):
 
     def __post_init__(self):
         super().__post_init__()
-        if not isinstance(self.planner, MPPI):
-            raise TypeError(f"planner must be an MPPI, got {self.planner!r}.")
+        put_checked(self, check_kind, ("planner",), MPPI)
 
     def plan(
         self,

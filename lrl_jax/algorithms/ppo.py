@@ -18,7 +18,14 @@ from lrl_jax.algorithms.policy_heads import PolicyHead, policy_head
 from lrl_jax.nets import activation_fn, check_hidden
 from lrl_jax.nets.orthogonal_mlp import Pair, init_orthogonal, mlp
 from lrl_jax.schedules import check_setting
-from lrl_jax.settings import check_float, check_int
+from lrl_jax.settings import (
+    check_flag,
+    check_float,
+    check_int,
+    check_positive,
+    optional,
+    put_checked,
+)
 from lrl_jax.spaces import Box, Discrete, Space
 
 #: Rows whose values are computed at a time, so that they stay in fast memory.
@@ -149,22 +156,14 @@ class PPO:
     def __post_init__(self):
         object.__setattr__(self, "hidden", check_hidden(self.hidden))
         activation_fn(self.activation)
-        for name in ("gamma", "gae_lambda"):
-            check_setting(name, getattr(self, name), 0.0, 1.0)
-        for name in (
-            "learning_rate",
-            "clip",
-            "value_coefficient",
-            "entropy_coefficient",
-            "max_grad_norm",
-        ):
-            check_setting(name, getattr(self, name))
-        if self.value_clip is not None:
-            check_setting("value_clip", self.value_clip)
-        for name in ("n_epochs", "n_minibatches"):
-            object.__setattr__(self, name, check_int(name, getattr(self, name), 1))
-        check_float("adam_epsilon", self.adam_epsilon, 0.0, above=True)
-        check_float("log_std_start", self.log_std_start)
+        put_checked(self, check_setting, ("gamma", "gae_lambda"), 0.0, 1.0)
+        coefficients = ("clip", "value_coefficient", "entropy_coefficient")
+        put_checked(self, check_setting, ("learning_rate", "max_grad_norm", *coefficients))
+        put_checked(self, optional(check_setting), ("value_clip",))
+        put_checked(self, check_int, ("n_epochs", "n_minibatches"), 1)
+        put_checked(self, check_flag, ("normalise_advantages", "smdp_discount"))
+        put_checked(self, check_positive, ("adam_epsilon",))
+        put_checked(self, check_float, ("log_std_start",))
 
     def check(self, action_space: Space) -> None:
         """Refuse action spaces that PPO cannot act in.

@@ -31,7 +31,15 @@ from lrl_jax.nets import (
     tanh_gaussian,
 )
 from lrl_jax.schedules import check_setting
-from lrl_jax.settings import check_int
+from lrl_jax.settings import (
+    check_flag,
+    check_float,
+    check_int,
+    check_order,
+    check_positive,
+    optional,
+    put_checked,
+)
 from lrl_jax.spaces import Box, Space
 
 _ADAM = optax.scale_by_adam()
@@ -108,17 +116,14 @@ class SAC:
     def __post_init__(self):
         object.__setattr__(self, "hidden", check_hidden(self.hidden))
         activation_fn(self.activation)
-        object.__setattr__(self, "n_critics", check_int("n_critics", self.n_critics, 1))
-        for name, high in (("gamma", 1.0), ("tau", 1.0)):
-            check_setting(name, getattr(self, name), 0.0, high)
-        for name in ("learning_rate", "temperature_learning_rate"):
-            check_setting(name, getattr(self, name))
-        if not check_setting("temperature", self.temperature) > 0.0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}: use 1e-3.")
-        if not self.log_std_min < self.log_std_max:
-            raise ValueError(
-                f"log_std_min={self.log_std_min} must be below log_std_max={self.log_std_max}."
-            )
+        put_checked(self, check_int, ("n_critics",), 1)
+        put_checked(self, check_setting, ("gamma", "tau"), 0.0, 1.0)
+        put_checked(self, check_setting, ("learning_rate", "temperature_learning_rate"))
+        put_checked(self, check_positive, ("temperature",))
+        put_checked(self, optional(check_float), ("target_entropy",))
+        put_checked(self, check_flag, ("learn_temperature", "smdp_discount"))
+        put_checked(self, check_float, ("log_std_min", "log_std_max"))
+        check_order(self, "log_std_min", "log_std_max")
 
     def check(self, action_space: Space) -> None:
         """Refuse action spaces that SAC cannot act in."""

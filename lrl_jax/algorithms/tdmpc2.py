@@ -25,7 +25,7 @@ from lrl_jax.nets.normed_mlp import dropout_factors
 from lrl_jax.nets.tdmpc2 import Params, pick_heads
 from lrl_jax.planners.mppi import MPPI, MPPIMemory
 from lrl_jax.schedules import check_setting
-from lrl_jax.settings import check_float
+from lrl_jax.settings import check_flag, check_float, check_positive, put_checked
 from lrl_jax.spaces import Box, Space
 
 _SCHEDULED = (
@@ -105,15 +105,16 @@ class TDMPC2(LatentPlanner):
         for name in _SCHEDULED:
             high = {"gamma": 1.0, "tau": 1.0, "rho": 1.0}.get(name, float("inf"))
             object.__setattr__(self, name, check_setting(name, getattr(self, name), 0.0, high))
-        for name in ("consistency", "reward", "value", "termination"):
-            check_float(f"{name}_weight", getattr(self, f"{name}_weight"), 0.0)
-        check_float("dropout", self.dropout, 0.0, 0.5)
+        weights = ("consistency", "reward", "value", "termination")
+        put_checked(self, check_float, tuple(f"{name}_weight" for name in weights), 0.0)
+        put_checked(self, check_float, ("dropout",), 0.0, 0.5)
+        put_checked(self, check_positive, ("max_grad_norm",))
+        put_checked(self, check_flag, ("smdp_discount",))
         if self.planner.horizon < 2:
             raise ValueError(
                 f"TD-MPC2 learns from pieces of as many rows as the planner's horizon, at least 2, "
                 f"got horizon={self.planner.horizon}."
             )
-        check_float("max_grad_norm", self.max_grad_norm, 0.0, above=True)
 
     @classmethod
     def small(cls, **settings: Any) -> TDMPC2:

@@ -21,6 +21,7 @@ from lrl_jax.collectors.stats import Collected, CollectStats
 from lrl_jax.collectors.tick import is_traced
 from lrl_jax.envs.gymnasium_adapter import HostEnv, is_gymnasium
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checkpoint, checks
+from lrl_jax.settings import check_flag
 
 Engine = DeviceEngine | HostEngine
 
@@ -87,7 +88,7 @@ class BaseCollector:
     ):
         self.hierarchy, self._engine = hierarchy, engine
         self.n_env_instances, self.preprocess = engine.n, engine.preprocess
-        self.exploration_noise = bool(exploration_noise)
+        self.exploration_noise = check_flag("exploration_noise", exploration_noise)
         self.buffer = buffer
         self._initial_state = None if state is None else checks.state_of(state, engine.n)
         self._is_reset = False

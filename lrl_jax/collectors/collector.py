@@ -24,7 +24,7 @@ from lrl_jax.devices import resolve_device
 from lrl_jax.envs.gymnasium_adapter import is_gymnasium
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
 from lrl_jax.randomness import Salt
-from lrl_jax.settings import check_int
+from lrl_jax.settings import check_flag, check_int
 
 
 class Collector(BaseCollector):
@@ -220,7 +220,7 @@ class Collector(BaseCollector):
             learn=learn,
             record=record_transitions,
             random=random,
-            log_interval=log_interval if self.writer is not None else None,
+            log_interval=log_interval,
             test_interval=test_interval,
             checkpoint_interval=self.checkpoint_interval if self.checkpoint_dir else None,
             n_test_steps=n_test_steps,
@@ -230,13 +230,16 @@ class Collector(BaseCollector):
             render=render,
             gym_reset_kwargs=gym_reset_kwargs,
         )
+        if self.writer is None:
+            request = dataclasses.replace(request, log_interval=None)
         counts_episodes = request.way.mode.startswith("n_episodes")
         if test_interval and self._shares_env and counts_episodes:
             raise ValueError(
                 "n_episodes with test_interval: each test resets the environment that episodes are "
                 "collected in, and they might never end. Give the collector a test_env."
             )
-        if not no_grad:
+        check_flag("env_expects_numpy", env_expects_numpy)
+        if not check_flag("no_grad", no_grad):
             return self._differentiable(request)
         if n_steps_start is None:
             request = self._numbered(request)

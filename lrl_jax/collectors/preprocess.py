@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrl_jax.settings import check_function
+
 STEP = ("obs_next", "rew", "terminated", "truncated", "info", "act")
 
 
@@ -35,8 +37,7 @@ class Preprocess:
     fn: Callable[..., Any]
 
     def __post_init__(self):
-        if not callable(self.fn):
-            raise TypeError(f"preprocess_fn is not callable: {self.fn!r}.")
+        check_function("preprocess_fn", self.fn)
 
     def on_reset(self, obs: Any, env_id: Any) -> Any:
         """Observations [n, ...] after a reset of the instances `env_id` [n]."""

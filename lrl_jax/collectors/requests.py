@@ -16,7 +16,7 @@ from lrl_jax.collectors.rollout import check_record
 from lrl_jax.collectors.stats import Collected
 from lrl_jax.collectors.video import Frames, VideoLogger
 from lrl_jax.hierarchies import Hierarchy
-from lrl_jax.settings import check_int
+from lrl_jax.settings import check_choice, check_flag, check_float, check_int
 
 _MAX_CHUNK = 128  # ticks whose records the device holds at a time
 _MAX_STEPS = 1_000_000  # ticks after which a call that counts episodes gives up
@@ -101,8 +101,11 @@ class Request:
         Raises:
             ValueError, TypeError: for what does not go together or is out of range.
         """
+        learn, random = check_flag("learn", learn), check_flag("random", random)
+        if "verbose" in more:
+            more["verbose"] = check_flag("verbose", more["verbose"])
         mode, amount = _asked(amounts, episode_allocation)
-        start = check_int("n_steps_start", n_steps_start, 0)
+        start = check_int("n_steps_start", n_steps_start, 0, 2**63 - 1)
         if mode != "n_steps" and start:
             raise ValueError(f"n_steps_start={start} goes with n_steps only.")
         if mode == "n_steps" and start >= amount:
@@ -125,7 +128,7 @@ class Request:
         looked_at = ("post_step_callback", "video_logger", "render")
         one_by_one = any(more.get(name) is not None for name in looked_at)
         capacity = 1 if one_by_one else max(1, min(_MAX_CHUNK, 2**20 // n))
-        way = Way(mode, bool(learn), record, bool(random), capacity)
+        way = Way(mode, learn, record, random, capacity)
         return cls(way, amount - start, start, limit, **more)
 
     def numbered_from(self, tick: int) -> Request:
@@ -156,13 +159,10 @@ def _asked(amounts: dict[str, Any], allocation: str) -> tuple[str, int]:
             f"give exactly one of {', '.join(amounts)}, got {numbers or 'none of them'}."
         )
     ((mode, value),) = numbers.items()
-    if allocation not in _ALLOCATIONS:
-        raise ValueError(
-            f"episode_allocation={allocation!r} is unknown: use one of {sorted(_ALLOCATIONS)}."
-        )
+    check_choice("episode_allocation", allocation, sorted(_ALLOCATIONS))
     if mode != "n_episodes" and allocation != "any":
         raise ValueError(f"episode_allocation={allocation!r} goes with n_episodes only.")
-    amount = check_int(mode, value, 1)
+    amount = check_int(mode, value, 1, 2**63 - 1)
     return (_ALLOCATIONS[allocation] if mode == "n_episodes" else mode), amount
 
 
@@ -180,10 +180,8 @@ def _check_random(hierarchy: Hierarchy, random: bool, learn: bool, record: Any) 
 def _check_shown(more: dict[str, Any]) -> None:
     """Refuse what cannot be called back, filmed or waited for."""
     render, callback = more.get("render"), more.get("post_step_callback")
-    if render is not None and (
-        isinstance(render, bool) or not isinstance(render, int | float) or not render >= 0
-    ):
-        raise ValueError(f"render={render!r} must be the seconds between frames, at least 0.")
+    if render is not None:
+        check_float("render, the seconds between frames,", render, 0.0)
     if callback is not None and not callable(callback):
         raise TypeError(f"post_step_callback is not callable: {callback!r}.")
     video = more.get("video_logger")

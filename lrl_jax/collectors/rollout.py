@@ -28,7 +28,7 @@ from lrl_jax.collectors.tick import (
 )
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
 from lrl_jax.hierarchies.gating import select
-from lrl_jax.settings import check_int
+from lrl_jax.settings import check_flag, check_int
 
 
 class RolloutOutput(struct.Node):
@@ -48,9 +48,11 @@ class RolloutOutput(struct.Node):
 
 def check_record(name: str, record: Any) -> bool | str:
     """Return what is to be recorded: False, True (transitions) or "levels" (also each level)."""
-    if isinstance(record, str) and record != "levels":
-        raise ValueError(f'{name}={record!r} is unknown: use True, False or "levels".')
-    return record if isinstance(record, str) else bool(record)
+    if isinstance(record, str):
+        if record != "levels":
+            raise ValueError(f'{name}={record!r} is unknown: use True, False or "levels".')
+        return record
+    return check_flag(name, record)
 
 
 def _ticks(hierarchy, env, params, record, unroll, carry, sums, n_ticks):
@@ -182,7 +184,8 @@ def rollout(
     if not isinstance(carry, RolloutCarry):
         raise TypeError(f"carry must come from init_carry, got {type(carry).__name__}.")
     env, params = traced_env(hierarchy, env, env_params)
-    record = check_record("record", record)
+    record, learn = check_record("record", record), check_flag("learn", learn)
+    unroll = check_int("unroll", unroll, 1)
     # Updates on-policy fall due at fixed ticks; 0 divides nothing.
     others = any(x.n_updates and x.rollout_length is None for x in hierarchy.levels)
     asked = learn_interval or (1 if others else 0)

@@ -14,19 +14,15 @@ import numpy as np
 from lrl_jax.buffers.rows import RESERVED
 from lrl_jax.env_spec import EnvSpec, GoalIndices
 from lrl_jax.hierarchies.state import HierarchyState
-from lrl_jax.levels.base import NEEDS, Decision, LevelSpec
-from lrl_jax.schedules import is_number
+from lrl_jax.levels.base import NEEDS, Decision, LevelSpec, check_discount
 from lrl_jax.setting_trees import bind_env, unresolved
-from lrl_jax.settings import check_float, check_int
+from lrl_jax.settings import check_flag, check_int, check_steps, check_tuple
 from lrl_jax.spaces import Box, SameAsAction, Space
 
 
 def seed_of(name: str, value: Any) -> int:
     """Return a seed as an int; ValueError if random streams cannot begin with it."""
-    seed = check_int(name, value, 0)
-    if seed >= 2**63:
-        raise ValueError(f"{name} must be below 2**63, got {seed}.")
-    return seed
+    return check_int(name, value, 0, 2**63 - 1)
 
 
 def state_of(state: Any, n: int | None = None, name: str = "state") -> HierarchyState:
@@ -155,7 +151,9 @@ def mapped_shapes(
         if not is_number:
             raise TypeError(f"env_obs_maps[{i}] must return one array of numbers, got {out}.")
         if given is not None:
-            given = (given,) if isinstance(given, int) else tuple(int(d) for d in given)
+            name = f"mapped_env_obs_shapes[{i}]"
+            given = (given,) if isinstance(given, int) else given
+            given = check_tuple(name, given, check_int, -spec.obs_space.dim)
             expected = tuple(spec.obs_space.dim + d if d < 0 else d for d in given)
             if expected not in (out.shape, (out.size,)):
                 raise ValueError(
@@ -252,13 +250,8 @@ def _check_attributes(levels: Sequence[Any], i: int, spec: LevelSpec) -> None:
     for name, least in (("control_interval", 1), ("chunk_size", 0), ("rollout_length", 1)):
         if getattr(level, name) is not None:
             check_int(f"{name} {of}", getattr(level, name), least)
-    if isinstance(level.reward_discount, str):
-        if level.reward_discount != "gamma":
-            raise ValueError(
-                f'reward_discount {of} is {level.reward_discount!r}: give a number, or "gamma".'
-            )
-    else:
-        check_float(f"reward_discount {of}", level.reward_discount, 0.0, 1.0)
+    check_discount(f"reward_discount {of}", level.reward_discount)
+    check_flag(f"stagger {of}", level.stagger)
     if level.rollout_length is not None and level.buffer_size:
         raise ValueError(
             f"level {i} ({type(level).__name__}) has rollout_length={level.rollout_length} and "
@@ -272,8 +265,7 @@ def _check_attributes(levels: Sequence[Any], i: int, spec: LevelSpec) -> None:
             f"learns on-policy."
         )
     for name in ("learn_from", "learn_until"):
-        if not is_number(getattr(level, name)):
-            raise ValueError(f"{name} {of} must be a number, got {getattr(level, name)!r}.")
+        check_steps(f"{name} {of}", getattr(level, name))
     if isinstance(level.needs, str):
         raise ValueError(f"needs {of} must be a tuple of names, got {level.needs!r}.")
     unknown = sorted(set(level.needs) - set(NEEDS))

@@ -27,7 +27,7 @@ from lrl_jax.levels.base import Decision, as_level
 from lrl_jax.levels.basic import RandomLevel
 from lrl_jax.randomness import Salt, Stream
 from lrl_jax.setting_trees import bind_env
-from lrl_jax.settings import check_int
+from lrl_jax.settings import check_flag, check_int
 from lrl_jax.spaces import mapped_space
 
 
@@ -83,13 +83,19 @@ class Hierarchy:
         self.levels = tuple(as_level(level) for level in levels)
         self.frozen = checks.frozen_levels(frozen, len(self.levels))
         self.env, self.env_params = env, env_params
-        self.device, self.writer, self.training = resolve_device(device), writer, bool(training)
+        self.device, self.writer, self.training = (
+            resolve_device(device),
+            writer,
+            check_flag("training", training),
+        )
         self.env_spec = env_spec(env, env_params)
         n_levels = len(self.levels)
         for name, value in (
             ("env_obs_maps", env_obs_maps),
             ("mapped_env_obs_shapes", mapped_env_obs_shapes),
         ):
+            if value is not None and not isinstance(value, Sequence):
+                raise TypeError(f"{name} must be a list with one entry per level, got {value!r}.")
             if value is not None and len(value) != n_levels:
                 raise ValueError(
                     f"{name} has {len(value)} entries, but there are {n_levels} levels: give one "
@@ -192,6 +198,8 @@ class Hierarchy:
         """
         checks.typed_key(key)
         n = check_int("n_env_instances", n_env_instances, 1)
+        if learners is not None and not isinstance(learners, Sequence):
+            raise TypeError(f"learners must be a list with one entry per level, got {learners!r}.")
         if learners is not None and len(learners) != self.n_levels:
             raise ValueError(f"learners has {len(learners)} entries for {self.n_levels} levels.")
         for i, level in enumerate(self.levels):
@@ -446,7 +454,7 @@ class Hierarchy:
         checks.instances_of(state, self.n_levels)
         if len(rows) != self.n_levels:
             raise ValueError(f"rows of {len(rows)} levels for {self.n_levels} levels.")
-        total = state.n_total_env_steps.add(check_int("n_env_steps", n_env_steps, 0))
+        total = state.n_total_env_steps.add(check_int("n_env_steps", n_env_steps, 0, 2**63))
         levels = []
         for i, (level, s, more) in enumerate(zip(self.levels, state.levels, rows, strict=True)):
             if more is not None:
@@ -486,7 +494,7 @@ class Hierarchy:
             raise ValueError(f"learners has {len(learners)} entries for {self.n_levels} levels.")
         state = self._keep(state, learners, with_settings)
         if n_total_env_steps is not None:
-            high, low = divmod(check_int("n_total_env_steps", n_total_env_steps, 0), 2**32)
+            high, low = divmod(check_int("n_total_env_steps", n_total_env_steps, 0, 2**63), 2**32)
             total = Counter(jnp.asarray(high, jnp.uint32), jnp.asarray(low, jnp.uint32))
             state = state.replace(n_total_env_steps=total)
         return state
@@ -682,8 +690,8 @@ def _check_params(env: Any, env_params: Any) -> None:
 
 def _names(signals: Sequence[str]) -> tuple[str, ...]:
     """Names of signals, refused where rows could not keep them apart."""
-    if isinstance(signals, str):
-        raise TypeError(f"signals must be a list of names, got the text {signals!r}.")
+    if isinstance(signals, str) or not isinstance(signals, Sequence):
+        raise TypeError(f"signals must be a list of names, got {signals!r}.")
     names = tuple(signals)
     if len(set(names)) < len(names) or not all(isinstance(x, str) and x for x in names):
         raise ValueError(f"signals must be different names, got {names}.")

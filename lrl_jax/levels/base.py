@@ -15,6 +15,15 @@ import jax.numpy as jnp
 from lrl_jax import struct
 from lrl_jax.buffers import Control, Replay, Row
 from lrl_jax.env_spec import GoalIndices
+from lrl_jax.settings import (
+    check_flag,
+    check_float,
+    check_hashable,
+    check_int,
+    check_steps,
+    optional,
+    put_checked,
+)
 from lrl_jax.spaces import Box, SameAsAction, Space
 
 NEEDS = ("control", "children")
@@ -22,6 +31,15 @@ NEEDS = ("control", "children")
 #: Names of fields, or entries of dicts, of a learner under which leaves copy settings of the level:
 #: numbers that were put there, and values of schedules.
 SETTINGS = ("settings", "scheduled")
+
+
+def check_discount(name: str, value: Any) -> float | str:
+    """Return a number in [0, 1], or "gamma"."""
+    if isinstance(value, str):
+        if value != "gamma":
+            raise ValueError(f'{name} is {value!r}: give a number, or "gamma".')
+        return value
+    return check_float(name, value, 0.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +199,24 @@ class Level:
         if "act" in cls.__dict__ and "is_blind" not in cls.__dict__:
             cls.is_blind = False  # another way of acting may look
 
+    def __post_init__(self):
+        """Check those of the attributes above that are fields; scalars become Python's.
+
+        A level with a `__post_init__` of its own calls this one in it. The hierarchy checks the
+        attributes of every level again.
+        """
+        own = {f.name for f in dataclasses.fields(self)}  # pyright: ignore[reportArgumentType]
+        for check, names, *bounds in (
+            (check_int, ("buffer_size", "n_updates"), 0),
+            (check_int, ("update_interval",), 1),
+            (optional(check_int), ("control_interval", "rollout_length"), 1),
+            (optional(check_int), ("chunk_size",), 0),
+            (check_steps, ("learn_from", "learn_until")),
+            (check_flag, ("stagger",)),
+            (check_discount, ("reward_discount",)),
+        ):
+            put_checked(self, check, [name for name in names if name in own], *bounds)
+
     def input_space(self) -> Space | SameAsAction | None:
         """Space of what the level above sends; None if the level needs no input."""
         return None
@@ -327,8 +363,7 @@ def as_level(level: Any) -> Any:
         if isinstance(value, float) and value.is_integer():  # 64.0 is 64
             level = copy.copy(level)
             object.__setattr__(level, attribute, int(value))
-    try:
-        hash(level)
-    except TypeError as error:
-        raise TypeError(f"{name} is not hashable ({error}): store tuples, not lists.") from None
-    return level
+    for field in dataclasses.fields(level):
+        if field.hash or field.compare:
+            check_hashable(f"{field.name} of {name}", getattr(level, field.name))
+    return check_hashable(name, level)

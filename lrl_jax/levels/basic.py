@@ -10,7 +10,7 @@ import numpy as np
 
 from lrl_jax import struct
 from lrl_jax.levels.base import Decision, Level, LevelSpec
-from lrl_jax.settings import check_int
+from lrl_jax.settings import check_int, plain, put_checked
 from lrl_jax.spaces import Box, SameAsAction
 
 
@@ -20,9 +20,16 @@ class SpecLearner(struct.Node):
     spec: LevelSpec = struct.field(pytree_node=False)
 
 
-def _freeze(values: Any) -> Any:
+def _freeze(name: str, values: Any) -> Any:
     """Turn lists and arrays into nested tuples of Python numbers."""
-    return _as_tuples(np.asarray(values).tolist())
+    values = plain(name, values)
+    try:
+        array = np.asarray(values)
+    except ValueError:  # ragged
+        array = np.zeros(0, object)
+    if array.dtype.kind not in "iuf":
+        raise TypeError(f"{name} must be a number or an array of numbers, got {values!r}.")
+    return _as_tuples(array.tolist())
 
 
 def _as_tuples(values: Any) -> Any:
@@ -81,7 +88,8 @@ class ConstantLevel(Level):
     is_blind: ClassVar[bool] = True
 
     def __post_init__(self):
-        object.__setattr__(self, "action", _freeze(self.action))
+        super().__post_init__()
+        put_checked(self, _freeze, ("action",))
 
     def check(self, spec: LevelSpec) -> None:
         _check_action("ConstantLevel", np.asarray(self.action), spec)
@@ -108,12 +116,11 @@ class ActionSequenceLevel(Level):
     chunk_size: int | None = 0
 
     def __post_init__(self):
-        object.__setattr__(self, "actions", _freeze(self.actions))
+        super().__post_init__()
+        put_checked(self, _freeze, ("actions",))
         if not isinstance(self.actions, tuple) or not self.actions:
-            raise ValueError(
-                f"ActionSequenceLevel needs at least one action [T, ...], got {self.actions!r}."
-            )
-        object.__setattr__(self, "repeat", check_int("repeat", self.repeat, 1))
+            raise ValueError(f"actions must be at least one action [T, ...], got {self.actions!r}.")
+        put_checked(self, check_int, ("repeat",), 1)
 
     def check(self, spec: LevelSpec) -> None:
         for action in self.actions:
@@ -143,8 +150,8 @@ class ActionRepeatLevel(Level):
     chunk_size: int | None = 0
 
     def __post_init__(self):
-        interval = check_int("control_interval", self.control_interval, 1)
-        object.__setattr__(self, "control_interval", interval)
+        super().__post_init__()
+        put_checked(self, check_int, ("control_interval",), 1)
 
     def input_space(self):
         return SameAsAction()

@@ -16,7 +16,7 @@ from lrl_jax.algorithms.base import present_settings
 from lrl_jax.buffers import Replay, Row
 from lrl_jax.levels.base import Context, Decision, Level, LevelSpec
 from lrl_jax.randomness import Salt
-from lrl_jax.settings import check_float, check_int, put_checked
+from lrl_jax.settings import check_float, check_int, check_kind, optional, put_checked
 from lrl_jax.spaces import Box, Discrete, Space
 
 # Candidates that fill the matrix products of two cores.
@@ -103,23 +103,16 @@ class LearnerLevel(Level):
         kinds = self.algorithms
         if not kinds:
             raise TypeError(f"{type(self).__name__} is abstract: use SACLevel, DQNLevel, ...")
-        if not isinstance(self.algorithm, kinds):
-            names = " or a ".join(kind.__name__ for kind in kinds)
-            raise TypeError(f"algorithm must be a {names}, got {self.algorithm!r}.")
-        sizes = ("buffer_size", "update_interval", "batch_size")
-        given = () if self.control_interval is None else ("control_interval",)
-        put_checked(self, check_int, (*sizes, *given), 1)
-        put_checked(self, check_int, ("n_updates",), 0)
-        check_float("warm_up_steps", self.warm_up_steps, 0.0)
+        super().__post_init__()
+        put_checked(self, check_kind, ("algorithm",), *kinds)
+        put_checked(self, check_int, ("buffer_size", "batch_size"), 1)
+        put_checked(self, check_float, ("warm_up_steps",), 0.0)
+        put_checked(self, optional(check_kind), ("level_input_space",), Box, Discrete)
+        put_checked(self, optional(check_kind), ("hindsight",), Hindsight)
         planner = self.algorithm.planner if isinstance(self.algorithm, TDMPC2) else None
         if self.chunk_size is None and planner is not None:
             size = math.ceil(CANDIDATES_PER_CHUNK / planner.num_samples)
             object.__setattr__(self, "chunk_size", size)
-        space = self.level_input_space
-        if space is not None and not isinstance(space, Box | Discrete):
-            raise TypeError(f"level_input_space is no Box or Discrete: {space!r}.")
-        if self.hindsight is not None and not isinstance(self.hindsight, Hindsight):
-            raise TypeError(f"hindsight must be a Hindsight, got {self.hindsight!r}.")
 
     @property
     def learn_from(self) -> float:

@@ -22,10 +22,19 @@ from lrl_jax.levels.base import (
     discounted_steps,
 )
 from lrl_jax.planners import ICEM, BlackboxPlanner, PlanState, PredictorRollout
-from lrl_jax.planners.blackbox import check_aux_rewards
+from lrl_jax.planners.blackbox import check_aux_rewards, check_optimizer
 from lrl_jax.predictors.factory import call_with
 from lrl_jax.randomness import Salt
-from lrl_jax.settings import check_choice, check_float, check_int, put_checked
+from lrl_jax.settings import (
+    check_choice,
+    check_flag,
+    check_float,
+    check_function,
+    check_int,
+    check_kind,
+    optional,
+    put_checked,
+)
 from lrl_jax.spaces import Box, Discrete, Space, mapped_space
 
 # Settings that become leaves of the learner.
@@ -35,6 +44,16 @@ _LEAVES = (
     "switch_planner_prob",
     "switch_random_prob",
     "resample_random_action_prob",
+)
+
+_FLAGS = (
+    "deterministic",
+    "use_value",
+    "use_termination",
+    "alternate_with_noise",
+    "only_noise",
+    "resample_on_end",
+    "pursues_input",
 )
 
 # Rows of candidates that fill the matrix products of two cores.
@@ -220,22 +239,18 @@ class PlannerLevel(Level):
     reward_discount: Any = 1.0
 
     def __post_init__(self):
-        if not callable(self.predictor_factory):
-            raise TypeError(f"predictor_factory is not callable: {self.predictor_factory!r}.")
-        sizes = ("hold", "buffer_size", "update_interval", "batch_size", "model_batch_size")
-        optional = ("control_interval", "full_row_env_steps", "chunk_size")
-        given = [name for name in optional if getattr(self, name) is not None]
-        put_checked(self, check_int, (*sizes, *given), 1)
-        put_checked(self, check_int, ("n_updates",), 0)
-        for name in _LEAVES:
-            high = 1.0 if name.endswith("_prob") else math.inf
-            check_float(name, getattr(self, name), 0.0, high)
-        check_choice("mode", self.mode, ("heaviest", "mean"))
+        super().__post_init__()
+        put_checked(self, check_function, ("predictor_factory",))
+        put_checked(self, check_optimizer, ("optimizer",), "init", "plan", "shift", "check")
+        put_checked(self, check_int, ("hold", "buffer_size", "batch_size", "model_batch_size"), 1)
+        put_checked(self, optional(check_int), ("full_row_env_steps", "chunk_size"), 1)
+        put_checked(self, check_float, ("warm_up_steps", "no_planning_steps"), 0.0)
+        probabilities = tuple(name for name in _LEAVES if name.endswith("_prob"))
+        put_checked(self, check_float, probabilities, 0.0, 1.0)
+        put_checked(self, check_choice, ("mode",), ("heaviest", "mean"))
+        put_checked(self, check_flag, _FLAGS)
+        put_checked(self, optional(check_kind), ("level_input_space",), Box, Discrete)
         object.__setattr__(self, "aux_rewards", check_aux_rewards(self.aux_rewards))
-        if self.level_input_space is not None and not isinstance(
-            self.level_input_space, Box | Discrete
-        ):
-            raise TypeError(f"level_input_space is no Box or Discrete: {self.level_input_space!r}.")
         if self.pursues_input and not isinstance(self.level_input_space, Box):
             raise TypeError(
                 f"level_input_space={self.level_input_space!r}: subgoals need a Box, of the size "

@@ -14,8 +14,7 @@ from lrl_jax.algorithms.base import present_settings
 from lrl_jax.buffers import Replay
 from lrl_jax.levels.base import Context, Decision, Level, LevelSpec
 from lrl_jax.levels.learner_levels import AlgorithmLearner
-from lrl_jax.schedules import is_number
-from lrl_jax.settings import check_float, check_int
+from lrl_jax.settings import check_int, check_kind, optional, put_checked
 from lrl_jax.spaces import Box, Discrete, Space
 
 
@@ -49,19 +48,10 @@ class PPOLevel(Level):
     n_updates = 1
 
     def __post_init__(self):
-        if not isinstance(self.algorithm, PPO):
-            raise TypeError(f"algorithm must be a PPO, got {self.algorithm!r}.")
-        length = check_int("rollout_length", self.rollout_length, 1)
-        object.__setattr__(self, "rollout_length", length)
-        if self.control_interval is not None:
-            interval = check_int("control_interval", self.control_interval, 1)
-            object.__setattr__(self, "control_interval", interval)
-        check_float("learn_from", self.learn_from, 0.0)
-        if not is_number(self.learn_until) or not self.learn_until >= 0.0:
-            raise ValueError(f"learn_until must be at least 0, got {self.learn_until}.")
-        space = self.level_input_space
-        if space is not None and not isinstance(space, Box | Discrete):
-            raise TypeError(f"level_input_space is no Box or Discrete: {space!r}.")
+        super().__post_init__()
+        put_checked(self, check_kind, ("algorithm",), PPO)
+        put_checked(self, check_int, ("rollout_length",), 1)
+        put_checked(self, optional(check_kind), ("level_input_space",), Box, Discrete)
 
     def input_space(self) -> Space | None:
         return self.level_input_space

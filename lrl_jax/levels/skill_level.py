@@ -17,7 +17,7 @@ from lrl_jax.levels.base import Context, LevelSpec
 from lrl_jax.levels.learner_levels import AlgorithmLearner, LearnerLevel
 from lrl_jax.levels.planner_level import PlannerLearner
 from lrl_jax.schedules import Schedule, check_setting
-from lrl_jax.settings import check_float, check_int
+from lrl_jax.settings import check_flag, check_float, check_int, optional, put_checked
 from lrl_jax.spaces import Box, Discrete, Space
 
 BACKBONES = ("sac", "tdmpc2")
@@ -119,7 +119,9 @@ class SkillLevel(LearnerLevel):
             algorithm = "sac" if jax.default_backend() == "cpu" else "tdmpc2"
         if isinstance(algorithm, str):
             if algorithm not in BACKBONES:
-                raise ValueError(f"unknown backbone {algorithm!r}: use one of {BACKBONES}.")
+                raise ValueError(
+                    f"algorithm: unknown backbone {algorithm!r}, use one of {BACKBONES}."
+                )
             algorithm = SAC(hidden=(128, 128), gamma=0.95) if algorithm == "sac" else TDMPC2()
         put("algorithm", algorithm)
         on_sac = isinstance(algorithm, SAC)
@@ -128,20 +130,21 @@ class SkillLevel(LearnerLevel):
                 put(name, value)
         if not isinstance(self.skill_space, Box | Discrete) or not self.skill_space.is_bounded:
             raise TypeError(
-                f"skills are drawn from a bounded Box or a Discrete: "
-                f"{self.skill_space!r} is neither."
+                f"skill_space must be a bounded Box or a Discrete to draw from, got "
+                f"{self.skill_space!r}."
             )
         if isinstance(self.skill_space, Discrete) and self.skill_space.n < 2:
-            raise ValueError("one skill alone cannot be told from others: use Discrete(2) or more.")
+            raise ValueError(
+                "skill_space: one skill alone cannot be told from others: use Discrete(2) or more."
+            )
         put("level_input_space", self.skill_space)
-        put("n_alternatives", check_int("n_alternatives", self.n_alternatives, 1))
-        put("fixed_std", check_setting("fixed_std", self.fixed_std, 1e-6))
-        check_float("least_potential", self.least_potential, high=0.0)
-        check_float("offset", self.offset)
-        for name in ("momentum", "relabel_skills"):
-            check_float(name, getattr(self, name), 0.0, 1.0)
-        if self.freeze_after_steps is not None:
-            check_float("freeze_after_steps", self.freeze_after_steps, 0.0)
+        put_checked(self, check_int, ("n_alternatives",), 1)
+        put_checked(self, check_setting, ("fixed_std",), 1e-6)
+        put_checked(self, check_float, ("least_potential",), -math.inf, 0.0)
+        put_checked(self, check_float, ("offset",))
+        put_checked(self, check_float, ("momentum", "relabel_skills"), 0.0, 1.0)
+        put_checked(self, optional(check_float), ("freeze_after_steps",), 0.0)
+        put_checked(self, check_flag, ("standardize", "centre"))
         if self.hindsight is not None:
             raise ValueError("skills have no goals to relabel: leave hindsight=None.")
         super().__post_init__()

@@ -15,7 +15,7 @@ from lrl_jax.levels.learner_levels import AlgorithmLearner
 from lrl_jax.levels.planner_level import PlannerLearner
 from lrl_jax.levels.skill_level import SkillLevel, Skills, model_above
 from lrl_jax.schedules import Schedule
-from lrl_jax.settings import check_choice, check_int
+from lrl_jax.settings import check_choice, check_flag, check_int, put_checked
 
 REWARD_MODES = ("last_step", "potential_difference")
 
@@ -58,14 +58,14 @@ class SPlaTESLevel(SkillLevel):
     act_by: str = "mppi"
 
     def __post_init__(self):
+        put_checked(self, check_choice, ("act_by",), ("mppi", "policy"))
         all_at_once = self.chunk_size is None and self.act_by == "policy"
         super().__post_init__()
         if all_at_once:  # one pass through a network is no plan
             object.__setattr__(self, "chunk_size", None)
-        check_choice("reward_mode", self.reward_mode, REWARD_MODES)
-        check_choice("act_by", self.act_by, ("mppi", "policy"))
-        n = check_int("n_fresh_skills", self.n_fresh_skills, 1)
-        object.__setattr__(self, "n_fresh_skills", n)
+        put_checked(self, check_choice, ("reward_mode",), REWARD_MODES)
+        put_checked(self, check_flag, ("averaged_value",))
+        put_checked(self, check_int, ("n_fresh_skills",), 1)
         if self.control_interval is None:
             raise ValueError("control_interval=None: a skill lasts a number of steps, such as 10.")
 

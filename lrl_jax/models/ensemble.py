@@ -21,7 +21,16 @@ from lrl_jax.nets import (
     check_periods,
     fourier_features,
 )
-from lrl_jax.settings import check_bound, check_choice, check_float, check_int, put_checked
+from lrl_jax.settings import (
+    check_bound,
+    check_choice,
+    check_flag,
+    check_float,
+    check_int,
+    check_order,
+    optional,
+    put_checked,
+)
 
 MODES = ("heaviest", "mean")
 
@@ -96,23 +105,21 @@ class ProbabilisticEnsemble:
 
     def __post_init__(self):
         put_checked(self, check_int, ("n_models", "n_modes", "n_particles"), 1)
-        if self.latent_state_dim is not None:
-            put_checked(self, check_int, ("latent_state_dim",), 1)
-        if self.context_dim is not None:
-            put_checked(self, check_int, ("context_dim",), 0)
+        put_checked(self, optional(check_int), ("latent_state_dim",), 1)
+        put_checked(self, optional(check_int), ("context_dim",), 0)
         if self.action_space is not None:
-            object.__setattr__(self, "action_space", spaces.from_any(self.action_space))
+            space = spaces.from_any(self.action_space, name="action_space")
+            object.__setattr__(self, "action_space", space)
         put_checked(self, check_float, ("running_std_momentum",), 0.0, 1.0)
         start = ("sb_start_duration", "sb_start_factor", "sb_start_std")
         put_checked(self, check_float, start, 0.0)
         for name, check in (("hidden", check_hidden), ("periods", check_periods)):
             object.__setattr__(self, name, check(getattr(self, name)))
         activation_fn(self.activation)
-        check_choice("deterministic_mode", self.deterministic_mode, MODES)
-        if not self.log_std_min < self.log_std_max:
-            raise ValueError(
-                f"log_std_min={self.log_std_min} must be below log_std_max={self.log_std_max}."
-            )
+        put_checked(self, check_choice, ("deterministic_mode",), MODES)
+        put_checked(self, check_flag, ("use_context", "learn_termination", "partition_batch"))
+        put_checked(self, check_float, ("log_std_min", "log_std_max"))
+        check_order(self, "log_std_min", "log_std_max")
 
     def _check_bound(self) -> None:
         check_bound(self, "latent_state_dim", "context_dim", "action_space")

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrl_jax.settings import check_positive, check_tuple
+
 
 def check_periods(periods) -> tuple[float, ...]:
     """Check periods, positive and finite, and return them as a tuple."""
-    periods = tuple(float(p) for p in periods)
-    if any(not math.isfinite(p) or p <= 0 for p in periods):
-        raise ValueError(f"periods must be positive and finite, got {periods}.")
-    return periods
+    return check_tuple("periods", periods, check_positive)
 
 
 def fourier_features(x: jax.Array, periods: tuple[float, ...]) -> jax.Array:

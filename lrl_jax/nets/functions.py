@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lrl_jax.nets.features import fourier_features
-from lrl_jax.nets.mlp import MLP
+from lrl_jax.nets.features import check_periods, fourier_features
+from lrl_jax.nets.mlp import MLP, activation_fn, check_hidden
+from lrl_jax.settings import check_flag
+
+
+def _check(function: Any) -> None:
+    """Check the settings of a reward or value function and store them as tuples."""
+    function.hidden = check_hidden(function.hidden)
+    function.periods = check_periods(function.periods)
+    activation_fn(function.activation)
 
 
 class RewardFunction(nn.Module):
@@ -25,6 +34,11 @@ class RewardFunction(nn.Module):
     activation: str | Callable = "relu"
     use_context: bool = True
     periods: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        _check(self)
+        self.use_context = check_flag("use_context", self.use_context)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, state: jax.Array, context: jax.Array, action: jax.Array) -> jax.Array:
@@ -45,6 +59,10 @@ class ValueFunction(nn.Module):
     hidden: tuple[int, ...] = (128, 128)
     activation: str | Callable = "relu"
     periods: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        _check(self)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, state: jax.Array, context: jax.Array) -> jax.Array:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 
-from lrl_jax.settings import check_int
+from lrl_jax.settings import check_hashable, check_int, check_tuple, plain
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
@@ -28,20 +29,22 @@ def activation_fn(activation: str | Callable) -> Callable[[jax.Array], jax.Array
         ValueError: for a name that is not in the table.
     """
     if callable(activation):
-        return activation
-    if activation not in ACTIVATIONS:
+        return check_hashable("activation", activation)
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}: use one of {sorted(ACTIVATIONS)}.")
     return ACTIVATIONS[activation]
 
 
-def check_hidden(hidden) -> tuple[int, ...]:
-    """Check the widths of hidden layers and return them as a tuple.
+def check_hidden(hidden: Any, name: str = "hidden") -> tuple[int, ...]:
+    """Check the widths of hidden layers, one or several, and return them as a tuple.
 
     Raises:
         ValueError: if a width is not a positive integer.
+        TypeError: if they are no tuple.
     """
-    hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
-    return tuple(check_int("each of the hidden widths", h, 1) for h in hidden)
+    if isinstance(plain(name, hidden), int):
+        hidden = (hidden,)
+    return check_tuple(name, hidden, check_int, 1)
 
 
 class MLP(nn.Module):

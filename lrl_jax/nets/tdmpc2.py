@@ -14,7 +14,14 @@ from lrl_jax.nets.normed_mlp import NormedMLP
 from lrl_jax.nets.simnorm import check_groups
 from lrl_jax.nets.tanh_gaussian import squash_log_std, tanh_gaussian
 from lrl_jax.nets.two_hot import TwoHot
-from lrl_jax.settings import check_float, check_int, put_checked
+from lrl_jax.settings import (
+    check_flag,
+    check_float,
+    check_int,
+    check_kind,
+    check_order,
+    put_checked,
+)
 
 Params = dict[str, Any]
 
@@ -55,16 +62,13 @@ class LatentModel:
         put_checked(self, check_float, ("log_std_min", "log_std_max"))
         check_groups(self.latent_dim, self.group_size)
         for name in ("hidden", "encoder_hidden"):
-            hidden = check_hidden(getattr(self, name))
+            hidden = check_hidden(getattr(self, name), name)
             if not hidden:
                 raise ValueError(f"{name} needs at least one layer, got {hidden}.")
             object.__setattr__(self, name, hidden)
-        if not isinstance(self.two_hot, TwoHot):
-            raise TypeError(f"two_hot must be a TwoHot, got {self.two_hot!r}.")
-        if not self.log_std_min < self.log_std_max:
-            raise ValueError(
-                f"log_std_min={self.log_std_min} must be below log_std_max={self.log_std_max}."
-            )
+        put_checked(self, check_kind, ("two_hot",), TwoHot)
+        put_checked(self, check_flag, ("learn_termination",))
+        check_order(self, "log_std_min", "log_std_max")
 
     def _net(self, part: str, action_dim: int = 0) -> NormedMLP:
         latent, bins = self.latent_dim, self.two_hot.num_bins

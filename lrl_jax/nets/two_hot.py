@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrl_jax.settings import check_float, check_int, put_checked
+from lrl_jax.settings import check_float, check_int, check_order, put_checked
 
 
 def symlog(x: jax.Array) -> jax.Array:
@@ -41,8 +41,7 @@ class TwoHot:
     def __post_init__(self):
         put_checked(self, check_int, ("num_bins",), 2)
         put_checked(self, check_float, ("low", "high"))
-        if not self.low < self.high:
-            raise ValueError(f"bins need low < high, got low={self.low} and high={self.high}.")
+        check_order(self, "low", "high")
 
     @property
     def width(self) -> float:

@@ -11,7 +11,16 @@ import jax.numpy as jnp
 
 from lrl_jax import struct
 from lrl_jax.planners.common import PlanState
-from lrl_jax.settings import check_float
+from lrl_jax.settings import (
+    check_choice,
+    check_flag,
+    check_float,
+    check_function,
+    check_hashable,
+    check_int,
+    optional,
+    put_checked,
+)
 from lrl_jax.spaces import Space
 
 
@@ -109,15 +118,27 @@ def ensemble_disagreement(rollout: Any, plans: jax.Array) -> jax.Array:
 def check_aux_rewards(aux_rewards: Any) -> tuple[tuple[float, AuxReward], ...]:
     """Return pairs (weight, function) as a tuple of tuples; TypeError or ValueError otherwise."""
     pairs = []
+    if not isinstance(aux_rewards, tuple | list):
+        raise TypeError(f"aux_rewards must be a tuple of (weight, function), got {aux_rewards!r}.")
     for pair in aux_rewards:
         try:
             weight, fn = pair
         except (TypeError, ValueError):
             raise TypeError(f"aux_rewards holds pairs (weight, function), got {pair!r}.") from None
-        if not callable(fn):
-            raise TypeError(f"the auxiliary reward {fn!r} is not callable: give (weight, fn).")
-        pairs.append((check_float("weight of an auxiliary reward", weight), fn))
+        fn = check_function("a function in aux_rewards", fn)
+        pairs.append((check_float("a weight in aux_rewards", weight), fn))
     return tuple(pairs)
+
+
+def check_optimizer(name: str, value: Any, *methods: str) -> Any:
+    """Return an optimiser that has those methods; TypeError for anything else."""
+    missing = [method for method in methods if not callable(getattr(value, method, None))]
+    if missing or isinstance(value, type):
+        raise TypeError(
+            f"{name} must be CEM(horizon=15), ICEM, CategoricalCEM, or have the methods "
+            f"{', '.join(methods)}, got {value!r}."
+        )
+    return check_hashable(name, value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,14 +166,10 @@ class BlackboxPlanner:
 
     def __post_init__(self):
         object.__setattr__(self, "aux_rewards", check_aux_rewards(self.aux_rewards))
-        if not callable(self.rollout_fn):
-            raise TypeError(f"rollout_fn is not callable: {self.rollout_fn!r}.")
-        for name in ("init", "plan", "shift"):
-            if not callable(getattr(self.optimizer, name, None)):
-                raise TypeError(
-                    f"optimizer {self.optimizer!r} has no method {name}: give CEM, ICEM or "
-                    f"CategoricalCEM."
-                )
+        put_checked(self, check_function, ("rollout_fn",))
+        put_checked(self, check_optimizer, ("optimizer",), "init", "plan", "shift")
+        put_checked(self, check_flag, ("use_value",))
+        put_checked(self, optional(check_flag), ("use_termination",))
 
     def init(self, space: Space) -> PlanState:
         """State before the first plan."""
@@ -198,6 +215,10 @@ class KnownModelRollout:
     step_fn: Callable[[Any, jax.Array], tuple[Any, jax.Array, jax.Array]]
     value_fn: Callable[[Any], jax.Array] | None = None
 
+    def __post_init__(self):
+        put_checked(self, check_function, ("step_fn",))
+        put_checked(self, optional(check_function), ("value_fn",))
+
     def __call__(self, context: Any, plans: jax.Array, key: jax.Array) -> Rollout:
         """Roll out plans [N, H, *A] with M = P = 1; `key` is not used."""
         del key
@@ -239,6 +260,11 @@ class PredictorRollout:
     with_value: bool = False
     with_termination: bool = True
     hold: int = 1
+
+    def __post_init__(self):
+        put_checked(self, check_flag, ("deterministic", "with_value", "with_termination"))
+        put_checked(self, check_choice, ("mode",), ("heaviest", "mean"))
+        put_checked(self, check_int, ("hold",), 1)
 
     def __call__(self, context: Any, plans: jax.Array, key: jax.Array) -> Any:
         """Roll out plans [N, H, *A]; consumes `key` unless deterministic."""

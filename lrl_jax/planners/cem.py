@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 import jax
@@ -12,10 +13,26 @@ from jax.scipy.special import ndtr, ndtri
 
 from lrl_jax.planners.common import CrossEntropyMethod, PlanState, population_sizes
 from lrl_jax.planners.noise import colouring_matrix
-from lrl_jax.settings import check_choice, check_float, put_checked
+from lrl_jax.settings import (
+    check_choice,
+    check_flag,
+    check_float,
+    check_positive,
+    check_tuple,
+    plain,
+    put_checked,
+)
 from lrl_jax.spaces import Box
 
 SAMPLING = ("clip", "truncated_normal")
+
+
+def _check_sigma(name: str, value: Any) -> float | tuple[float, ...]:
+    """Return one positive number, or a tuple of several."""
+    if isinstance(value, tuple | list | np.ndarray | jax.Array) and np.ndim(plain(name, value)):
+        value = np.ravel(value).tolist() or [math.nan]  # none at all is refused
+        return check_tuple(name, value, check_positive)
+    return check_positive(name, value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +86,9 @@ class CEM(CrossEntropyMethod):
         self._check_settings(("alpha", "keep_elites", "shift_elites"))
         put_checked(self, check_float, ("noise_beta",))
         put_checked(self, check_float, ("sample_decay",), 1.0)
-        check_choice("sampling", self.sampling, SAMPLING)
-        sigma = np.ravel(self.sigma) if np.ndim(self.sigma) else [self.sigma]
-        several = [check_float("sigma", s, 0.0, above=True) for s in sigma]
-        object.__setattr__(self, "sigma", tuple(several) if np.ndim(self.sigma) else several[0])
+        put_checked(self, check_choice, ("sampling",), SAMPLING)
+        put_checked(self, check_flag, ("mean_candidate",))
+        put_checked(self, _check_sigma, ("sigma",))
         self._check_elites(int(self.mean_candidate))
 
     @property

@@ -16,6 +16,8 @@ from lrl_jax.settings import check_choice, check_float, check_int, put_checked
 
 CostFn = Callable[[jax.Array], jax.Array]
 
+#: Of a search: there is a population for each.
+MAX_ITERATIONS = 10**6
 RETURN_MODES = ("mean", "best", "sample")
 
 
@@ -126,11 +128,12 @@ class CrossEntropyMethod(abc.ABC):
 
     def _check_settings(self, fractions: tuple[str, ...]) -> None:
         """Check what all of them have, and settings in [0, 1]."""
-        put_checked(self, check_int, ("horizon", "n_iterations"), 1)
+        put_checked(self, check_int, ("horizon",), 1)
+        put_checked(self, check_int, ("n_iterations",), 1, MAX_ITERATIONS)
         put_checked(self, check_int, ("num_samples",), 2)
         put_checked(self, functools.partial(check_float, above=True), ("elite_ratio",), 0.0, 1.0)
         put_checked(self, check_float, fractions, 0.0, 1.0)
-        check_choice("return_mode", self.return_mode, RETURN_MODES)
+        put_checked(self, check_choice, ("return_mode",), RETURN_MODES)
 
     def _check_elites(self, n_others: int = 0) -> None:
         """Refuse to keep so many candidates that there would be no new ones."""

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lrl_jax import struct
+from lrl_jax.planners.common import MAX_ITERATIONS
 from lrl_jax.settings import check_float, check_int, put_checked
 
 ValueFn = Callable[[jax.Array], jax.Array]
@@ -62,7 +63,8 @@ class MPPI:
     max_std: float = 2.0
 
     def __post_init__(self):
-        put_checked(self, check_int, ("horizon", "num_samples", "num_elites", "n_iterations"), 1)
+        put_checked(self, check_int, ("horizon", "num_samples", "num_elites"), 1)
+        put_checked(self, check_int, ("n_iterations",), 1, MAX_ITERATIONS)
         put_checked(self, check_int, ("num_policy_samples",), 0)
         put_checked(self, check_float, ("temperature", "min_std", "max_std"), 0.0)
         if self.num_policy_samples >= self.num_samples:

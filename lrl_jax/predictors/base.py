@@ -14,11 +14,11 @@ from lrl_jax.devices import resolve_device
 from lrl_jax.models import init_running_std, init_standardizer, mixture
 from lrl_jax.nets import apply_function, init_function
 from lrl_jax.predictors import rollouts
-from lrl_jax.predictors.checks import check_function, check_std
+from lrl_jax.predictors.checks import check_std
 from lrl_jax.predictors.compiled import compiled
 from lrl_jax.predictors.encoders import as_shape
 from lrl_jax.predictors.types import Prediction, PredictorState, Rollout
-from lrl_jax.settings import check_bound, check_int, put_checked
+from lrl_jax.settings import check_bound, check_function, check_int, optional, put_checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +56,8 @@ class Predictor:
     mapped_env_obs_shape: tuple[int, ...] | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self):
-        check_function("val_func", self.val_func, True)
-        check_function("rew_func", self.rew_func, True)
-        check_function("encoder", self.encoder, True)
-        check_int("log_interval", self.log_interval, 1)
+        put_checked(self, optional(check_function), ("val_func", "rew_func", "encoder"))
+        put_checked(self, check_int, ("log_interval",), 1)
         for name, least in (("latent_state_dim", 1), ("context_dim", 0)):
             if getattr(self, name) is None:
                 continue

@@ -18,18 +18,6 @@ def check_gamma(gamma: Any) -> None:
             raise ValueError(f"gamma must lie in [0, 1], got {gamma}.")
 
 
-def check_function(name: str, function: Any, optional: bool) -> None:
-    """Raise a TypeError unless `function` is callable and hashable (or None, where optional)."""
-    if function is None and optional:
-        return
-    if not callable(function):
-        raise TypeError(f"{name} must be a flax module or a function, got {function!r}.")
-    try:
-        hash(function)
-    except TypeError as error:
-        raise TypeError(f"{name} is not hashable ({error}): store tuples, not lists.") from None
-
-
 def check_std(std: Any) -> Any:
     """Return a positive std; a traced one is not checked."""
     if isinstance(std, int | float) and check_setting("fixed_std", std) <= 0:

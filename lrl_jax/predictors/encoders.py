@@ -13,12 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrl_jax.env_spec import GoalIndices
-from lrl_jax.settings import check_bound, check_int
+from lrl_jax.settings import (
+    check_bound,
+    check_int,
+    check_kind,
+    check_tuple,
+    optional,
+    plain,
+    put_checked,
+)
 
 
 def as_shape(shape: Any) -> tuple[int, ...]:
     """The shape of an observation as a tuple of ints; a number is the size of a flat one."""
-    return (int(shape),) if isinstance(shape, int) else tuple(int(d) for d in shape)
+    shape = plain("mapped_env_obs_shape", shape)
+    if isinstance(shape, int):
+        shape = (shape,)
+    return check_tuple("mapped_env_obs_shape", shape, check_int, 0)
 
 
 def _parts(name: str, value: Any) -> tuple[str | tuple[int, int], ...]:
@@ -77,6 +88,8 @@ class IdentityEncoder:
     context_dim: int = 0
 
     def __post_init__(self):
+        put_checked(self, optional(check_int), ("latent_state_dim",), 1)
+        put_checked(self, check_int, ("context_dim",), 0)
         _check_dim("context_dim", self.context_dim, 0)
         if self.mapped_env_obs_shape is not None:
             shape = as_shape(self.mapped_env_obs_shape)
@@ -117,6 +130,9 @@ class IndexEncoder:
     goal_indices: GoalIndices | None = None
 
     def __post_init__(self):
+        put_checked(self, optional(check_int), ("latent_state_dim",), 1)
+        put_checked(self, optional(check_int), ("context_dim",), 0)
+        put_checked(self, optional(check_kind), ("goal_indices",), GoalIndices)
         shape = self.mapped_env_obs_shape
         if shape is not None:
             object.__setattr__(self, "mapped_env_obs_shape", as_shape(shape))
@@ -199,7 +215,11 @@ class LinearEncoder(nn.Module):
     constant_dims: tuple[int, ...] = ()
 
     def __post_init__(self):
-        self.constant_dims = tuple(int(d) for d in self.constant_dims)
+        self.constant_dims = check_tuple("constant_dims", self.constant_dims, check_int, 0)
+        if self.latent_state_dim is not None:
+            self.latent_state_dim = check_int("latent_state_dim", self.latent_state_dim, 1)
+        if self.context_dim is not None:
+            self.context_dim = check_int("context_dim", self.context_dim, 0)
         if self.mapped_env_obs_shape is not None:
             self._bind(as_shape(self.mapped_env_obs_shape))
         super().__post_init__()

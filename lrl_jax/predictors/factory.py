@@ -15,6 +15,7 @@ from lrl_jax.nets import RewardFunction, ValueFunction
 from lrl_jax.predictors.base import Predictor
 from lrl_jax.predictors.encoders import IndexEncoder, as_shape
 from lrl_jax.predictors.reward_predictor import RewardPredictor
+from lrl_jax.settings import check_int, check_kind, optional, put_checked
 
 # Fields of parts that the factory fills in.
 _FILLED = (
@@ -139,6 +140,9 @@ class PredictorFactory:
     goal_indices: GoalIndices | None = None
 
     def __post_init__(self):
+        put_checked(self, optional(check_int), ("latent_state_dim",), 1)
+        put_checked(self, optional(check_int), ("context_dim",), 0)
+        put_checked(self, optional(check_kind), ("goal_indices",), GoalIndices)
         for field in ("model", "val_func", "rew_func", "encoder", "predictor"):
             name = f"partial_{field}"
             part = getattr(self, name)

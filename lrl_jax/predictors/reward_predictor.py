@@ -21,7 +21,14 @@ from lrl_jax.predictors.targets import n_step_windows, valid_starts
 from lrl_jax.predictors.types import ModelBatch, PredictorState, TargetBatch
 from lrl_jax.randomness import Salt
 from lrl_jax.schedules import Schedule, check_setting
-from lrl_jax.settings import check_float, check_int, put_checked
+from lrl_jax.settings import (
+    check_flag,
+    check_float,
+    check_int,
+    check_positive,
+    optional,
+    put_checked,
+)
 
 LEARNING_RATES = {  # part of the parameters: setting
     "encoder": "encoder_lr",
@@ -79,19 +86,11 @@ class RewardPredictor(Predictor):
         put_checked(self, check_setting, ("gamma", "tau"), 0.0, 1.0)
         put_checked(self, check_setting, tuple(LEARNING_RATES.values()))
         weights = ("consistency_loss_weight", "value_loss_weight", "rew_loss_weight")
-        for name in weights:
-            if callable(getattr(self, name)):
-                raise TypeError(f"{name} must be a number, got {getattr(self, name)!r}.")
-        put_checked(self, check_setting, weights)
-        check_float("state_noise", self.state_noise, 0.0)
+        put_checked(self, check_float, (*weights, "state_noise"), 0.0)
         put_checked(self, check_int, ("k_steps", "n_steps"), 1)
         put_checked(self, check_int, ("encoder_warm_up",), 0)
-        if self.clip_grad_max_norm is not None:
-            put_checked(self, check_setting, ("clip_grad_max_norm",))
-            if callable(self.clip_grad_max_norm) or self.clip_grad_max_norm <= 0:
-                raise ValueError(
-                    f"clip_grad_max_norm must be positive or None, got {self.clip_grad_max_norm}."
-                )
+        put_checked(self, check_flag, ("learn_encoder", "delta_standardizer", "smdp_discount"))
+        put_checked(self, optional(check_positive), ("clip_grad_max_norm",))
 
     def _settings(self):
         names = ("gamma", "tau", *LEARNING_RATES.values())
