@@ -67,10 +67,19 @@ def test_unknown_ids_name_the_close_ones():
         make(Maze2D(["####", "#..#", "####"]))
 
 
-def test_brax_without_brax_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "brax", None)
-    with pytest.raises(ImportError, match=r"brax/ant.*lrl_jax\[brax\]"):
-        make("brax/ant")
+@pytest.mark.parametrize(
+    "library, module",
+    [
+        ("brax", "brax.envs"),
+        ("playground", "mujoco_playground"),
+        ("xminigrid", "xminigrid"),
+        ("craftax", "craftax.craftax_env"),
+    ],
+)
+def test_a_library_that_is_not_installed_is_named_with_its_extra(monkeypatch, library, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"{library}/some.*lrl_jax\[{library}\]"):
+        make(f"{library}/some")
 
 
 class GoalEnv(gymnasium.Env):

@@ -4,6 +4,8 @@ Importing this package registers the built-in mazes with gymnax.
 """
 
 from lrl_jax.env_spec import goal_indices
+from lrl_jax.envs.adapted import AdaptedEnvironment
+from lrl_jax.envs.adapters import BraxEnvironment
 from lrl_jax.envs.layouts import BUILTIN, parse_layout
 from lrl_jax.envs.maze2d import Maze2D, Maze2DParams, Maze2DState
 from lrl_jax.envs.registration import GYMNASIUM, make, register_mazes
@@ -14,6 +16,8 @@ register_mazes()
 __all__ = [
     "BUILTIN",
     "GYMNASIUM",
+    "AdaptedEnvironment",
+    "BraxEnvironment",
     "Maze2D",
     "Maze2DParams",
     "Maze2DState",

@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium
 import gymnax
 
+from lrl_jax.envs.adapters import LIBRARIES
 from lrl_jax.envs.layouts import BUILTIN
 from lrl_jax.envs.maze2d import Maze2D
 
@@ -24,8 +25,9 @@ def make(env_id: str, **settings: Any) -> tuple[Any, Any]:
 
     Args:
         env_id: one of the library's own ids ("Maze2D-Medium-v0"), any id registered with gymnax, or
-            "brax/<name>" (needs the extra "brax"), or "gymnasium/<id>" for a vector environment of
-            Gymnasium's (MuJoCo's need the extra "mujoco"), whose parameters are None.
+            "brax/<name>", "playground/<name>", "xminigrid/<name>", "craftax/<name>" (need the
+            extra of that name), or "gymnasium/<id>" for a vector environment of Gymnasium's
+            (MuJoCo's need the extra "mujoco"), whose parameters are None.
         **settings: arguments of the environment's constructor, or fields of its parameters
             (max_steps_in_episode=...).
 
@@ -35,7 +37,7 @@ def make(env_id: str, **settings: Any) -> tuple[Any, Any]:
     Raises:
         ValueError: for an unknown id, with the ones that are close to it.
         TypeError: for a setting that the environment does not have.
-        ImportError: for a brax id where brax is not installed.
+        ImportError: where the library that the environment is from is not installed.
     """
     if not isinstance(env_id, str):
         raise TypeError(
@@ -44,10 +46,9 @@ def make(env_id: str, **settings: Any) -> tuple[Any, Any]:
         )
     if env_id.startswith(GYMNASIUM):
         return _gymnasium_env(env_id, **settings), None
-    if env_id.startswith("brax/"):
-        from lrl_jax.envs.brax_adapter import BraxEnvironment
-
-        factory = functools.partial(BraxEnvironment, env_id.removeprefix("brax/"))
+    library, _, name = env_id.partition("/")
+    if name and library in LIBRARIES:
+        factory = functools.partial(LIBRARIES[library], name)
     elif env_id in BUILTIN:
         factory = functools.partial(make_maze, env_id)
     elif env_id in gymnax.registered_envs:
@@ -135,9 +136,10 @@ def _unknown_id(env_id: str) -> str:
     lower = {known.lower(): known for known in ids}
     close = difflib.get_close_matches(env_id.lower(), lower, n=4, cutoff=0.5)
     hint = f"did you mean {' or '.join(lower[c] for c in close)}? " if close else ""
+    libraries = ", ".join(f"{library}/<name>" for library in LIBRARIES)
     others = [known for known in ids if known not in BUILTIN]
     return (
         f"unknown environment {env_id!r}: {hint}There are {', '.join(BUILTIN)}; of gymnax "
-        f"{', '.join(others)}; and brax/<name>. Pass a Gymnasium environment directly to "
-        f"Collector instead."
+        f"{', '.join(others)}; and {libraries}. Pass a Gymnasium environment "
+        f"directly to Collector instead."
     )
