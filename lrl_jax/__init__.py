@@ -17,6 +17,7 @@ from lrl_jax import (  # noqa: E402
     hierarchies,
     levels,
     models,
+    obs_maps,
     planners,
     predictors,
     spaces,
@@ -37,7 +38,7 @@ from lrl_jax.envs import make  # noqa: E402
 from lrl_jax.export import export_policy  # noqa: E402
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, RandomHierarchy  # noqa: E402
 from lrl_jax.policy_loader import load_policy  # noqa: E402
-from lrl_jax.training import load_run, take_seed  # noqa: E402
+from lrl_jax.training import TrainConfig, load_run, register, take_seed, train  # noqa: E402
 
 __all__ = [
     "AsyncCollector",
@@ -46,6 +47,7 @@ __all__ = [
     "Hierarchy",
     "HierarchyState",
     "RandomHierarchy",
+    "TrainConfig",
     "Transitions",
     "__version__",
     "algorithms",
@@ -65,10 +67,13 @@ __all__ = [
     "make_mesh",
     "models",
     "planners",
+    "obs_maps",
     "predictors",
+    "register",
     "rollout",
     "spaces",
     "take_seed",
     "testing",
+    "train",
     "training",
 ]

@@ -115,7 +115,7 @@ class Hierarchy:
             self.env_spec.goal_indices.mapped(f, self.env_spec.obs_space, space.dim)
             for f, space in zip(self.env_obs_maps, self._obs_spaces, strict=True)
         ]
-        self.specs = self._specs(1)
+        self.specs = self.specs_for(1)
         self._maps = [_over_instances(f) for f in self.env_obs_maps]
         self._compile()
 
@@ -145,7 +145,8 @@ class Hierarchy:
             self._jitted[entry] = jax.jit(bound, donate_argnums=donated)
         return self._jitted[entry]
 
-    def _specs(self, n: int, check: bool = True):
+    def specs_for(self, n: int, check: bool = True):
+        """What each level is told about its place, with n instances."""
         seen = (self._obs_spaces, self._goals)
         return checks.level_specs(self.levels, *seen, self.env_spec, n, check)
 
@@ -229,13 +230,9 @@ class Hierarchy:
         return self.reset(new.replace(levels=levels, n_total_env_steps=total))
 
     def _make_state(self, key: jax.Array, n: int, with_buffers: bool = True) -> HierarchyState:
-        specs = self._specs(n, check=with_buffers)
-        key, *keys = jax.random.split(key, self.n_levels + 1)
-        # Copies, so that no two leaves are one array: all of them may be donated.
-        learners = [
-            jax.tree.map(_own, level.init_learner(k, spec))
-            for level, k, spec in zip(self.levels, keys, specs, strict=True)
-        ]
+        specs = self.specs_for(n, check=with_buffers)
+        learners = self.init_learners(key, specs)
+        key = jax.random.split(key, self.n_levels + 1)[0]
         levels = [self._make_level_state(i, learners, specs, n) for i in range(self.n_levels)]
         state = HierarchyState(
             levels=tuple(levels),
@@ -254,6 +251,24 @@ class Hierarchy:
         else:  # there are no children to look for
             levels = [s.replace(first_child=None) for s in levels]
         return state.replace(levels=tuple(levels))
+
+    def init_learners(
+        self, key: jax.Array, specs: Sequence[Any] | None = None, levels: Sequence[Any] = ()
+    ) -> list[Any]:
+        """The learners that `init` begins with; can be traced. Consumes `key`.
+
+        Args:
+            key: typed random key.
+            specs: of the levels; those of one instance if None.
+            levels: in place of the hierarchy's own, with settings that may be traced.
+        """
+        keys = jax.random.split(key, self.n_levels + 1)[1:]
+        levels, specs = levels or self.levels, specs or self.specs
+        # Copies, so that no two leaves are one array: all of them may be donated.
+        return [
+            jax.tree.map(_own, level.init_learner(k, spec))
+            for level, k, spec in zip(levels, keys, specs, strict=True)
+        ]
 
     def _make_level_state(self, i: int, learners, specs, n: int) -> LevelState:
         level, spec, learner = self.levels[i], specs[i], learners[i]

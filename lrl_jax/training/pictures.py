@@ -190,6 +190,36 @@ def curve_picture(
     return save_curves(figure, path, title)
 
 
+def sweep_picture(summary: Any, setting: str, path: Path) -> Path:
+    """Draw what agents reached in the final test over a swept setting; returns the file.
+
+    Args:
+        summary: of the run.
+        setting: path of the setting.
+        path: the file.
+    """
+    from matplotlib.figure import Figure
+
+    values = np.array([each[setting] for each in summary.settings_of_seeds])
+    results = {"success": summary.success_of_seeds, "return": summary.return_of_seeds}
+    results = {name: np.array(x) for name, x in results.items() if x is not None}
+    figure = Figure(figsize=(4.5 * len(results), 3.6), layout="constrained")
+    places = np.unique(values)
+    for ax, (name, reached) in zip(
+        figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True
+    ):
+        ax.plot(values, reached, ".", color="0.6")
+        means = [interquartile_mean(reached[values == value]) for value in places]
+        ax.plot(places, means, marker="o", color="C0")
+        if places.min() > 0 and places.max() / places.min() > 20:
+            ax.set_xscale("log")
+        ax.set_xlabel(setting)
+        ax.set_ylabel(f"final test {name}")
+        ax.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    return path
+
+
 def save_curves(figure: Any, path: Path, title: str) -> Path:
     """Save panels over environment steps; returns the file."""
     for ax in figure.axes:

@@ -4,189 +4,360 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import os
-import shutil
+import math
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from lrl_jax import devices
-from lrl_jax.envs import GYMNASIUM, Maze2D
-from lrl_jax.hierarchies import Hierarchy, HierarchyState
-from lrl_jax.randomness import Salt, key_of
-from lrl_jax.training import pictures, sessions
-from lrl_jax.training.config import TrainConfig, load_config, to_json
+from lrl_jax.env_spec import is_gymnasium
+from lrl_jax.envs import GYMNASIUM
+from lrl_jax.training import folder, loading, sessions
+from lrl_jax.training.config import CONFIG, TrainConfig
+from lrl_jax.training.drawing import draw_run
 from lrl_jax.training.logging import RunLog
-from lrl_jax.training.sessions import Session, test_episodes
-from lrl_jax.training.skill_pictures import skill_curves, skills_picture
-from lrl_jax.training.statistics import bootstrap_interval, interquartile_mean, over_seeds
-from lrl_jax.training.train import Trainer, take_seed
+from lrl_jax.training.sessions import Session
+from lrl_jax.training.statistics import over_seeds
+from lrl_jax.training.summary import Summary, final_test
+from lrl_jax.training.train import Trainer
+
+#: Called between chunks with (environment steps, state, row of the log). Returns None, True to stop
+#: early, or a mapping of scalars that are logged too.
+Callback = Callable[[int, Any, dict[str, float]], Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """What a run reached.
-
-    Of several agents, figures of the final test are the interquartile mean over them, and the
-    intervals 95% bootstrap intervals of it. Of one agent there is no interval.
+class Interrupted(KeyboardInterrupt):
+    """A run was asked to stop, and has written a checkpoint.
 
     Attributes:
-        run: the run folder.
-        env_steps: environment steps taken by each agent.
-        train_seconds: training with compilation and interim tests.
-        steps_per_second: environment steps per second of training alone, after compilation, all
-            agents together.
-        test_success: fraction of episodes with success at any step, in the final test; None where
-            the environment does not tell success.
-        test_return: mean return of the final test.
-        test_return_std: std of its episodes' returns, the mean over agents.
-        test_episodes: its episodes, of each agent.
-        test_seconds: its duration, compilation included.
-        seeds: of the agents.
-        success_of_seeds, return_of_seeds: of each agent in the final test.
-        success_interval, return_interval: low and high.
-        pictured: index of the agent in the pictures: the median one in the final test.
+        run: its folder.
+        env_steps: steps of the checkpoint.
+        signal: the signal that asked.
     """
 
-    run: str
-    env_steps: int
-    train_seconds: float
-    steps_per_second: float
-    test_success: float | None
-    test_return: float
-    test_return_std: float
-    test_episodes: int
-    test_seconds: float
-    seeds: tuple[int, ...]
-    success_of_seeds: tuple[float, ...] | None
-    return_of_seeds: tuple[float, ...]
-    success_interval: tuple[float, float] | None
-    return_interval: tuple[float, float] | None
-    pictured: int
+    def __init__(self, run: Path, env_steps: int, number: int):
+        super().__init__(
+            f"stopped by {signal.Signals(number).name} after {env_steps} environment steps, all "
+            f"saved. Go on with: lrl-jax resume {run}"
+        )
+        self.run, self.env_steps, self.signal = run, env_steps, number
 
 
-def run_training(config: TrainConfig, run: str | Path, progress: bool = True) -> Summary:
-    """Train, test, save and draw into the folder `run`, which must not hold a run yet.
+def train(
+    config: TrainConfig | None = None,
+    run: str | Path | None = None,
+    progress: bool = True,
+    *,
+    resume: bool = False,
+    settings: Literal["kept", "new"] = "kept",
+    total_steps: int | None = None,
+    learners: Sequence[Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+    classes: Sequence[Any] = (),
+    env: Any = None,
+) -> Summary:
+    """Train, test, save and draw into a run folder.
 
-    Several processes that share the devices (`jax.distributed`) all call this with the same
-    arguments. The first writes the folder, all of them the checkpoints in it.
+    Ctrl-C and SIGTERM end the run after the chunk under way with a checkpoint, and raise
+    `Interrupted`; a second one ends it at once. Several processes that share the devices
+    (`jax.distributed`) all call this with the same arguments: the first writes the folder, all of
+    them the checkpoints in it.
+
+    Args:
+        config: what is trained; None to go on with a run as it was.
+        run: its folder, `runs/<environment>-<time>` if None.
+        progress: whether a bar is shown.
+        resume: go on with the run in the folder, bit for bit on the same device; begin it if there
+            is none. A finished run is returned as it is, unless it is to take more steps.
+        settings: "new" goes on with other settings than the run began with, those of `config`;
+            "kept" refuses a config with other settings.
+        total_steps: in place of the config's.
+        learners: of other runs, one for each level, to begin with: a learner, the folder of a run
+            whose level at the same place it is, or None for a fresh one.
+        callbacks: called on the host after each interim test, see `Callback`.
+        classes: your own classes that the config in the folder names.
+        env: the environment of a run that was given an object, if `config` is None.
 
     Raises:
-        FileExistsError: if `run` holds one.
-        ValueError: if the processes cannot share this run.
+        FileExistsError: if the folder holds a run and `resume` is False, or another process trains
+            in it.
+        FloatingPointError: if rewards, observations or losses stop being finite.
+        Interrupted: see above.
+        ValueError, TypeError: for what does not fit, before training.
     """
+    if settings not in ("kept", "new"):
+        raise ValueError(f'settings must be "kept" or "new", got {settings!r}.')
+    if config is None and not resume:
+        raise ValueError("config is missing: give one, or resume=True to go on with a run.")
+    if config is not None and total_steps is not None:
+        config = dataclasses.replace(config, total_steps=total_steps)
+    if run is None:
+        if resume:
+            raise ValueError("run is missing: give the folder to go on with.")
+        assert config is not None
+        run = folder.new_folder(config.name)
     run = Path(run)
+    if resume and (run / CONFIG).exists():
+        first_total = folder.first_total_steps(run)
+        known = loading.config_of(run, config, classes, env)
+        config = loading.merged(known, config, first_total, settings, total_steps)
+        done = Summary.load(run)
+        if done is not None and loading.steps_reached(run) >= _steps(config):
+            return done
+        if learners is not None:
+            raise ValueError(f"learners are for the start of a run, which {run} has had.")
+        _check_processes(config)
+        with _exclusive(run):
+            return _run(Trainer.build(config), run, progress, callbacks, first_total, settings)
+    if config is None:
+        raise FileNotFoundError(f"{run} is no run folder: it has no {CONFIG}.")
     _check_processes(config)
-    if (run / "config.json").exists():
-        raise FileExistsError(f"{run} already holds a run: choose another folder.")
+    if (run / CONFIG).exists():
+        raise FileExistsError(
+            f"{run} already holds a run: choose another folder, or go on with it (resume=True)."
+        )
+    trainer = Trainer.build(config, loading.learners_of(learners))
     devices.wait_for_processes(f"run {run}")  # before the first of them writes there
     if jax.process_index() == 0:
-        return _run_training(config, run, run / "checkpoints", progress)
-    with tempfile.TemporaryDirectory() as unused:
-        return _run_training(config, Path(unused), run / "checkpoints", progress=False)
+        folder.claim(run, trainer.config)
+    with _exclusive(run):
+        return _run(trainer, run, progress, callbacks)
+
+
+def _exclusive(run: Path) -> contextlib.AbstractContextManager:
+    return folder.locked(run) if jax.process_index() == 0 else contextlib.nullcontext()
+
+
+def _steps(config: TrainConfig) -> int:
+    """Environment steps of a whole run."""
+    return sum(config.chunks) * config.round_steps
 
 
 def _check_processes(config: TrainConfig) -> None:
     """Refuse what several processes cannot share."""
     if jax.process_count() == 1:
         return
+    n = jax.process_count()
     if config.workers:
         raise ValueError(
-            f"workers={config.workers} with {jax.process_count()} processes: workers on other "
-            f"machines join one learner through Ray, use one process."
+            f"workers={config.workers} with {n} processes: workers on other machines join one "
+            f"learner through Ray, use one process."
         )
-    if config.env.startswith(GYMNASIUM):
+    if is_gymnasium(config.env) or str(config.env).startswith(GYMNASIUM):
         raise ValueError(
-            f"{config.env} runs on the host, which {jax.process_count()} processes cannot share: "
-            f"collect with a CWorkerSet, or use one process."
+            f"{config.name} runs on the host, which {n} processes cannot share: collect with a "
+            f"CWorkerSet, or use one process."
         )
-    if config.seeds > 1:
+    if config.n_agents > 1:
         raise ValueError(
-            f"seeds={config.seeds} with {jax.process_count()} processes: train several agents in "
-            f"one process, or one in several."
+            f"{config.n_agents} agents (seeds={config.seeds}) with {n} processes: train several "
+            f"agents in one process, or one in several."
         )
 
 
-def _run_training(config: TrainConfig, run: Path, checkpoints: Path, progress: bool) -> Summary:
-    trainer = Trainer.build(config)
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "config.json").write_text(to_json(config))
-    log = RunLog(run)
-    began = time.monotonic()
-    with contextlib.closing(sessions.begin(trainer)) as session:
-        speed = _train(trainer, session, log, checkpoints, progress)
-        seconds = time.monotonic() - began
-        log.close()
-        _save(trainer, session.state, checkpoints / "final")
+def _run(
+    trainer: Trainer,
+    run: Path,
+    progress: bool,
+    callbacks: Sequence[Callback],
+    first_total: int | None = None,
+    settings: str = "kept",
+) -> Summary:
+    """The run in its folder, from its last checkpoint if `first_total` is given."""
+    checkpoint, meta = None, {"env_steps": 0, "seconds": 0.0}
+    if first_total is not None:
+        with contextlib.suppress(FileNotFoundError):  # killed before the first one
+            checkpoint = folder.last_checkpoint(run)
+            meta = folder.meta_of(checkpoint)
+    with contextlib.ExitStack() as stack:
+        place = run
+        if jax.process_index():
+            place, progress = Path(stack.enter_context(tempfile.TemporaryDirectory())), False
+        elif first_total is not None:
+            folder.rewrite(run, trainer.config, first_total)
+        resume_at = None if first_total is None else meta["env_steps"]
+        log = stack.enter_context(RunLog(place, resume_at))
+        session = stack.enter_context(contextlib.closing(sessions.begin(trainer, checkpoint)))
+        if settings == "new" and checkpoint is not None:
+            session.renew_settings()
+        loop = _Loop(trainer, session, log, run, callbacks, meta, time.monotonic())
+        speed = loop.go(progress)
         state = session.result()
-    summary = _final_test(trainer, state, run, seconds, speed)
-    (run / "summary.json").write_text(json.dumps(dataclasses.asdict(summary), indent=2))
-    title = config.env
-    if config.seeds > 1:
-        title += f", interquartile mean of {config.seeds} seeds with 95% interval"
-    pictures.curve_picture(log.rows, run / "learning_curve.png", title, log.seed_rows)
-    if trainer.skill_starts is not None:
-        skill_curves(log.rows, run / "skill_curves.png", title)
-    draw(trainer, state, run, summary.pictured)
+    summary = final_test(trainer, state, place, loop.seconds, speed)
+    if jax.process_index() == 0:
+        summary = dataclasses.replace(summary, run=str(run))
+    draw_run(trainer, state, place, log, summary)
+    if jax.process_index() == 0:
+        summary.save()
     return summary
 
 
-def _train(
-    trainer: Trainer, session: Session, log: RunLog, checkpoints: Path, progress: bool
-) -> float:
-    """The chunks of a run; returns the steps per second without compiling."""
-    config = trainer.config
-    many = config.seeds > 1
-    chunk_steps = config.rounds_per_chunk * config.round_steps
-    began = time.monotonic()
-    compile_seconds = session.compile()
-    chunk_seconds: list[float] = []
-    with tqdm(total=config.n_chunks * chunk_steps, unit="step", disable=not progress) as bar:
-        bar.set_postfix_str("compiled")
-        for i in range(config.n_chunks):
-            start = time.monotonic()
-            metrics = session.advance()
-            chunk_seconds.append(time.monotonic() - start)
-            metrics, tested = jax.device_get((metrics, session.test(i)))
-            env_steps = (i + 1) * chunk_steps
-            row = {
-                "env_steps": env_steps,
-                "seconds": time.monotonic() - began,
-                "env_steps_per_second": config.seeds * chunk_steps / chunk_seconds[-1],
-            }
-            if many:
-                agents = [
-                    _agent_row(*jax.tree.map(lambda x, j=j: x[j], (metrics, tested)))
-                    for j in range(config.seeds)
+@dataclasses.dataclass
+class _Loop:
+    """The chunks of a run."""
+
+    trainer: Trainer
+    session: Session
+    log: RunLog
+    run: Path
+    callbacks: Sequence[Callback]
+    meta: dict[str, Any]  # of the checkpoint that it began from
+    began: float
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, those before the checkpoint too."""
+        return self.meta["seconds"] + time.monotonic() - self.began
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints go."""
+        return self.run / "checkpoints"
+
+    def go(self, progress: bool) -> float:
+        """Train to the end; returns the steps per second without compiling."""
+        config = self.trainer.config
+        speeds: list[float] = []
+        done = self.meta["env_steps"]
+        saved = done
+        chunks = list(_remaining(config, done))
+        total = chunks[-1][2] if chunks else done
+        with _stop_signals(self.run) as stop, self._bar(progress, done, total) as bar:
+            for i, n_rounds, env_steps in chunks:
+                row = self._chunk(i, n_rounds, env_steps, speeds)
+                stopped_early = self._call_back(env_steps, row)
+                self.log.write(row)
+                bar.update(env_steps - done)
+                bar.set_postfix_str(_postfix(row))
+                done = env_steps
+                if stopped_early or env_steps == total:
+                    break
+                every = config.checkpoint_interval
+                if stop or (every and (i + 1) % every == 0):
+                    self._save(folder.checkpoint_path(self.checkpoints, done), done)
+                    folder.prune(self.checkpoints, config.max_to_keep)
+                    saved = done
+                if stop:
+                    raise Interrupted(self.run, saved, stop[0])
+            self._save(self.checkpoints / folder.FINAL, done)
+        # The first chunk has compiled where that cannot be told apart.
+        measured = speeds[1:] if len(speeds) > 1 and not self.session.compiles_apart else speeds
+        return float(np.mean(measured)) if measured else math.nan
+
+    def _bar(self, progress: bool, done: int, total: int) -> tqdm:
+        return tqdm(total=total, initial=done, unit="step", disable=not progress)
+
+    def _chunk(self, i: int, n_rounds: int, env_steps: int, speeds: list[float]) -> dict[str, Any]:
+        """Train and test; returns the row of the log."""
+        config = self.trainer.config
+        compile_seconds = self.session.compile(n_rounds)
+        start = time.monotonic()
+        metrics = self.session.advance(n_rounds)
+        steps = config.n_agents * n_rounds * config.round_steps
+        speeds.append(steps / (time.monotonic() - start))
+        metrics, tested = jax.device_get((metrics, self.session.test(i)))
+        row = {
+            "env_steps": env_steps,
+            "seconds": self.seconds,
+            "env_steps_per_second": speeds[-1],
+        }
+        if config.n_agents == 1:
+            row |= _agent_row(metrics, tested)
+        else:
+            agents = [
+                _agent_row(*jax.tree.map(lambda x, j=j: x[j], (metrics, tested)))
+                for j in range(config.n_agents)
+            ]
+            row |= over_seeds(agents)
+            self.log.write_seeds(
+                [
+                    {"env_steps": env_steps, "agent": j, "seed": seed, **swept, **agent}
+                    for j, (seed, swept, agent) in enumerate(
+                        zip(config.agent_seeds, config.agent_settings, agents, strict=True)
+                    )
                 ]
-                row |= over_seeds(agents)
-                log.write_seeds(
-                    [
-                        {"env_steps": env_steps, "agent": j, "seed": config.agent_seeds[j], **agent}
-                        for j, agent in enumerate(agents)
-                    ]
-                )
+            )
+        if compile_seconds:
+            row["compile_seconds"] = compile_seconds
+        _refuse_diverged(row, self.run)
+        return row
+
+    def _call_back(self, env_steps: int, row: dict[str, Any]) -> bool:
+        """Call the callbacks; whether one of them wants the run to stop."""
+        stop = False
+        for callback in self.callbacks:
+            answer = callback(env_steps, self.session.state, row)
+            if answer is None or isinstance(answer, bool | np.bool_):
+                stop |= bool(answer)
+            elif isinstance(answer, dict):
+                row |= {name: float(value) for name, value in answer.items()}
             else:
-                row |= _agent_row(metrics, tested)
-            if i == 0:
-                row["compile_seconds"] = compile_seconds
-            log.write(row)
-            bar.update(chunk_steps)
-            bar.set_postfix_str(_postfix(row))
-            every = config.checkpoint_interval
-            if every and (i + 1) % every == 0:
-                _save(trainer, session.state, checkpoints / f"step_{env_steps:09d}")
-    if (trainer.on_host or config.workers) and config.n_chunks > 1:  # the first one has compiled
-        chunk_seconds = chunk_seconds[1:]
-    return config.seeds * chunk_steps * len(chunk_seconds) / sum(chunk_seconds)
+                raise TypeError(
+                    f"{callback} returned {answer!r}: return None, True to stop, or a dict of "
+                    f"scalars to log."
+                )
+        return stop
+
+    def _save(self, path: Path, env_steps: int) -> None:
+        self.session.save(path, {"env_steps": env_steps, "seconds": self.seconds})
+
+
+def _remaining(config: TrainConfig, done: int) -> Iterator[tuple[int, int, int]]:
+    """Index, rounds, and environment steps after it, of each chunk that is not done."""
+    env_steps = 0
+    for i, n_rounds in enumerate(config.chunks):
+        before, env_steps = env_steps, env_steps + n_rounds * config.round_steps
+        if env_steps > done:  # a run that was to be shorter may have ended within this chunk
+            yield i, (env_steps - max(before, done)) // config.round_steps, env_steps
+
+
+@contextlib.contextmanager
+def _stop_signals(run: Path) -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of ending at once; a second one interrupts.
+
+    Yields:
+        A list that holds the signal once one has come.
+    """
+    got: list[int] = []
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        if got:
+            raise KeyboardInterrupt(f"stopped within a chunk: lrl-jax resume {run} goes back.")
+        got.append(number)
+        name = signal.Signals(number).name
+        print(f"\n{name}: saving after the chunk under way; once more to stop at once", flush=True)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield got
+        return
+    old = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        old[number] = signal.signal(number, on_signal)
+    try:
+        yield got
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _refuse_diverged(row: dict[str, float], run: Path) -> None:
+    """Refuse losses and returns that are not finite."""
+    bad = sorted(k for k, x in row.items() if not math.isfinite(x))
+    if bad:
+        raise FloatingPointError(
+            f"{', '.join(f'{name}={row[name]}' for name in bad[:6])} after {row['env_steps']} "
+            f"environment steps in {run}: the run has diverged. Its last checkpoint is from "
+            f"before; lower the learning rates, or look at the environment's rewards."
+        )
 
 
 def _agent_row(metrics: dict[str, Any], tested: dict[str, Any]) -> dict[str, float]:
@@ -203,143 +374,9 @@ def _agent_row(metrics: dict[str, Any], tested: dict[str, Any]) -> dict[str, flo
 
 
 def _postfix(row: dict[str, float]) -> str:
-    success = f"success={row['test_success']:.2f}, " if "test_success" in row else ""
+    success = ""
+    if "test_success" in row:
+        success = f"success={row['test_success']:.2f} (at end {row['test_success_at_end']:.2f}), "
     return f"{success}return={row['test_return']:.1f}"
 
 
-def _final_test(
-    trainer: Trainer, state: HierarchyState, run: Path, seconds: float, speed: float
-) -> Summary:
-    config = trainer.config
-    start = time.monotonic()
-    many = config.seeds > 1
-    seeds = config.agent_seeds if many else config.seed
-    episodes = test_episodes(trainer, state, config.final_test_episodes, seeds)
-    test_seconds = time.monotonic() - start
-    returns = np.atleast_2d(np.asarray(episodes.episode_return, np.float64))
-    return_of = returns.mean(axis=1)
-    success_of = np.atleast_2d(episodes.success).mean(axis=1) if trainer.has_success else None
-    rank = np.lexsort((return_of,) if success_of is None else (return_of, success_of))
-    total = state.n_total_env_steps
-    return Summary(
-        run=str(run),
-        env_steps=int(take_seed(total, 0) if many else total),
-        train_seconds=round(seconds, 1),
-        steps_per_second=round(speed, 1),
-        test_success=None if success_of is None else float(interquartile_mean(success_of)),
-        test_return=float(interquartile_mean(return_of)),
-        test_return_std=float(returns.std(axis=1).mean()),
-        test_episodes=config.final_test_episodes,
-        test_seconds=round(test_seconds, 1),
-        seeds=config.agent_seeds,
-        success_of_seeds=None if success_of is None else tuple(success_of.tolist()),
-        return_of_seeds=tuple(return_of.tolist()),
-        success_interval=_interval(success_of) if many and success_of is not None else None,
-        return_interval=_interval(return_of) if many else None,
-        pictured=int(rank[(len(rank) - 1) // 2]),
-    )
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    low, high = bootstrap_interval(values)
-    return float(low), float(high)
-
-
-def draw(trainer: Trainer, state: HierarchyState, run: Path, agent: int = 0) -> None:
-    """Draw planned against executed paths and the animation of one agent, for mazes.
-
-    Args:
-        trainer: of the run.
-        state: of all agents of the run.
-        run: the run folder.
-        agent: index of the agent.
-    """
-    if not isinstance(trainer.env, Maze2D):
-        return
-    config, about = trainer.config, ""
-    if config.seeds > 1:
-        state = take_seed(state, agent)
-        about = (
-            f"agent {agent} (seed {config.agent_seeds[agent]}), the median of {config.seeds} in "
-            f"the final test"
-        )
-    paths = pictures.record_paths(
-        trainer.hierarchy,
-        state,
-        key_of(config.agent_seeds[agent] + Salt.PICTURES),
-        6,
-        max(1, trainer.episode_ticks - 1),
-    )
-    pictures.paths_picture(trainer.env, paths, run / "paths.png", about=about)
-    pictures.rollout_gif(trainer.env, paths, run / "rollout.gif")
-    if trainer.skill_starts is not None:
-        skills_picture(trainer.hierarchy, state, run / "skills.png", about=about)
-
-
-def _save(trainer: Trainer, state: HierarchyState, path: Path) -> None:
-    """Write a checkpoint; of several agents, a folder with one each, there once it is whole."""
-    hierarchy = trainer.hierarchy
-    if trainer.config.seeds == 1:
-        hierarchy.save(state, path)
-        return
-    part = path.with_name(path.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    if trainer.config.devices > 1:  # one move of all, not one program of all devices a leaf
-        state = jax.device_put(state, jax.devices("cpu")[0])
-    for i in range(trainer.config.seeds):
-        hierarchy.save(take_seed(state, i), _of_agent(part, i))
-    shutil.rmtree(path, ignore_errors=True)
-    os.replace(part, path)
-
-
-def _of_agent(checkpoint: Path, i: int) -> Path:
-    return checkpoint / f"seed_{i:03d}"
-
-
-def load_run(
-    path: str | Path, seed: int | None = None
-) -> tuple[Hierarchy, HierarchyState, Any, Any]:
-    """Load what a run folder ended with: (hierarchy, state, env, params).
-
-    Args:
-        path: the run folder.
-        seed: index of the agent to load, from 0, in a run of several seeds. None for all of them:
-            the leaves of the state then have a leading axis, and `take_seed(state, i)` picks one.
-
-    Raises:
-        FileNotFoundError: if it is no run folder, or has no checkpoint yet.
-        ValueError: if the run has no such agent.
-    """
-    trainer, state = load_trainer(Path(path), seed)
-    return trainer.hierarchy, state, trainer.env, trainer.params
-
-
-def load_trainer(run: Path, seed: int | None = None) -> tuple[Trainer, HierarchyState]:
-    """The trainer of a run folder and the state of its last checkpoint; see `load_run`."""
-    run = Path(run)
-    config = load_config(run)
-    if seed is not None and not 0 <= seed < config.seeds:
-        count = "1 agent" if config.seeds == 1 else f"{config.seeds} agents"
-        raise ValueError(
-            f"there is no agent {seed} in {run}: the run has {count}, "
-            f"take one from 0 to {config.seeds - 1}."
-        )
-    checkpoint = _last_checkpoint(run)
-    trainer = Trainer.build(config)
-    load: Callable[[Path], HierarchyState] = trainer.hierarchy.load
-    if config.seeds == 1:
-        return trainer, load(checkpoint)
-    if seed is not None:
-        return trainer, load(_of_agent(checkpoint, seed))
-    states = [load(_of_agent(checkpoint, i)) for i in range(config.seeds)]
-    return trainer, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-
-
-def _last_checkpoint(run: Path) -> Path:
-    checkpoints = run / "checkpoints"
-    if (checkpoints / "final").is_dir():
-        return checkpoints / "final"
-    saved = sorted(p for p in checkpoints.glob("step_*") if not p.name.endswith(".part"))
-    if not saved:
-        raise FileNotFoundError(f"{run} holds no checkpoint: the run has not got that far.")
-    return saved[-1]

@@ -7,30 +7,45 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from lrl_jax import devices, envs
-from lrl_jax.collectors import CollectionSettings, Collector, CWorkerSet, Episodes, weights_of
+from lrl_jax import checkpoints, devices, struct
+from lrl_jax.collectors import (
+    CollectionSettings,
+    Collector,
+    CWorkerSet,
+    Episodes,
+    RolloutCarry,
+    weights_of,
+)
 from lrl_jax.collectors.evaluation import whole_episodes
 from lrl_jax.collectors.stats import mean_over_updates
 from lrl_jax.collectors.tick import specs
+from lrl_jax.env_spec import is_gymnasium
 from lrl_jax.hierarchies import HierarchyState
 from lrl_jax.randomness import Salt, key_of
 from lrl_jax.training.config import TrainConfig
-from lrl_jax.training.train import Trainer
+from lrl_jax.training.sweeps import refuse_static
+from lrl_jax.training.train import Trainer, make_env
 
+#: Kind of a run's checkpoints.
+RUN = "run"
 _MOST_TEST_TICKS = 100_000
 
 
 class Session(abc.ABC):
     """What the host loop of a run needs."""
 
+    #: Whether `compile` does all of the compiling.
+    compiles_apart = False
     _mesh: Mesh | None = None
 
     def __init__(self, trainer: Trainer):
@@ -41,13 +56,22 @@ class Session(abc.ABC):
     def state(self) -> HierarchyState:
         """The hierarchy's state, with a leading axis where there are several agents."""
 
-    def compile(self) -> float:
-        """Compile what a chunk needs, where that can be told apart; returns the seconds."""
+    def compile(self, n_rounds: int) -> float:
+        """Compile a chunk, where that can be told apart; returns the seconds."""
+        del n_rounds
         return 0.0
 
     @abc.abstractmethod
-    def advance(self) -> dict[str, Any]:
-        """Train up to the next interim test, to its end; returns the metrics."""
+    def advance(self, n_rounds: int) -> dict[str, Any]:
+        """Train for some rounds, to their end; returns the metrics."""
+
+    @abc.abstractmethod
+    def save(self, path: Path, meta: dict[str, Any]) -> None:
+        """Write a checkpoint that `restore` goes on from."""
+
+    @abc.abstractmethod
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint."""
 
     def test(self, i: int) -> dict[str, Any]:
         """The interim test behind chunk i."""
@@ -55,7 +79,7 @@ class Session(abc.ABC):
         if trainer.on_host:
             seed = Salt.INTERIM_TEST_ON_HOST + i
             return trainer.means_of(_test_on_host(trainer, self.state, config.test_episodes, seed))
-        test = trainer.hierarchy.jitted(_test_metrics, trainer, config.seeds > 1)
+        test = trainer.hierarchy.jitted(_test_metrics, trainer, config.n_agents > 1)
         with devices.use(self._mesh):
             return test(self.state, i)
 
@@ -69,11 +93,56 @@ class Session(abc.ABC):
             self._trainer.env.close()
 
 
-def begin(trainer: Trainer) -> Session:
-    """Start the run of a trainer."""
+def begin(trainer: Trainer, checkpoint: Path | None = None) -> Session:
+    """Start the run of a trainer, or go on with it from a checkpoint."""
     if trainer.config.workers:
-        return WorkerSession(trainer)
-    return HostSession(trainer) if trainer.on_host else DeviceSession(trainer)
+        return WorkerSession(trainer, checkpoint)
+    return (HostSession if trainer.on_host else DeviceSession)(trainer, checkpoint)
+
+
+# ------------------------------------------------------------------- checkpoints
+
+
+class HostCarry(struct.Node):
+    """What a checkpoint holds where environments cannot be saved."""
+
+    hierarchy: HierarchyState
+
+
+def write_checkpoint(path: Path, carry: Any, meta: dict[str, Any]) -> None:
+    """Write what a run goes on from; `carry` has the hierarchies' state as `hierarchy`."""
+    checkpoints.write(path, carry, meta, kind=RUN)
+
+
+def read_checkpoint(trainer: Trainer, path: Path) -> Any:
+    """A RolloutCarry, or a HostCarry; leaves have a leading axis where there are several agents.
+
+    Raises:
+        ValueError: for a file that is damaged, or of a run with other arrays.
+    """
+    return checkpoints.read(path, jax.eval_shape(lambda: begun(trainer)), kind=RUN)
+
+
+def begun(trainer: Trainer) -> Any:
+    """What a run begins with: a RolloutCarry, or a HostCarry."""
+    config = trainer.config
+    key = key_of(config.seed)
+    if trainer.on_host or config.workers:
+        n = config.n_env_instances
+        return HostCarry(trainer.hierarchy.init(key, n, trainer.learners))
+    if config.n_agents == 1 and _mesh(config) is None:
+        return trainer.init(key)
+    settings: dict[str, jax.Array] = {}
+    if config.n_agents > 1:
+        key, of_agents = _keys(config.agent_seeds), config.agent_settings
+        settings = {path: jnp.array([x[path] for x in of_agents]) for path in of_agents[0]}
+    return trainer.hierarchy.jitted(_init, trainer, config.n_agents > 1)(key, settings)
+
+
+def _seed_after(trainer: Trainer, state: HierarchyState) -> int:
+    """Seed of the episodes that begin after a checkpoint."""
+    words = np.random.SeedSequence([trainer.config.seed, int(state.n_total_env_steps)])
+    return int(words.generate_state(1, np.uint64)[0] >> 2)
 
 
 def test_episodes(
@@ -123,8 +192,11 @@ def _over_agents(f: Callable, many: bool, in_axes: Any = 0) -> Callable:
     return jax.shard_map(f, in_specs=split, out_specs=own, check_vma=False)
 
 
-def _init(hierarchy, trainer, many, key):
-    return _over_agents(lambda key: devices.pin(trainer.init(key), specs), many)(key)
+def _init(hierarchy, trainer, many, key, settings):
+    def begin(key, settings):
+        return devices.pin(trainer.init(key, settings), specs)
+
+    return _over_agents(begin, many, (0, 0))(key, settings)
 
 
 def _test(hierarchy, trainer, n, many, state, key):
@@ -132,8 +204,9 @@ def _test(hierarchy, trainer, n, many, state, key):
     return _over_agents(test, many, (0, 0))(state, key)
 
 
-def _chunk(hierarchy, trainer, many, carry):
-    carry, metrics = _over_agents(trainer.chunk, many)(carry)
+def _chunk(hierarchy, trainer, n_rounds, many, carry):
+    chunk = functools.partial(trainer.chunk, n_rounds=n_rounds)
+    carry, metrics = _over_agents(chunk, many)(carry)
     return carry, devices.place(metrics, P())
 
 
@@ -144,37 +217,62 @@ def _test_metrics(hierarchy, trainer, many, state, i):
 class DeviceSession(Session):
     """Chunks of jitted rounds, one agent or several in one call, on one device or a mesh."""
 
-    def __init__(self, trainer: Trainer):
+    compiles_apart = True
+
+    def __init__(self, trainer: Trainer, path: Path | None = None):
         super().__init__(trainer)
-        config, hierarchy = trainer.config, trainer.hierarchy
-        many = config.seeds > 1
-        self._mesh = _mesh(config)
-        self._chunk: Any = hierarchy.jitted(_chunk, trainer, many, donate=0)
-        key = _keys(config.agent_seeds) if many else key_of(config.seed)
-        if many or self._mesh is not None:
+        self._many = trainer.config.n_agents > 1
+        self._mesh = _mesh(trainer.config)
+        self._compiled: dict[int, Any] = {}
+        if path is None:
+            # Leaves may share arrays (constants); what is donated must not.
+            if trainer.config.sweep:
+                refuse_static(trainer)
             with devices.use(self._mesh):
-                carry = hierarchy.jitted(_init, trainer, many)(key)
+                self._carry = jax.tree.map(lambda x: x.copy(), begun(trainer))
         else:
-            carry = trainer.init(key)
-        # Leaves may share arrays (constants); what is donated must not.
-        self._carry = jax.tree.map(lambda x: x.copy(), carry)
+            self.restore(path)
 
     @property
     def state(self) -> HierarchyState:
         """The hierarchy's state, with a leading axis where there are several agents."""
         return self._carry.hierarchy
 
-    def compile(self) -> float:
+    def compile(self, n_rounds: int) -> float:
         """Compile a chunk; returns the seconds."""
+        if n_rounds in self._compiled:
+            return 0.0
         began = time.monotonic()
+        hierarchy = self._trainer.hierarchy
+        chunk: Any = hierarchy.jitted(_chunk, self._trainer, n_rounds, self._many, donate=0)
         with devices.use(self._mesh):
-            self._compiled = self._chunk.lower(self._carry).compile()
+            self._compiled[n_rounds] = chunk.lower(self._carry).compile()
         return time.monotonic() - began
 
-    def advance(self) -> dict[str, Any]:
-        """Train up to the next interim test; returns the metrics."""
-        self._carry, metrics = self._compiled(self._carry)
+    def advance(self, n_rounds: int) -> dict[str, Any]:
+        """Train for some rounds; returns the metrics."""
+        self.compile(n_rounds)
+        self._carry, metrics = self._compiled[n_rounds](self._carry)
         return jax.block_until_ready(metrics)
+
+    def save(self, path: Path, meta: dict[str, Any]) -> None:
+        """Write all of the carry: environments, streams, hierarchies with their replay."""
+        write_checkpoint(path, self._carry, meta)
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint, bit for bit."""
+        with devices.use(self._mesh):
+            carry = read_checkpoint(self._trainer, path)
+            if self._mesh is not None:
+                carry = jax.device_put(carry, devices.shardings(self._specs(carry), self._mesh))
+        self._carry = carry
+
+    def _specs(self, carry: RolloutCarry) -> Any:
+        """How a carry is split over the devices of the mesh."""
+        assert self._mesh is not None
+        if devices.AGENTS in self._mesh.axis_names:
+            return jax.tree.map(lambda _: P(devices.AGENTS), carry)
+        return specs(carry)
 
     def result(self) -> HierarchyState:
         """The state for what follows training: on one device, without replay if it was on many."""
@@ -208,28 +306,34 @@ def _on_one_device(trainer: Trainer, state: HierarchyState) -> HierarchyState:
 
     learners = jax.tree.map(fetch, [level.learner for level in state.levels])
     total = jax.tree.map(fetch, state.n_total_env_steps)
-    return (jax.vmap(build) if trainer.config.seeds > 1 else build)(learners, total)
+    return (jax.vmap(build) if trainer.config.n_agents > 1 else build)(learners, total)
 
 
 class HostSession(Session):
-    """A Collector that learns after each tick in a Gymnasium vector environment."""
+    """A Collector that learns after each tick in a Gymnasium vector environment.
 
-    def __init__(self, trainer: Trainer):
+    Such environments cannot be saved. All of them begin new episodes after each checkpoint, with
+    seeds that follow from the number of steps, so that a run which goes on from it is the same.
+    """
+
+    def __init__(self, trainer: Trainer, path: Path | None = None):
         super().__init__(trainer)
-        self._collector = Collector(trainer.hierarchy, trainer.env)
-        self._collector.reset(seed=trainer.config.seed)
+        if path is None:
+            state = begun(trainer).hierarchy
+            self._collector = Collector(trainer.hierarchy, trainer.env, state=state)
+            self._collector.reset(seed=trainer.config.seed)
+        else:
+            self.restore(path)
 
     @property
     def state(self) -> HierarchyState:
         """The hierarchy's state."""
         return self._collector.state
 
-    def advance(self) -> dict[str, Any]:
-        """Train up to the next interim test; returns the metrics."""
-        config = self._trainer.config
-        stats = self._collector.collect(
-            n_steps=config.rounds_per_chunk * config.round_ticks, learn=True
-        )
+    def advance(self, n_rounds: int) -> dict[str, Any]:
+        """Train for some rounds; returns the metrics."""
+        n_steps = n_rounds * self._trainer.config.round_ticks
+        stats = self._collector.collect(n_steps=n_steps, learn=True)
         return {
             "n_episodes": stats.n_collected_episodes,
             "return_sum": float(stats.returns.sum()),
@@ -238,16 +342,35 @@ class HostSession(Session):
             **stats.learning,
         }
 
+    def save(self, path: Path, meta: dict[str, Any]) -> None:
+        """Write the hierarchy's state, and begin new episodes."""
+        write_checkpoint(path, HostCarry(self.state), meta)
+        self._collector.reset(seed=_seed_after(self._trainer, self.state))
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint with new episodes."""
+        state = read_checkpoint(self._trainer, path).hierarchy
+        self._collector = Collector(self._trainer.hierarchy, self._trainer.env, state=state)
+        self._collector.reset(seed=_seed_after(self._trainer, state))
+
 
 class WorkerSession(Session):
-    """Workers collect, rounds of all of them together; one learner learns between rounds."""
+    """Workers collect, rounds of all of them together; one learner learns between rounds.
 
-    def __init__(self, trainer: Trainer):
+    After a checkpoint is read, workers begin new episodes, with seeds that follow from the number
+    of steps.
+    """
+
+    def __init__(self, trainer: Trainer, path: Path | None = None):
         super().__init__(trainer)
-        config, hierarchy = trainer.config, trainer.hierarchy
+        if path is None:
+            self._state, seed = begun(trainer).hierarchy, trainer.config.seed
+        else:
+            self.restore(path)
+            seed = _seed_after(trainer, self._state)
+        config = trainer.config
         n = config.n_env_instances // config.workers
         own = dataclasses.replace(config, n_env_instances=n, workers=0)
-        self._state = hierarchy.init(key_of(config.seed), config.n_env_instances)
         self._version = 0
         self._workers = CWorkerSet(
             config.workers,
@@ -257,7 +380,7 @@ class WorkerSession(Session):
             storage_factory=lambda *_: None,  # rows are stored where they are learned from
             train_envs_factory=lambda *_: _envs_of_a_worker(own),
             initial_weights=weights_of(self._state, 0),
-            seed=config.seed,
+            seed=seed,
         )
 
     @property
@@ -265,11 +388,11 @@ class WorkerSession(Session):
         """The hierarchy's state, with the replay of all workers' rows."""
         return self._state
 
-    def advance(self) -> dict[str, Any]:
-        """Train up to the next interim test; returns the metrics."""
-        hierarchy, config = self._trainer.hierarchy, self._trainer.config
+    def advance(self, n_rounds: int) -> dict[str, Any]:
+        """Train for some rounds; returns the metrics."""
+        hierarchy = self._trainer.hierarchy
         infos, learning, reward = [], [], 0.0
-        for _ in range(config.rounds_per_chunk):
+        for _ in range(n_rounds):
             data, info = self._workers.collect()
             state = hierarchy.add_rows(self._state, data["levels"], info["NumberSamples"])
             self._state, metrics = hierarchy.learn(state)
@@ -287,6 +410,14 @@ class WorkerSession(Session):
             **mean_over_updates(learning),
         }
 
+    def save(self, path: Path, meta: dict[str, Any]) -> None:
+        """Write the hierarchy's state; workers go on."""
+        write_checkpoint(path, HostCarry(self._state), meta)
+
+    def restore(self, path: Path) -> None:
+        """Take the state of a checkpoint."""
+        self._state = read_checkpoint(self._trainer, path).hierarchy
+
     def close(self) -> None:
         """End the workers."""
         self._workers.stop()
@@ -296,18 +427,19 @@ class WorkerSession(Session):
 def _envs_of_a_worker(config: TrainConfig) -> Any:
     """A worker's share of the environments."""
     n = config.n_env_instances
-    if config.env.startswith(envs.GYMNASIUM):
-        return envs.make(config.env, num_envs=n)[0]
-    return *envs.make(config.env), n
+    env, params = make_env(config)
+    return env if is_gymnasium(env) else (env, params, n)
 
 
 def _test_on_host(trainer: Trainer, state: HierarchyState, n: int, seed: int) -> Episodes:
     """An exact number of whole episodes in an environment of their own, in eval mode."""
-    env = trainer.make_test_env(min(n, trainer.config.n_env_instances))
+    config = trainer.config
+    env = trainer.make_test_env(min(n, config.n_env_instances))
     key = _test_key(key_of(seed))
+    limit = config.test_max_steps or _MOST_TEST_TICKS
     try:
         return whole_episodes(
-            trainer.hierarchy, state, key, n, env.num_envs, env, max_steps=_MOST_TEST_TICKS
+            trainer.hierarchy, state, key, n, env.num_envs, env, max_steps=limit
         ).episodes
     finally:
         env.close()

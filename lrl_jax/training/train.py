@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lrl_jax import envs
 from lrl_jax.collectors import Episodes, RolloutCarry, evaluate, init_carry, rollout
+from lrl_jax.env_spec import is_gymnasium
 from lrl_jax.envs import Maze2D
-from lrl_jax.envs.gymnasium_adapter import is_gymnasium
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
 from lrl_jax.levels import SkillLevel
 from lrl_jax.randomness import Salt
 from lrl_jax.training.config import TrainConfig
 from lrl_jax.training.skill_tests import skill_quality
+from lrl_jax.training.sweeps import swept_learners
 
 _TESTED_SKILLS = 512
+_MOST_PROBE_STEPS = 10_000
 _SUCCESS = {"is_success", "success"}  # names in the info of a step
 
 
@@ -29,13 +33,14 @@ class Trainer:
     """What a config builds: the hierarchy, its environment, and the steps of a run.
 
     Attributes:
-        config: the settings.
+        config: the settings, in environment steps.
         hierarchy: in train mode.
-        env, params: gymnax environment and its parameters.
+        env, params: environment and its parameters; None for Gymnasium's.
         has_success: whether the environment tells success: `is_success` or `success` in the info
             of its steps.
         skill_starts: positions [N, 2] that interim tests start skills from, in mazes with a skill
             level; else None.
+        learners: one for each level that the run begins with, None for a fresh one.
     """
 
     config: TrainConfig
@@ -44,39 +49,38 @@ class Trainer:
     params: Any
     has_success: bool = True
     skill_starts: np.ndarray | None = None
+    learners: tuple[Any, ...] | None = None
 
     @classmethod
-    def build(cls, config: TrainConfig) -> Trainer:
-        """Make the environment and the hierarchy of a config."""
-        if config.env.startswith(envs.GYMNASIUM):
-            return cls._build_on_host(config)
-        env, params = envs.make(config.env)
-        hierarchy = _hierarchy(config, env, params)
+    def build(cls, config: TrainConfig, learners: Sequence[Any] | None = None) -> Trainer:
+        """Make the environment and the hierarchy of a config.
+
+        Raises:
+            ValueError, TypeError: where levels, environment, devices and learners do not fit.
+        """
+        config = config.resolved()
+        env, params = make_env(config)
+        if is_gymnasium(env):
+            _refuse_on_host(config, env)
+        hierarchy = Hierarchy(
+            config.levels,
+            env,
+            params,
+            config.obs_maps,
+            signals=config.signals,
+            frozen=config.frozen,
+        )
+        if learners is not None:
+            learners = tuple(learners)
+            hierarchy.init(jax.random.key(0), config.n_env_instances, learners)  # checks them
+        if is_gymnasium(env):
+            trainer = cls(config, hierarchy, env, None, False, learners=learners)
+            return dataclasses.replace(trainer, has_success=_told_on_host(trainer))
         starts = None
         if isinstance(env, Maze2D) and isinstance(hierarchy.levels[-1], SkillLevel):
             starts = env.free_positions(jax.random.key(Salt.TEST), _TESTED_SKILLS)
         success = _tells_success(hierarchy, env, params)
-        return cls(config, hierarchy, env, params, success, starts)
-
-    @classmethod
-    def _build_on_host(cls, config: TrainConfig) -> Trainer:
-        """For a Gymnasium environment."""
-        if config.devices > 1:
-            raise ValueError(
-                f"devices={config.devices}, but {config.env} runs on the host, which they cannot "
-                f"share: use workers={config.devices}."
-            )
-        if config.seeds > 1:
-            raise ValueError(
-                f"seeds={config.seeds}, but {config.env} runs on the host, where agents are not "
-                f"vmapped: train one seed after another."
-            )
-        env, _ = envs.make(config.env, num_envs=config.n_env_instances)
-        probe, _ = envs.make(config.env)
-        probe.reset(seed=0)
-        success = bool(_SUCCESS & set(probe.step(probe.action_space.sample())[4]))
-        probe.close()
-        return cls(config, _hierarchy(config, env, None), env, None, success)
+        return cls(config, hierarchy, env, params, success, starts, learners)
 
     @property
     def on_host(self) -> bool:
@@ -84,33 +88,58 @@ class Trainer:
         return is_gymnasium(self.env)
 
     def make_test_env(self, n: int) -> Any:
-        """Another Gymnasium vector environment of n instances, for tests on the host."""
-        return envs.make(self.config.env, num_envs=n)[0]
+        """Another Gymnasium vector environment of n instances, for tests on the host.
 
-    @property
-    def episode_ticks(self) -> int:
-        """Ticks after which every episode has ended."""
-        return int(self.params.max_steps_in_episode)
-
-    def init(self, key: jax.Array) -> RolloutCarry:
-        """Start a run; consumes `key`."""
-        return init_carry(self.hierarchy, key, self.config.n_env_instances)
-
-    def chunk(self, carry: RolloutCarry) -> tuple[RolloutCarry, dict[str, jax.Array]]:
-        """The rounds up to the next interim test. Returns the carry and the rollout's metrics."""
+        Raises:
+            ValueError: if the environment does not say how it was made.
+        """
         config = self.config
+        if isinstance(config.env, str):
+            return make_env(dataclasses.replace(config, n_env_instances=n))[0]
+        spec = getattr(self.env, "spec", None)
+        if spec is None:
+            raise ValueError(
+                f"{config.name} has no spec, so that no environment like it can be made for tests: "
+                f"register it with gymnasium and give its id, 'gymnasium/<id>'."
+            )
+        return gymnasium.make_vec(spec, num_envs=n, vectorization_mode="sync")
+
+    def init(self, key: jax.Array, settings: Mapping[str, Any] | None = None) -> RolloutCarry:
+        """Start a run; consumes `key`.
+
+        Args:
+            key: typed random key.
+            settings: swept settings by path, float [] each; may be traced.
+        """
+        hierarchy, n = self.hierarchy, self.config.n_env_instances
+        carry = init_carry(hierarchy, key, n)
+        state = carry.hierarchy
+        if self.learners is not None:
+            state = hierarchy.with_learners(state, self.learners)
+        if settings:
+            # The key of the hierarchy's state in `init_carry`: settings alone make the difference.
+            state_key = jax.random.split(key, 3)[2]
+            new = swept_learners(hierarchy, state_key, n, settings)
+            levels = zip(state.levels, new, strict=True)
+            state = state.replace(levels=tuple(s.replace(learner=x) for s, x in levels))
+        if state is not carry.hierarchy:
+            carry = carry.replace(hierarchy=hierarchy.reset(state))
+        return carry
+
+    def chunk(
+        self, carry: RolloutCarry, n_rounds: int
+    ) -> tuple[RolloutCarry, dict[str, jax.Array]]:
+        """The rounds up to an interim test. Returns the carry and the rollout's metrics."""
+        ticks = self.config.round_ticks
         carry, out = rollout(
-            self.hierarchy,
-            carry,
-            config.rounds_per_chunk * config.round_ticks,
-            learn=True,
-            learn_interval=config.round_ticks,
+            self.hierarchy, carry, n_rounds * ticks, learn=True, learn_interval=ticks
         )
         return carry, out.metrics
 
     def test(self, state: HierarchyState, key: jax.Array, n_episodes: int) -> Episodes:
         """One whole episode in each of `n_episodes` instances, in eval mode; consumes `key`."""
-        return evaluate(self.hierarchy, state, key, n_episodes)
+        limit = self.config.test_max_steps
+        return evaluate(self.hierarchy, state, key, n_episodes, max_steps=limit)
 
     def test_metrics(self, state: HierarchyState, chunk: jax.Array | int) -> dict[str, jax.Array]:
         """The interim test behind a chunk, means over its episodes.
@@ -138,10 +167,50 @@ class Trainer:
         return metrics
 
 
-def _hierarchy(config: TrainConfig, env: Any, params: Any) -> Hierarchy:
-    obs_maps = getattr(config.agent, "obs_maps", None)
-    levels = config.agent.levels(env, config.total_steps)
-    return Hierarchy(levels, env, params, obs_maps and obs_maps(env))
+def make_env(config: TrainConfig) -> tuple[Any, Any]:
+    """The environment of a config and its parameters; None for Gymnasium's.
+
+    Raises:
+        ValueError, TypeError: for an id, settings or parameters that do not exist.
+    """
+    env, params = config.env, None
+    if isinstance(env, str):
+        on_host = {"num_envs": config.n_env_instances} if env.startswith(envs.GYMNASIUM) else {}
+        env, params = envs.make(env, **on_host, **dict(config.env_settings))
+    elif not is_gymnasium(env):
+        params = env.default_params
+    changes = config.env_params
+    if not isinstance(changes, tuple):
+        return env, changes
+    if not changes:
+        return env, params
+    there = [f.name for f in dataclasses.fields(params)] if dataclasses.is_dataclass(params) else []
+    unknown = sorted(set(dict(changes)) - set(there))
+    if unknown:
+        raise ValueError(
+            f"env_params has {unknown}, but the parameters of {config.name} have "
+            f"{', '.join(there) or 'no fields'}."
+        )
+    return env, dataclasses.replace(params, **dict(changes))
+
+
+def _refuse_on_host(config: TrainConfig, env: Any) -> None:
+    """Refuse what environments on the host cannot do."""
+    if config.devices > 1:
+        raise ValueError(
+            f"devices={config.devices}, but {config.name} runs on the host, which they cannot "
+            f"share: use workers={config.devices}."
+        )
+    if config.n_agents > 1:
+        raise ValueError(
+            f"{config.n_agents} agents (seeds={config.seeds}), but {config.name} runs on the host, "
+            f"where agents are not vmapped: train one after another."
+        )
+    n = getattr(env, "num_envs", 1)
+    if n != config.n_env_instances:
+        raise ValueError(
+            f"n_env_instances={config.n_env_instances}, but env holds {n}: make them the same."
+        )
 
 
 def _tells_success(hierarchy: Hierarchy, env: Any, params: Any) -> bool:
@@ -155,28 +224,60 @@ def _tells_success(hierarchy: Hierarchy, env: Any, params: Any) -> bool:
     return bool(_SUCCESS & set(info))
 
 
-def make_train(config: TrainConfig) -> Callable[[jax.Array], dict[str, Any]]:
-    """Build `train(key) -> {"state", "metrics"}`, the whole run in one traceable function.
+def _told_on_host(trainer: Trainer) -> bool:
+    """Whether an episode of random actions tells success anywhere, also at its last step only."""
+    env = trainer.make_test_env(1)
+    try:
+        env.reset(seed=0)
+        env.action_space.seed(0)
+        for _ in range(_MOST_PROBE_STEPS):
+            _, _, terminated, truncated, info = env.step(env.action_space.sample())
+            if _SUCCESS & {*info, *info.get("final_info", ())}:
+                return True
+            if terminated.any() or truncated.any():
+                return False
+        return False
+    finally:
+        env.close()
 
-    It can be jitted and vmapped over keys: `jax.jit(jax.vmap(make_train(config)))(keys)` trains as
-    many agents at once; `take_seed` picks one out.
+
+def make_train(config: TrainConfig) -> Callable[..., dict[str, Any]]:
+    """Build `train(key, settings={}) -> {"state", "metrics"}`, the whole run as a pure function.
+
+    It can be jitted and vmapped over keys and settings: `jax.jit(jax.vmap(make_train(config)))(keys)`
+    trains as many agents at once; `take_seed` picks one out. Settings that levels copy into their
+    learners are swept by path: `jax.vmap(lambda key, rate: train(key, {"levels.0.learning_rate":
+    rate}))(keys, rates)`.
 
     Returns:
-        A function of a typed key. `state` is the final HierarchyState; `metrics` maps names to
-        arrays [chunks], one entry for each interim test.
+        A function of a typed key and a mapping of settings. `state` is the final HierarchyState;
+        `metrics` maps names to arrays [chunks], one entry for each interim test.
     """
     trainer = Trainer.build(config)
+    config = trainer.config
     if trainer.on_host:
         raise ValueError(
-            f"{config.env} runs on the host and cannot be traced: use run_training, or a Collector."
+            f"{config.name} runs on the host and cannot be traced: use lrl_jax.train, or a "
+            f"Collector."
+        )
+    if config.sweep or config.seeds > 1:
+        raise ValueError(
+            f"a config with seeds={config.seeds} and sweep={dict(config.sweep)} is of several "
+            f"agents: map make_train over keys and settings, or use lrl_jax.train."
         )
 
-    def train(key: jax.Array) -> dict[str, Any]:
-        def step(carry, chunk):
-            carry, metrics = trainer.chunk(carry)
+    def train(key: jax.Array, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        def step(n_rounds, carry, chunk):
+            carry, metrics = trainer.chunk(carry, n_rounds)
             return carry, metrics | trainer.test_metrics(carry.hierarchy, chunk)
 
-        carry, metrics = jax.lax.scan(step, trainer.init(key), jnp.arange(config.n_chunks))
+        *_, last = chunks = config.chunks
+        n_whole = sum(size == chunks[0] for size in chunks)
+        whole = functools.partial(step, chunks[0])
+        carry, metrics = jax.lax.scan(whole, trainer.init(key, settings), jnp.arange(n_whole))
+        if n_whole < len(chunks):
+            carry, more = step(last, carry, jnp.asarray(n_whole))
+            metrics = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), metrics, more)
         return {"state": carry.hierarchy, "metrics": metrics}
 
     return train

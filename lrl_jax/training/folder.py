@@ -1,0 +1,144 @@
+"""The folder of a run: who may write there, and its checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lrl_jax import checkpoints
+from lrl_jax.training.config import CONFIG, TrainConfig, to_json
+
+FINAL = "final"
+_LOCK = ".lock"
+
+
+def new_folder(name: str, root: str | Path = "runs") -> Path:
+    """Make `root/<name>-<time>`, a folder that no other run has, however many begin together."""
+    Path(root).mkdir(parents=True, exist_ok=True)
+    stem = f"{name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in range(1, 10_000):
+        path = Path(root) / (stem if number == 1 else f"{stem}-{number}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            return path
+    raise FileExistsError(f"{root} has no room for another {stem}: clean up.")
+
+
+def claim(run: Path, config: TrainConfig) -> None:
+    """Make `run` the folder of a new run, by writing its config; one of several wins.
+
+    Raises:
+        FileExistsError: if it holds a run.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    text = _with_start(config, config.total_steps)
+    handle, part = tempfile.mkstemp(dir=run, prefix=".config-")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.chmod(part, 0o644)
+        os.link(part, run / CONFIG)  # fails where there is one, unlike a rename
+    except FileExistsError:
+        raise FileExistsError(
+            f"{run} already holds a run: choose another folder, or go on with it "
+            f"(lrl-jax resume {run}, or resume=True)."
+        ) from None
+    finally:
+        os.unlink(part)
+
+
+def rewrite(run: Path, config: TrainConfig, first_total: int) -> None:
+    """Replace the config of a run that goes on; there is a whole one at any moment."""
+    part = run / f"{CONFIG}.part"
+    part.write_text(_with_start(config, first_total))
+    os.replace(part, run / CONFIG)
+
+
+def _with_start(config: TrainConfig, total_steps: int) -> str:
+    return json.dumps(json.loads(to_json(config)) | {"first_total_steps": total_steps}, indent=2)
+
+
+def first_total_steps(run: Path) -> int:
+    """The total that fractions of the run were resolved with."""
+    return json.loads((run / CONFIG).read_text())["first_total_steps"]
+
+
+@contextlib.contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold a run's folder, so that no other process trains in it.
+
+    Raises:
+        FileExistsError: if another process does.
+    """
+    try:
+        import fcntl
+    except ImportError:  # no such locks on Windows
+        yield
+        return
+    path = run / _LOCK
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise FileExistsError(
+                f"another process trains in {run}: wait for it, or choose another folder."
+            ) from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------- checkpoints
+
+
+def checkpoint_path(folder: Path, env_steps: int) -> Path:
+    """Where the checkpoint after so many environment steps goes."""
+    return folder / f"step_{env_steps:012d}"
+
+
+def numbered(folder: Path) -> list[Path]:
+    """Checkpoints by number, the last one last."""
+    found = {}
+    for path in folder.glob("step_*"):
+        number = path.name.removeprefix("step_")
+        if number.isdigit():
+            found[int(number)] = path
+    return [path for _, path in sorted(found.items())]
+
+
+def prune(folder: Path, max_to_keep: int) -> None:
+    """Remove all but the last checkpoints."""
+    for path in numbered(folder)[:-max_to_keep]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def last_checkpoint(run: Path) -> Path:
+    """The checkpoint of a run that is furthest.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    folder = run / "checkpoints"
+    found = [path for path in [*numbered(folder), folder / FINAL] if checkpoints.exists(path)]
+    if not found:
+        raise FileNotFoundError(f"{run} holds no checkpoint: the run has not got that far.")
+    return max(found, key=lambda path: steps_of(path))
+
+
+def steps_of(path: Path) -> int:
+    """Environment steps that a checkpoint is after."""
+    number = path.name.removeprefix("step_")
+    return int(number) if number.isdigit() else int(meta_of(path)["env_steps"])
+
+
+def meta_of(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of its run."""
+    return checkpoints.read_meta(path, kind="run")

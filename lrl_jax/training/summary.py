@@ -1,0 +1,128 @@
+"""What a run reached, and how its agents are tested at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from lrl_jax.hierarchies import HierarchyState
+from lrl_jax.training.sessions import test_episodes
+from lrl_jax.training.statistics import bootstrap_interval, interquartile_mean
+from lrl_jax.training.train import Trainer, take_seed
+
+SUMMARY = "summary.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a run reached.
+
+    Of several agents, figures of the final test are the interquartile mean over them, and the
+    intervals 95% bootstrap intervals of it. Of one agent there is no interval.
+
+    Attributes:
+        run: the run folder.
+        env_steps: environment steps taken by each agent.
+        train_seconds: training with compilation and interim tests.
+        steps_per_second: environment steps per second of training alone, after compilation, all
+            agents together.
+        test_success: fraction of episodes with success at any step, in the final test; None where
+            the environment does not tell success.
+        test_return: mean return of the final test.
+        test_return_std: std of its episodes' returns, the mean over agents.
+        test_episodes: its episodes, of each agent.
+        test_seconds: its duration, compilation included.
+        seeds: of the agents.
+        success_of_seeds, return_of_seeds: of each agent in the final test.
+        success_interval, return_interval: low and high.
+        success_at_end_of_seeds: the same, of success at the last step.
+        test_success_at_end: fraction of episodes with success at their last step, or None.
+        settings_of_seeds: the swept settings of each agent, by path; empty without a sweep.
+        pictured: index of the agent in the pictures: the median one in the final test.
+    """
+
+    run: str
+    env_steps: int
+    train_seconds: float
+    steps_per_second: float
+    test_success: float | None
+    test_success_at_end: float | None
+    test_return: float
+    test_return_std: float
+    test_episodes: int
+    test_seconds: float
+    seeds: tuple[int, ...]
+    success_of_seeds: tuple[float, ...] | None
+    success_at_end_of_seeds: tuple[float, ...] | None
+    return_of_seeds: tuple[float, ...]
+    success_interval: tuple[float, float] | None
+    return_interval: tuple[float, float] | None
+    settings_of_seeds: tuple[dict[str, float], ...]
+    pictured: int
+
+    def save(self) -> None:
+        """Write the run's summary.json; there is a whole one at any moment."""
+        path = Path(self.run) / SUMMARY
+        part = path.with_name(f"{SUMMARY}.part")
+        part.write_text(json.dumps(dataclasses.asdict(self), indent=2))
+        os.replace(part, path)
+
+    @classmethod
+    def load(cls, run: Path) -> Summary | None:
+        """The summary of a run folder; None where the run has not ended."""
+        path = run / SUMMARY
+        if not path.is_file():
+            return None
+        data = json.loads(path.read_text())
+        fields = {f.name: data.get(f.name) for f in dataclasses.fields(cls)}
+        return cls(**{k: tuple(x) if isinstance(x, list) else x for k, x in fields.items()})
+
+
+def final_test(
+    trainer: Trainer, state: HierarchyState, run: Path, seconds: float, speed: float
+) -> Summary:
+    """Test what a run ended with; see Summary."""
+    config = trainer.config
+    start = time.monotonic()
+    many = config.n_agents > 1
+    seeds = config.agent_seeds if many else config.seed
+    episodes = test_episodes(trainer, state, config.final_test_episodes, seeds)
+    test_seconds = time.monotonic() - start
+    returns = np.atleast_2d(np.asarray(episodes.episode_return, np.float64))
+    return_of = returns.mean(axis=1)
+    success_of = end_of = None
+    if trainer.has_success:
+        success_of = np.atleast_2d(episodes.success).mean(axis=1)
+        end_of = np.atleast_2d(episodes.success_at_end).mean(axis=1)
+    rank = np.lexsort((return_of,) if success_of is None else (return_of, success_of))
+    total = state.n_total_env_steps
+    return Summary(
+        run=str(run),
+        env_steps=int(take_seed(total, 0) if many else total),
+        train_seconds=round(seconds, 1),
+        steps_per_second=round(speed, 1),
+        test_success=None if success_of is None else float(interquartile_mean(success_of)),
+        test_success_at_end=None if end_of is None else float(interquartile_mean(end_of)),
+        test_return=float(interquartile_mean(return_of)),
+        test_return_std=float(returns.std(axis=1).mean()),
+        test_episodes=config.final_test_episodes,
+        test_seconds=round(test_seconds, 1),
+        seeds=config.agent_seeds,
+        success_of_seeds=None if success_of is None else tuple(success_of.tolist()),
+        success_at_end_of_seeds=None if end_of is None else tuple(end_of.tolist()),
+        return_of_seeds=tuple(return_of.tolist()),
+        success_interval=_interval(success_of) if many and success_of is not None else None,
+        return_interval=_interval(return_of) if many else None,
+        settings_of_seeds=config.agent_settings if config.sweep else (),
+        pictured=int(rank[(len(rank) - 1) // 2]),
+    )
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    low, high = bootstrap_interval(values)
+    return float(low), float(high)
