@@ -1,27 +1,34 @@
-"""Command line: `lrl-jax train [preset]` and `lrl-jax test RUN`."""
+"""Command line: `lrl-jax train [preset]`, `lrl-jax resume RUN` and `lrl-jax test RUN`."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
+import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import jax
 import numpy as np
 import tyro
 
+from lrl_jax.cli_settings import parse
 from lrl_jax.training import (
     DEFAULT_PRESET,
     PRESETS,
+    Interrupted,
     Summary,
     TrainConfig,
     load_trainer,
+    preset,
     run_training,
 )
+from lrl_jax.training.config import load_config, own_classes
+from lrl_jax.training.folder import new_folder
+from lrl_jax.training.presets import about
 from lrl_jax.training.sessions import test_episodes
 from lrl_jax.training.statistics import bootstrap_interval, interquartile_mean
 
@@ -45,13 +52,15 @@ class Test:
         run: the run folder.
         episodes: whole episodes of each agent, one in each of as many instances.
         seed: of the test.
-        pick: index, from 0, of the only agent to test in a run of several seeds.
+        pick: index, from 0, of the only agent to test in a run of several.
+        config: where your own classes are that the run was made of, "package.module:config".
     """
 
     run: Annotated[Path, tyro.conf.Positional]
     episodes: int = 256
     seed: int = 0
     pick: int | None = None
+    config: str | None = None
 
     def __post_init__(self):
         if self.episodes < 1:
@@ -60,15 +69,61 @@ class Test:
             raise ValueError(f"--seed must be at least 0, got {self.seed}.")
 
 
+@dataclasses.dataclass(frozen=True)
+class Resume:
+    """Go on with a run that was stopped, or for more steps.
+
+    Attributes:
+        run: the run folder.
+        total_steps: environment steps of an agent, those before included; as before if None.
+        config: where your own classes are that the run was made of, "package.module:config".
+        quiet: shows no progress.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    total_steps: float | None = None
+    config: str | None = None
+    quiet: bool = False
+
+    def __post_init__(self):
+        if self.total_steps is not None and self.total_steps != int(self.total_steps):
+            raise ValueError(f"--total-steps must be a whole number, got {self.total_steps}.")
+
+
 def train(config: TrainConfig, name: str, out: Path | None, quiet: bool) -> None:
-    """Run a preset and print what was reached and where things are."""
-    run = out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    agents = f"{config.seeds} agents" if config.seeds > 1 else ""
+    """Run a config and print what was reached and where things are."""
+    run = out or new_folder(name)
+    agents = f"{config.n_agents} agents" if config.n_agents > 1 else ""
     print(
-        f"training {agents and agents + ' of '}{name} on {config.env}: {config.total_steps} "
-        f"environment steps{' each' if agents else ''} -> {run}"
+        f"training {agents and agents + ' of '}{name} on {config.name}: {config.total_steps} "
+        f"environment steps{' each' if agents else ''} -> {run}",
+        flush=True,
     )
-    summary = run_training(config, run, progress=not quiet)
+    _report(run_training(config, run, progress=not quiet))
+
+
+def resume(args: Resume) -> None:
+    """Go on with a run and print what was reached."""
+    config = None if args.config is None else user_config(args.config)
+    total = None if args.total_steps is None else int(args.total_steps)
+    classes = [] if config is None else own_classes(config)
+    env = None if config is None or isinstance(config.env, str) else config.env
+    print(f"going on with {args.run}", flush=True)
+    summary = run_training(
+        None,
+        args.run,
+        progress=not args.quiet,
+        resume=True,
+        total_steps=total,
+        classes=classes,
+        env=env,
+    )
+    _report(summary)
+
+
+def _report(summary: Summary) -> None:
+    """Print what a run reached and where things are."""
+    run, agents = Path(summary.run), len(summary.seeds) > 1
     files = ", ".join(file for file in _FILES if (run / file).exists())
     print(
         f"\n{_results(summary)} over {summary.test_episodes} test episodes"
@@ -81,12 +136,56 @@ def train(config: TrainConfig, name: str, out: Path | None, quiet: bool) -> None
     )
 
 
+def user_config(place: str) -> TrainConfig:
+    """The config at "package.module:name", or what a function there returns.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    module_name, _, name = place.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise
+        raise ValueError(f"there is no module {module_name!r} here: {error}.") from None
+    finally:
+        sys.path.remove(os.getcwd())
+    config = getattr(module, name or "config", None)
+    config = config() if callable(config) else config
+    if not isinstance(config, TrainConfig):
+        raise ValueError(
+            f"{module_name} has no TrainConfig {name or 'config'!r}, nor a function that returns "
+            f"one: it is {config!r}."
+        )
+    return config
+
+
 def _results(summary: Summary) -> str:
     if summary.return_interval is None:
         if summary.test_success is None:
             return f"return {summary.test_return:.1f} +- {summary.test_return_std:.1f}"
-        return f"success {summary.test_success:.3f}, return {summary.test_return:.1f}"
-    return _over_agents(summary.success_of_seeds, summary.return_of_seeds)
+        return (
+            f"success {summary.test_success:.3f} (at the last step "
+            f"{summary.test_success_at_end:.3f}), return {summary.test_return:.1f}"
+        )
+    if not summary.settings_of_seeds:
+        return _over_agents(summary.success_of_seeds, summary.return_of_seeds)
+    return "\n".join(
+        f"{', '.join(f'{path}={x:g}' for path, x in swept)}: {_of_combination(summary, swept)}"
+        for swept in dict.fromkeys(tuple(x.items()) for x in summary.settings_of_seeds)
+    )
+
+
+def _of_combination(summary: Summary, swept: Any) -> str:
+    """What the agents with some of the swept settings reached."""
+    mine = [tuple(x.items()) == swept for x in summary.settings_of_seeds]
+
+    def pick(values: Sequence[float] | None) -> Sequence[float] | None:
+        return values and [x for x, own in zip(values, mine, strict=True) if own]
+
+    return _over_agents(pick(summary.success_of_seeds), pick(summary.return_of_seeds) or [])
 
 
 def _over_agents(success: Sequence[float] | None, returns: Sequence[float]) -> str:
@@ -106,8 +205,11 @@ def _over_agents(success: Sequence[float] | None, returns: Sequence[float]) -> s
 
 def test(args: Test) -> None:
     """Evaluate a run's checkpoint and print the result."""
-    trainer, state = load_trainer(args.run, args.pick)
-    n_agents = trainer.config.seeds
+    config = None if args.config is None else user_config(args.config)
+    classes = [] if config is None else own_classes(config)
+    env = None if config is None or isinstance(config.env, str) else config.env
+    trainer, state = load_trainer(args.run, args.pick, classes=classes, env=env)
+    n_agents = trainer.config.n_agents
     if args.pick is None and n_agents > 1:
         episodes = test_episodes(trainer, state, args.episodes, [args.seed] * n_agents)
         success = np.mean(episodes.success, axis=1) if trainer.has_success else None
@@ -131,16 +233,17 @@ def test(args: Test) -> None:
 
 def _usage() -> str:
     lines = [
-        "usage: lrl-jax train [PRESET] [--out FOLDER] [--quiet] [--seeds N]",
+        "usage: lrl-jax train [PRESET | MODULE:CONFIG] [--out FOLDER] [--quiet] [--seeds N]",
         "                     [--devices N] [--coordinator HOST:PORT --processes N --process-id I]",
         "                     [settings; lrl-jax train PRESET --help lists them]",
-        "       lrl-jax test RUN [--episodes N] [--seed N] [--pick AGENT]",
+        "       lrl-jax resume RUN [--total-steps N] [--config MODULE:CONFIG] [--quiet]",
+        "       lrl-jax test RUN [--episodes N] [--seed N] [--pick AGENT] [--config MODULE:CONFIG]",
         "",
         "presets:",
     ]
-    for name, (about, _) in PRESETS.items():
+    for name in PRESETS:
         default = " (default)" if name == DEFAULT_PRESET else ""
-        lines.append(f"  {name:24s} {about}{default}")
+        lines.append(f"  {name:24s} {about(name)}{default}")
     return "\n".join(lines)
 
 
@@ -156,33 +259,42 @@ def main(argv: list[str] | None = None) -> None:
             _train_command(rest)
         elif command == "test":
             test(tyro.cli(Test, args=rest, prog="lrl-jax test"))
+        elif command == "resume":
+            _resume_command(rest)
         else:
-            raise ValueError(f"unknown command {command!r}: use train or test.\n{_usage()}")
+            raise ValueError(f"unknown command {command!r}: use train, resume or test.\n{_usage()}")
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         print(f"lrl-jax: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except FloatingPointError as error:
+        print(f"lrl-jax: {error}", file=sys.stderr)
+        raise SystemExit(3) from None
+    except Interrupted as error:
+        print(f"lrl-jax: {error}", file=sys.stderr)
+        raise SystemExit(128 + error.signal) from None
+    except KeyboardInterrupt as error:
+        print(f"lrl-jax: interrupted. {error}", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def _train_command(args: list[str]) -> None:
     name = DEFAULT_PRESET
     if args and not args[0].startswith("-"):
         name, *args = args
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}: use one of {', '.join(PRESETS)}.")
+    default = user_config(name) if ":" in name else preset(name)
+    what = f"The config {name}." if ":" in name else about(name)
     given, quiet = args, "--quiet" in args
     args = [a for a in args if a != "--quiet"]
     out, args = _take("--out", args, "a folder")
     coordinator, args = _take("--coordinator", args, "HOST:PORT")
     number, args = _take("--processes", args, "a number")
     index, args = _take("--process-id", args, "a number")
-    about, default = PRESETS[name]
-    config = tyro.cli(
-        # The agent's kind is the preset's: its settings are options, not those of a subcommand.
-        tyro.conf.AvoidSubcommands[TrainConfig],
-        default=default,
-        args=args,
-        prog=f"lrl-jax train {name}",
-        description=about,
+    config = parse(
+        default,
+        args,
+        f"lrl-jax train {name}",
+        f"{what} A number may stand in place of a schedule. Further options: "
+        f"--env-settings.NAME VALUE, --env-params.NAME VALUE, --sweep.PATH VALUE [VALUE ...].",
     )
     processes = _processes(coordinator, number, index)
     if processes is not None and out is None:
@@ -191,7 +303,17 @@ def _train_command(args: list[str]) -> None:
         _restart(config, processes, ["train", name, *given])
     if processes is not None and config.devices == 1:
         config = dataclasses.replace(config, devices=jax.device_count())
-    train(config, name, Path(out) if out else None, quiet)
+    train(config, name.replace(":", "-"), Path(out) if out else None, quiet)
+
+
+def _resume_command(args: list[str]) -> None:
+    options = tyro.cli(Resume, args=args, prog="lrl-jax resume")
+    user = None if options.config is None else user_config(options.config)
+    env = None if user is None or isinstance(user.env, str) else user.env
+    config = load_config(options.run, [] if user is None else own_classes(user), env)
+    if _needs_restart(config, None):
+        _restart(config, None, ["resume", *args])
+    resume(options)
 
 
 def _take(option: str, args: list[str], what: str) -> tuple[str | None, list[str]]:

@@ -51,7 +51,7 @@ class GoalParts:
         entries: [start, stop) of each; None until the environment is known.
     """
 
-    names: tuple[str, ...]
+    names: str | tuple[str, ...]
     entries: tuple[tuple[int, int], ...] | None = None
 
     def __post_init__(self):
@@ -69,6 +69,7 @@ class GoalParts:
             ValueError: if it is not goal based, or has no such parts.
         """
         indices = goal_indices(env)
+        assert not isinstance(self.names, str)
         missing = [name for name in self.names if name not in indices]
         if missing:
             raise ValueError(f"the observation has no {missing}, only {sorted(indices)}.")

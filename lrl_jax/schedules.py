@@ -49,7 +49,7 @@ class PiecewiseLinearSchedule:
         values: the value at each.
     """
 
-    steps: tuple[float, ...]
+    steps: tuple[float | OfRun, ...]
     values: tuple[float, ...]
 
     def __post_init__(self):
@@ -98,8 +98,8 @@ class RampSchedule:
 
     start_value: float
     end_value: float
-    end: float
-    start: float = 0.0
+    end: float | OfRun
+    start: float | OfRun = 0.0
 
     def __post_init__(self):
         put_checked(self, check_float, ("start_value", "end_value", "end", "start"))
@@ -109,6 +109,7 @@ class RampSchedule:
     def __call__(self, n_total_env_steps: Any) -> jax.Array:
         """Value, float32, of the shape of `n_total_env_steps`."""
         steps = jnp.asarray(n_total_env_steps, jnp.float32)
+        assert not isinstance(self.start, OfRun) and not isinstance(self.end, OfRun)
         share = jnp.clip((steps - self.start) / (self.end - self.start), 0.0, 1.0)
         return (1.0 - share) * self.start_value + share * self.end_value
 

@@ -141,4 +141,3 @@ def _replaced(tree: Any, path: list[str], value: Any) -> Any:
     if _is_record(tree):
         return dataclasses.replace(tree, **{name: part})
     return tuple(part if str(i) == name else x for i, x in enumerate(tree))
-

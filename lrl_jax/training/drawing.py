@@ -56,11 +56,9 @@ def draw(trainer: Trainer, state: HierarchyState, run: Path, agent: int = 0) -> 
         state,
         key_of(config.agent_seeds[agent] + Salt.PICTURES),
         6,
-        max(1, trainer.episode_ticks - 1),
+        max(1, int(trainer.params.max_steps_in_episode) - 1),
     )
     pictures.paths_picture(trainer.env, paths, run / "paths.png", about=about)
     pictures.rollout_gif(trainer.env, paths, run / "rollout.gif")
     if trainer.skill_starts is not None:
         skills_picture(trainer.hierarchy, state, run / "skills.png", about=about)
-
-

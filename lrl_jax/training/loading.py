@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
 from lrl_jax.setting_trees import resolve
 from lrl_jax.training import folder

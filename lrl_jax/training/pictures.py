@@ -13,6 +13,7 @@ import numpy as np
 from lrl_jax.collectors.tick import begun, full_tick, names_env_once, own_env
 from lrl_jax.envs import render_maze
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
+from lrl_jax.training.statistics import interquartile_mean
 
 
 @dataclasses.dataclass(frozen=True)

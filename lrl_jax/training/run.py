@@ -378,5 +378,3 @@ def _postfix(row: dict[str, float]) -> str:
     if "test_success" in row:
         success = f"success={row['test_success']:.2f} (at end {row['test_success_at_end']:.2f}), "
     return f"{success}return={row['test_return']:.1f}"
-
-

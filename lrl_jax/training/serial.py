@@ -123,6 +123,8 @@ def decode(value: Any, names: Mapping[str, Any], where: str = "") -> Any:
         return tuple(decode(x, names, f"{where}.{i}") for i, x in enumerate(value))
     if not isinstance(value, dict):
         return value
+    if "class" in value:
+        return _record(dict(value), names, where)
     if "float" in value:
         return float(value["float"])
     if "dtype" in value:
@@ -131,20 +133,24 @@ def decode(value: Any, names: Mapping[str, Any], where: str = "") -> Any:
         return {k: decode(x, names, f"{where}.{k}") for k, x in value["mapping"].items()}
     if "function" in value:
         return _named(value["function"], names, where)
-    if "class" not in value:
-        raise ValueError(
-            f"{where} is {value.get('object', value)!r}, which a file cannot hold: pass it again "
-            f"(env=... for an environment)."
-        )
-    fields = dict(value)
-    cls = _named(fields.pop("class"), names, where)
-    there = (
-        {f.name for f in dataclasses.fields(cls) if f.init} if dataclasses.is_dataclass(cls) else ()
+    raise ValueError(
+        f"{where} is {value.get('object', value)!r}, which a file cannot hold: pass it again "
+        f"(env=... for an environment)."
     )
-    unknown = sorted(set(fields) - set(there))
+
+
+def _record(fields: dict[str, Any], names: Mapping[str, Any], where: str) -> Any:
+    """A dataclass from its fields in JSON."""
+    cls: Any = _named(fields.pop("class"), names, where)
+    there = {f.name for f in dataclasses.fields(cls) if f.init} if _is_settings(cls) else set()
+    unknown = sorted(set(fields) - there)
     if unknown:
         raise ValueError(f"{where} has settings that {cls.__name__} does not know: {unknown}.")
     return cls(**{k: decode(x, names, f"{where}.{k}") for k, x in fields.items()})
+
+
+def _is_settings(cls: Any) -> bool:
+    return inspect.isclass(cls) and dataclasses.is_dataclass(cls)
 
 
 def _named(name: str, names: Mapping[str, Any], where: str) -> Any:

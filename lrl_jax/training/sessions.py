@@ -31,6 +31,7 @@ from lrl_jax.collectors.stats import mean_over_updates
 from lrl_jax.collectors.tick import specs
 from lrl_jax.env_spec import is_gymnasium
 from lrl_jax.hierarchies import HierarchyState
+from lrl_jax.hierarchies.learners import is_setting
 from lrl_jax.randomness import Salt, key_of
 from lrl_jax.training.config import TrainConfig
 from lrl_jax.training.sweeps import refuse_static
@@ -72,6 +73,10 @@ class Session(abc.ABC):
     @abc.abstractmethod
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint."""
+
+    @abc.abstractmethod
+    def renew_settings(self) -> None:
+        """Take the settings of the levels in place of those of a checkpoint."""
 
     def test(self, i: int) -> dict[str, Any]:
         """The interim test behind chunk i."""
@@ -137,6 +142,18 @@ def begun(trainer: Trainer) -> Any:
         key, of_agents = _keys(config.agent_seeds), config.agent_settings
         settings = {path: jnp.array([x[path] for x in of_agents]) for path in of_agents[0]}
     return trainer.hierarchy.jitted(_init, trainer, config.n_agents > 1)(key, settings)
+
+
+def renewed(trainer: Trainer, carry: Any) -> Any:
+    """A carry with the levels' settings in place of those that its learners hold."""
+    fresh = begun(trainer).hierarchy
+
+    def own(path, old, new):
+        names = {getattr(key, "name", None) for key in path}
+        return new if is_setting(path) or names & {"learn_from", "learn_until"} else old
+
+    state = jax.tree_util.tree_map_with_path(own, carry.hierarchy, fresh)
+    return carry.replace(hierarchy=state.replace(stream=carry.hierarchy.stream))
 
 
 def _seed_after(trainer: Trainer, state: HierarchyState) -> int:
@@ -267,6 +284,11 @@ class DeviceSession(Session):
                 carry = jax.device_put(carry, devices.shardings(self._specs(carry), self._mesh))
         self._carry = carry
 
+    def renew_settings(self) -> None:
+        """Take the settings of the levels in place of those of a checkpoint."""
+        with devices.use(self._mesh):
+            self._carry = renewed(self._trainer, self._carry)
+
     def _specs(self, carry: RolloutCarry) -> Any:
         """How a carry is split over the devices of the mesh."""
         assert self._mesh is not None
@@ -353,6 +375,10 @@ class HostSession(Session):
         self._collector = Collector(self._trainer.hierarchy, self._trainer.env, state=state)
         self._collector.reset(seed=_seed_after(self._trainer, state))
 
+    def renew_settings(self) -> None:
+        """Take the settings of the levels in place of those of a checkpoint."""
+        self._collector.state = renewed(self._trainer, HostCarry(self.state)).hierarchy
+
 
 class WorkerSession(Session):
     """Workers collect, rounds of all of them together; one learner learns between rounds.
@@ -417,6 +443,10 @@ class WorkerSession(Session):
     def restore(self, path: Path) -> None:
         """Take the state of a checkpoint."""
         self._state = read_checkpoint(self._trainer, path).hierarchy
+
+    def renew_settings(self) -> None:
+        """Take the settings of the levels in place of those of a checkpoint."""
+        self._state = renewed(self._trainer, HostCarry(self._state)).hierarchy
 
     def close(self) -> None:
         """End the workers."""

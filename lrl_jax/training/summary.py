@@ -7,6 +7,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -79,8 +80,11 @@ class Summary:
         if not path.is_file():
             return None
         data = json.loads(path.read_text())
-        fields = {f.name: data.get(f.name) for f in dataclasses.fields(cls)}
-        return cls(**{k: tuple(x) if isinstance(x, list) else x for k, x in fields.items()})
+        fields: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            value = data.get(field.name)
+            fields[field.name] = tuple(value) if isinstance(value, list) else value
+        return cls(**fields)
 
 
 def final_test(

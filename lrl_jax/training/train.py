@@ -173,7 +173,8 @@ def make_env(config: TrainConfig) -> tuple[Any, Any]:
     Raises:
         ValueError, TypeError: for an id, settings or parameters that do not exist.
     """
-    env, params = config.env, None
+    env: Any = config.env
+    params: Any = None
     if isinstance(env, str):
         on_host = {"num_envs": config.n_env_instances} if env.startswith(envs.GYMNASIUM) else {}
         env, params = envs.make(env, **on_host, **dict(config.env_settings))
@@ -184,7 +185,8 @@ def make_env(config: TrainConfig) -> tuple[Any, Any]:
         return env, changes
     if not changes:
         return env, params
-    there = [f.name for f in dataclasses.fields(params)] if dataclasses.is_dataclass(params) else []
+    is_record = dataclasses.is_dataclass(params) and not isinstance(params, type)
+    there = [f.name for f in dataclasses.fields(params)] if is_record else []
     unknown = sorted(set(dict(changes)) - set(there))
     if unknown:
         raise ValueError(
@@ -244,10 +246,10 @@ def _told_on_host(trainer: Trainer) -> bool:
 def make_train(config: TrainConfig) -> Callable[..., dict[str, Any]]:
     """Build `train(key, settings={}) -> {"state", "metrics"}`, the whole run as a pure function.
 
-    It can be jitted and vmapped over keys and settings: `jax.jit(jax.vmap(make_train(config)))(keys)`
-    trains as many agents at once; `take_seed` picks one out. Settings that levels copy into their
-    learners are swept by path: `jax.vmap(lambda key, rate: train(key, {"levels.0.learning_rate":
-    rate}))(keys, rates)`.
+    It can be jitted and vmapped over keys and settings:
+    `jax.jit(jax.vmap(make_train(config)))(keys)` trains as many agents at once; `take_seed` picks
+    one out. Settings that levels copy into their learners are swept by path:
+    `jax.vmap(lambda key, rate: train(key, {"levels.0.learning_rate": rate}))(keys, rates)`.
 
     Returns:
         A function of a typed key and a mapping of settings. `state` is the final HierarchyState;
