@@ -14,7 +14,7 @@ from typing import Any
 from lrl_jax.devices import check_divides
 from lrl_jax.levels.base import as_level
 from lrl_jax.schedules import is_number
-from lrl_jax.setting_trees import full_path, resolve, with_settings
+from lrl_jax.setting_trees import full_path, get, resolve, with_settings
 from lrl_jax.settings import check_choice, check_int, put_checked
 from lrl_jax.training.serial import classes_of, decode, encode, known
 
@@ -154,6 +154,12 @@ class TrainConfig:
             path = full_path(self, path)
             if not path.startswith("levels."):
                 raise ValueError(f"sweep of {path!r}: only settings of levels can be swept.")
+            present = get(self, path)
+            if not is_number(present):
+                raise ValueError(
+                    f"sweep of {path!r}: numbers can be swept, it is {present!r}. Give it a number "
+                    f"in the config first."
+                )
             if isinstance(values, str) or not isinstance(values, Iterable):
                 raise TypeError(f"sweep of {path!r} must be a list of values, got {values!r}.")
             values = tuple(values)

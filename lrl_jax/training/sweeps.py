@@ -11,29 +11,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrl_jax.hierarchies import Hierarchy
+from lrl_jax.hierarchies import Hierarchy, HierarchyState
+from lrl_jax.schedules import is_number
 from lrl_jax.setting_trees import full_path, get
 
 
-def swept_learners(
-    hierarchy: Hierarchy, key: jax.Array, n: int, settings: Mapping[str, Any]
-) -> list[Any]:
-    """The learners that `hierarchy.init` begins with, but with other settings; can be traced.
+def swept(
+    hierarchy: Hierarchy, key: jax.Array, state: HierarchyState, settings: Mapping[str, Any]
+) -> HierarchyState:
+    """The state that `hierarchy.init` begins with, but with other settings; can be traced.
 
     Args:
         hierarchy: of the settings' levels.
         key: the key of `init`; consumed.
-        n: number of instances.
+        state: of `init`.
         settings: by path, "levels.0.learning_rate", float [] each; may be traced.
 
     Raises:
-        ValueError: for a setting that no learner depends on, or whose number shapes arrays.
+        ValueError: for a setting that no array of the state depends on, or that arrays are shaped
+            by.
     """
-    specs = hierarchy.specs_for(n)
+    specs = hierarchy.specs_for(state.n_env_instances)
     levels = Levels(hierarchy.levels)
     for path, value in settings.items():
         path = full_path(Levels(hierarchy.levels), path)
-        _refuse_schedules(hierarchy, path)
+        _refuse_others(hierarchy, path)
         levels = _raw(levels, path.split("."), jnp.asarray(value, jnp.float32))
         if not _any_depends(hierarchy, key, specs, path):
             raise ValueError(
@@ -41,13 +43,24 @@ def swept_learners(
                 f"one run for each value, or copy it into the learner in init_learner."
             )
     # Static fields of these learners may hold what was put in: the arrays alone are taken.
-    shapes = jax.eval_shape(lambda: hierarchy.init_learners(key, specs))
-    return [
-        jax.tree.unflatten(jax.tree.structure(fresh), jax.tree.leaves(new))
-        for fresh, new in zip(
-            shapes, hierarchy.init_learners(key, specs, levels.levels), strict=True
-        )
-    ]
+    arrays = iter(_arrays(hierarchy, key, specs, levels.levels))
+    replaced = []
+    for s in state.levels:
+        leaves = [next(arrays) for _ in jax.tree.leaves(s.learner)]
+        learner = jax.tree.unflatten(jax.tree.structure(s.learner), leaves)
+        limits = {"learn_from": next(arrays), "learn_until": next(arrays)}
+        replaced.append(s.replace(learner=learner, **limits))
+    return hierarchy.reset(state.replace(levels=tuple(replaced)))
+
+
+def _arrays(hierarchy: Hierarchy, key: jax.Array, specs: Any, levels: Any) -> list[jax.Array]:
+    """What a state takes from its levels' settings."""
+    found = []
+    learners = hierarchy.init_learners(key, specs, levels)
+    for level, learner in zip(levels, learners, strict=True):
+        limits = (level.learn_from, level.learn_until)
+        found += [*jax.tree.leaves(learner), *(jnp.asarray(x, jnp.float32) for x in limits)]
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +70,11 @@ class Levels:
     levels: tuple[Any, ...]
 
 
-def _refuse_schedules(hierarchy: Hierarchy, path: str) -> None:
+def _refuse_others(hierarchy: Hierarchy, path: str) -> None:
+    """Refuse settings that no number can stand for."""
     value = get(Levels(hierarchy.levels), path)
+    if not callable(value) and not is_number(value):
+        raise ValueError(f"{path} cannot be swept: it is no number, but {value!r}.")
     if callable(value):
         raise ValueError(
             f"{path} cannot be swept by number: it is a schedule, {value}. Sweep its parts, or "
@@ -80,11 +96,11 @@ def _raw(tree: Any, path: list[str], value: Any) -> Any:
 
 
 def _any_depends(hierarchy: Hierarchy, key: jax.Array, specs: Any, path: str) -> bool:
-    """Whether some array of the learners depends on a setting."""
+    """Whether some array depends on a setting."""
 
     def arrays(value):
         levels = _raw(Levels(hierarchy.levels), path.split("."), value).levels
-        return jax.tree.leaves(hierarchy.init_learners(key, specs, levels))
+        return _arrays(hierarchy, key, specs, levels)
 
     try:
         program = jax.make_jaxpr(arrays)(jnp.float32(0.5)).jaxpr

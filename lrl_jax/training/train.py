@@ -21,7 +21,7 @@ from lrl_jax.levels import SkillLevel
 from lrl_jax.randomness import Salt
 from lrl_jax.training.config import TrainConfig
 from lrl_jax.training.skill_tests import skill_quality
-from lrl_jax.training.sweeps import swept_learners
+from lrl_jax.training.sweeps import swept
 
 _TESTED_SKILLS = 512
 _MOST_PROBE_STEPS = 10_000
@@ -114,17 +114,12 @@ class Trainer:
         hierarchy, n = self.hierarchy, self.config.n_env_instances
         carry = init_carry(hierarchy, key, n)
         state = carry.hierarchy
-        if self.learners is not None:
-            state = hierarchy.with_learners(state, self.learners)
         if settings:
             # The key of the hierarchy's state in `init_carry`: settings alone make the difference.
-            state_key = jax.random.split(key, 3)[2]
-            new = swept_learners(hierarchy, state_key, n, settings)
-            levels = zip(state.levels, new, strict=True)
-            state = state.replace(levels=tuple(s.replace(learner=x) for s, x in levels))
-        if state is not carry.hierarchy:
-            carry = carry.replace(hierarchy=hierarchy.reset(state))
-        return carry
+            state = swept(hierarchy, jax.random.split(key, 3)[2], state, settings)
+        if self.learners is not None:
+            state = hierarchy.reset(hierarchy.with_learners(state, self.learners))
+        return carry if state is carry.hierarchy else carry.replace(hierarchy=state)
 
     def chunk(
         self, carry: RolloutCarry, n_rounds: int
