@@ -90,7 +90,9 @@ class Resume:
             raise ValueError(f"--total-steps must be a whole number, got {self.total_steps}.")
 
 
-def train(config: TrainConfig, name: str, out: Path | None, quiet: bool) -> None:
+def train(
+    config: TrainConfig, name: str, out: Path | None, quiet: bool, go_on: bool = False
+) -> None:
     """Run a config and print what was reached and where things are."""
     run = out or new_folder(name)
     agents = f"{config.n_agents} agents" if config.n_agents > 1 else ""
@@ -99,7 +101,7 @@ def train(config: TrainConfig, name: str, out: Path | None, quiet: bool) -> None
         f"environment steps{' each' if agents else ''} -> {run}",
         flush=True,
     )
-    _report(run_training(config, run, progress=not quiet))
+    _report(run_training(config, run, progress=not quiet, resume=go_on))
 
 
 def resume(args: Resume) -> None:
@@ -233,8 +235,9 @@ def test(args: Test) -> None:
 
 def _usage() -> str:
     lines = [
-        "usage: lrl-jax train [PRESET | MODULE:CONFIG] [--out FOLDER] [--quiet] [--seeds N]",
-        "                     [--devices N] [--coordinator HOST:PORT --processes N --process-id I]",
+        "usage: lrl-jax train [PRESET | MODULE:CONFIG] [--out FOLDER] [--resume] [--quiet]",
+        "                     [--seeds N] [--devices N]",
+        "                     [--coordinator HOST:PORT --processes N --process-id I]",
         "                     [settings; lrl-jax train PRESET --help lists them]",
         "       lrl-jax resume RUN [--total-steps N] [--config MODULE:CONFIG] [--quiet]",
         "       lrl-jax test RUN [--episodes N] [--seed N] [--pick AGENT] [--config MODULE:CONFIG]",
@@ -283,9 +286,11 @@ def _train_command(args: list[str]) -> None:
         name, *args = args
     default = user_config(name) if ":" in name else preset(name)
     what = f"The config {name}." if ":" in name else about(name)
-    given, quiet = args, "--quiet" in args
-    args = [a for a in args if a != "--quiet"]
+    given, quiet, go_on = args, "--quiet" in args, "--resume" in args
+    args = [a for a in args if a not in ("--quiet", "--resume")]
     out, args = _take("--out", args, "a folder")
+    if go_on and out is None:
+        raise ValueError("--resume needs --out, the folder of the run.")
     coordinator, args = _take("--coordinator", args, "HOST:PORT")
     number, args = _take("--processes", args, "a number")
     index, args = _take("--process-id", args, "a number")
@@ -303,7 +308,7 @@ def _train_command(args: list[str]) -> None:
         _restart(config, processes, ["train", name, *given])
     if processes is not None and config.devices == 1:
         config = dataclasses.replace(config, devices=jax.device_count())
-    train(config, name.replace(":", "-"), Path(out) if out else None, quiet)
+    train(config, name.replace(":", "-"), Path(out) if out else None, quiet, go_on)
 
 
 def _resume_command(args: list[str]) -> None:

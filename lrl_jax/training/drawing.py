@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jax
-
 from lrl_jax.envs import Maze2D
 from lrl_jax.hierarchies import HierarchyState
 from lrl_jax.randomness import Salt, key_of
