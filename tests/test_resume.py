@@ -267,7 +267,8 @@ def test_two_runs_never_share_a_folder(tmp_path):
         thread.join()
     assert len(errors) == 1 and "already holds a run" in errors[0]
     assert (run / "summary.json").exists()
-    with folder.locked(run), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(folder.locked(run))
         with pytest.raises(FileExistsError, match="another process trains"):
             stack.enter_context(folder.locked(run))
 
