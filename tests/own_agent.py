@@ -114,5 +114,3 @@ def config(total_steps: int = 4000) -> TrainConfig:
         test_episodes=4,
         final_test_episodes=4,
     )
-
-

@@ -288,3 +288,30 @@ def test_checkpoints_are_counted_and_the_last_is_the_furthest(tmp_path):
     for number in (900_000_000, 1_100_000_000_000, 1_000_000_000):
         folder.checkpoint_path(place, number).mkdir(parents=True)
     assert folder.numbered(place)[-1].name == "step_1100000000000"
+
+
+# ------------------------------------------------------------------------ divergence
+
+
+class BreaksDown(own_agent.Point):
+    """A point whose reward is NaN once, in instances that have gone far."""
+
+    def step_env(self, key, state, action, params):
+        obs, state, reward, done, info = super().step_env(key, state, action, params)
+        broken = (state.time == 13) & (state.position[0] > 0.3)
+        return obs, state, jax.numpy.where(broken, jax.numpy.nan, reward), done, info
+
+
+def test_a_run_that_is_not_finite_ends_and_names_the_instance(tmp_path):
+    config = dataclasses.replace(own_agent.config(), env=BreaksDown())
+    with pytest.raises(FloatingPointError, match=r"steps had a reward .* in instance [0-3]"):
+        lrl.train(config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / "summary.json").exists()
+    allowed = dataclasses.replace(config, nan="allow", total_steps=800)
+    lrl.train(allowed, tmp_path / "allowed", progress=False)
+
+
+def test_losses_that_diverge_end_a_run(tmp_path, whole):
+    config = with_settings(PENDULUM, {"levels.0.learning_rate": 1e30})
+    with pytest.raises(FloatingPointError, match=r"level0/\w+=.* after .*diverged"):
+        lrl.train(config, tmp_path / "run", progress=False)

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from lrl_jax import devices, struct
-from lrl_jax.collectors.records import Episodes, LevelTransitions, Transitions
+from lrl_jax.collectors.records import Episodes, LevelTransitions, Transitions, nonfinite
 from lrl_jax.collectors.stats import mean_over_updates
 from lrl_jax.collectors.tick import (
     RolloutCarry,
@@ -31,12 +31,17 @@ from lrl_jax.hierarchies.gating import select
 from lrl_jax.settings import check_flag, check_int
 
 
+_NONFINITE = "n_nonfinite"
+
+
 class RolloutOutput(struct.Node):
     """Result of a rollout.
 
     Attributes:
         metrics: n_episodes, return_sum, length_sum, success_sum, reward_mean and level{i}/...,
-            scalars; 0 without episodes or updates.
+            scalars; 0 without episodes or updates. With `check_finite` also n_nonfinite, steps with
+            a reward or observation that is NaN or infinite, and nonfinite_instance, the instance
+            with the most of them, -1 without any.
         transitions: Transitions, leaves [ticks, n, ...], or None if not recorded.
         levels: one LevelTransitions per level, leaves [ticks, n, ...], or None if not recorded.
     """
@@ -67,12 +72,13 @@ def _ticks(hierarchy, env, params, record, unroll, carry, sums, n_ticks):
         carry, transitions, episodes, levels = full_tick(
             hierarchy, env, params, scanned[0], levels=True
         )
-        return (carry, _add(scanned[1], transitions.rew, episodes)), (transitions, levels)
+        sums = _add(scanned[1], transitions.rew, episodes, transitions.obs_next)
+        return (carry, sums), (transitions, levels)
 
     def settled(carry, sums, step, mask):
         carry, episodes = settle(hierarchy, carry, step, mask)
         rew = step.rew if mask is None else jnp.where(mask, step.rew, 0.0)
-        return carry, _add(sums, rew, episodes)
+        return carry, _add(sums, rew, episodes, step.obs_next)
 
     def later(scanned, _):
         carry, sums, step, is_pending = scanned
@@ -103,11 +109,16 @@ def _summed(rew: jax.Array, episodes: Episodes) -> dict[str, jax.Array]:
     }
 
 
-def _add(sums: dict[str, jax.Array], rew: jax.Array, episodes: Episodes) -> dict[str, jax.Array]:
-    return jax.tree.map(jnp.add, sums, _summed(rew, episodes))
+def _add(
+    sums: dict[str, jax.Array], rew: jax.Array, episodes: Episodes, obs_next: jax.Array
+) -> dict[str, jax.Array]:
+    more = _summed(rew, episodes)
+    if _NONFINITE in sums:
+        more[_NONFINITE] = nonfinite((rew, obs_next)).astype(jnp.int32)
+    return jax.tree.map(jnp.add, sums, more)
 
 
-def _rollout(hierarchy, env, n_steps, learn_interval, record, unroll, params, carry):
+def _rollout(hierarchy, env, n_steps, learn_interval, record, unroll, check_finite, params, carry):
     """See `rollout`; learns every `learn_interval` ticks, not at all if it is None."""
     ticks = functools.partial(_ticks, hierarchy, env, params, record, unroll)
 
@@ -120,6 +131,8 @@ def _rollout(hierarchy, env, n_steps, learn_interval, record, unroll, params, ca
     n = carry.n_env_instances
     recorded: Any
     sums, metrics = _summed(jnp.zeros(n, jnp.float32), carry.sums.episodes()), {}
+    if check_finite:
+        sums[_NONFINITE] = jnp.zeros(n, jnp.int32)
     if learn_interval is None:
         carry, sums, recorded = ticks(carry, sums, n_steps)
     else:
@@ -140,6 +153,9 @@ def _rollout(hierarchy, env, n_steps, learn_interval, record, unroll, params, ca
     # Gathered first, so that sums are rounded alike however many devices there are.
     sums = devices.pin(sums, lambda sums: dict.fromkeys(sums, P()))
     totals = {name: value.sum() for name, value in sums.items()}
+    if check_finite:
+        worst = jnp.argmax(sums[_NONFINITE])
+        totals["nonfinite_instance"] = jnp.where(totals[_NONFINITE] > 0, worst, -1)
     totals["reward_mean"] = totals.pop("reward_sum") / (n_steps * n)
     return carry, RolloutOutput(totals | metrics, *recorded)
 
@@ -156,6 +172,7 @@ def rollout(
     env_params: Any = None,
     learn_interval: int | None = None,
     unroll: int = 1,
+    check_finite: bool = False,
 ) -> tuple[RolloutCarry, RolloutOutput]:
     """Step all instances `n_steps` times in one `lax.scan`. Pure, jittable, donates nothing.
 
@@ -170,6 +187,7 @@ def rollout(
             divisor of both. None: 1, or where only on-policy levels learn, what they ask for. Their
             updates come in time if `n_steps` stays the same from call to call.
         unroll: ticks that one iteration of the loop does.
+        check_finite: count steps that are not finite; nothing is kept out.
 
     Returns:
         The carry and a RolloutOutput.
@@ -192,7 +210,7 @@ def rollout(
     due = hierarchy.learn_ticks or 0
     learn_interval = math.gcd(asked, due, n_steps if due else 0) or 1
     interval = learn_interval if learn else None
-    run = hierarchy.jitted(_rollout, env, n_steps, interval, record, unroll)
+    run = hierarchy.jitted(_rollout, env, n_steps, interval, record, unroll, check_finite)
     with devices.use(devices.mesh_of(carry)):
         return run(params, carry)
 

@@ -49,8 +49,8 @@ class TrainConfig:
             if None.
         checkpoint_interval: interim tests between checkpoints; 0 for one at the end only.
         max_to_keep: checkpoints kept beside the one at the end.
-        nan: what happens to rewards and observations that are not finite: "raise" ends the run,
-            "drop" leaves their rows out, "allow" does not look.
+        nan: what rewards, observations and losses that are not finite do: "raise" ends the run,
+            whose last checkpoint is from before; "allow" does not look.
         chunk_rounds: rounds between interim tests. None spaces them evenly, about test_interval
             apart; the first start of a run puts the number in.
         seed: of all random streams.
@@ -92,7 +92,7 @@ class TrainConfig:
         put_checked(self, check_int, ("seed", "checkpoint_interval", "workers"), 0)
         optional = ("test_max_steps", "chunk_rounds")
         put_checked(self, check_int, [x for x in optional if getattr(self, x) is not None], 1)
-        check_choice("nan", self.nan, ("raise", "drop", "allow"))
+        check_choice("nan", self.nan, ("raise", "allow"))
         self._check_levels()
         self._check_env()
         object.__setattr__(self, "sweep", self._checked_sweep())

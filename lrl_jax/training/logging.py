@@ -159,6 +159,13 @@ def _read(row: dict[str, str]) -> Row:
     return {name: value(text) for name, text in row.items() if text}
 
 
+def _protocols() -> tuple[Any, Any]:
+    """TensorBoard's messages, whose classes are made when they are imported."""
+    from tensorboardX.proto import event_pb2, summary_pb2
+
+    return event_pb2, summary_pb2
+
+
 class _Events:
     """A file of TensorBoard events, appended to by the thread that calls.
 
@@ -167,28 +174,29 @@ class _Events:
     """
 
     def __init__(self, folder: Path, resume_at: int | None):
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-
+        event_pb2, _ = _protocols()
         # Readers take files in the order of their names, and a run that goes on begins another.
         name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
         self._path = folder / name
         self._written = 0  # bytes
         self._waiting: list[bytes] = []
-        self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._add(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
         if resume_at is not None:
-            start = SessionLog(status=SessionLog.START)
-            self._add(Event(wall_time=time.time(), step=resume_at + 1, session_log=start))
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._add(event_pb2.Event(wall_time=time.time(), step=resume_at + 1, session_log=start))
 
     def add(self, row: Row) -> None:
         """The scalars of a row."""
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
-
+        event_pb2, summary_pb2 = _protocols()
         now, step = time.time(), int(row["env_steps"])
         for name, x in row.items():
             if name != "env_steps":
-                value = Summary.Value(tag=name, simple_value=_float32(x))
-                self._add(Event(wall_time=now, step=step, summary=Summary(value=[value])))
+                value = summary_pb2.Summary.Value(tag=name, simple_value=_float32(x))
+                self._add(
+                    event_pb2.Event(
+                        wall_time=now, step=step, summary=summary_pb2.Summary(value=[value])
+                    )
+                )
 
     def _add(self, event: Any) -> None:
         from tensorboardX.record_writer import masked_crc32c

@@ -264,6 +264,7 @@ class _Loop:
         metrics = self.session.advance(n_rounds)
         steps = config.n_agents * n_rounds * config.round_steps
         speeds.append(steps / (time.monotonic() - start))
+        _refuse_nonfinite(jax.device_get(metrics), env_steps, self.run)
         metrics, tested = jax.device_get((metrics, self.session.test(i)))
         row = {
             "env_steps": env_steps,
@@ -288,7 +289,8 @@ class _Loop:
             )
         if compile_seconds:
             row["compile_seconds"] = compile_seconds
-        _refuse_diverged(row, self.run)
+        if config.nan == "raise":
+            _refuse_diverged(row, self.run)
         return row
 
     def _call_back(self, env_steps: int, row: dict[str, Any]) -> bool:
@@ -347,6 +349,21 @@ def _stop_signals(run: Path) -> Iterator[list[int]]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def _refuse_nonfinite(metrics: dict[str, Any], env_steps: int, run: Path) -> None:
+    """Refuse a chunk with rewards or observations that are not finite."""
+    counts = np.atleast_1d(metrics.get("n_nonfinite", 0))
+    if not counts.any():
+        return
+    agent = int(np.argmax(counts))
+    instance = np.atleast_1d(metrics["nonfinite_instance"])[agent]
+    of = f" of agent {agent}" if len(counts) > 1 else ""
+    raise FloatingPointError(
+        f"{counts[agent]} steps{of} had a reward or an observation that is not finite, most in "
+        f"instance {instance}, before {env_steps} environment steps in {run}: its last checkpoint "
+        f"is from before. Mend the environment, or let them pass with nan='allow'."
+    )
 
 
 def _refuse_diverged(row: dict[str, float], run: Path) -> None:

@@ -342,7 +342,7 @@ class HostSession(Session):
         super().__init__(trainer)
         if path is None:
             state = begun(trainer).hierarchy
-            self._collector = Collector(trainer.hierarchy, trainer.env, state=state)
+            self._collector = _collector(trainer, state)
             self._collector.reset(seed=trainer.config.seed)
         else:
             self.restore(path)
@@ -372,12 +372,16 @@ class HostSession(Session):
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint with new episodes."""
         state = read_checkpoint(self._trainer, path).hierarchy
-        self._collector = Collector(self._trainer.hierarchy, self._trainer.env, state=state)
+        self._collector = _collector(self._trainer, state)
         self._collector.reset(seed=_seed_after(self._trainer, state))
 
     def renew_settings(self) -> None:
         """Take the settings of the levels in place of those of a checkpoint."""
         self._collector.state = renewed(self._trainer, HostCarry(self.state)).hierarchy
+
+
+def _collector(trainer: Trainer, state: HierarchyState) -> Collector:
+    return Collector(trainer.hierarchy, trainer.env, state=state, nan=trainer.config.nan)
 
 
 class WorkerSession(Session):

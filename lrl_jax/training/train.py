@@ -127,7 +127,12 @@ class Trainer:
         """The rounds up to an interim test. Returns the carry and the rollout's metrics."""
         ticks = self.config.round_ticks
         carry, out = rollout(
-            self.hierarchy, carry, n_rounds * ticks, learn=True, learn_interval=ticks
+            self.hierarchy,
+            carry,
+            n_rounds * ticks,
+            learn=True,
+            learn_interval=ticks,
+            check_finite=self.config.nan == "raise",
         )
         return carry, out.metrics
 
@@ -180,15 +185,15 @@ def make_env(config: TrainConfig) -> tuple[Any, Any]:
         return env, changes
     if not changes:
         return env, params
-    is_record = dataclasses.is_dataclass(params) and not isinstance(params, type)
-    there = [f.name for f in dataclasses.fields(params)] if is_record else []
+    there = [f.name for f in dataclasses.fields(params)] if dataclasses.is_dataclass(params) else []
     unknown = sorted(set(dict(changes)) - set(there))
     if unknown:
         raise ValueError(
             f"env_params has {unknown}, but the parameters of {config.name} have "
             f"{', '.join(there) or 'no fields'}."
         )
-    return env, dataclasses.replace(params, **dict(changes))
+    record: Any = params
+    return env, dataclasses.replace(record, **dict(changes))
 
 
 def _refuse_on_host(config: TrainConfig, env: Any) -> None:
