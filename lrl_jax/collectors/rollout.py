@@ -30,7 +30,6 @@ from lrl_jax.hierarchies import Hierarchy, HierarchyState
 from lrl_jax.hierarchies.gating import select
 from lrl_jax.settings import check_flag, check_int
 
-
 _NONFINITE = "n_nonfinite"
 
 

@@ -264,8 +264,9 @@ class _Loop:
         metrics = self.session.advance(n_rounds)
         steps = config.n_agents * n_rounds * config.round_steps
         speeds.append(steps / (time.monotonic() - start))
-        _refuse_nonfinite(jax.device_get(metrics), env_steps, self.run)
         metrics, tested = jax.device_get((metrics, self.session.test(i)))
+        if config.nan == "raise":
+            _refuse_nonfinite({**metrics, **tested}, env_steps, self.run)
         row = {
             "env_steps": env_steps,
             "seconds": self.seconds,
@@ -289,8 +290,6 @@ class _Loop:
             )
         if compile_seconds:
             row["compile_seconds"] = compile_seconds
-        if config.nan == "raise":
-            _refuse_diverged(row, self.run)
         return row
 
     def _call_back(self, env_steps: int, row: dict[str, Any]) -> bool:
@@ -352,28 +351,27 @@ def _stop_signals(run: Path) -> Iterator[list[int]]:
 
 
 def _refuse_nonfinite(metrics: dict[str, Any], env_steps: int, run: Path) -> None:
-    """Refuse a chunk with rewards or observations that are not finite."""
+    """Refuse a chunk, or a test, with steps, losses or returns that are not finite."""
+    found = [
+        f"{name}={np.ravel(x)[~np.isfinite(np.ravel(x))][0]}"
+        for name, x in metrics.items()
+        if not np.isfinite(x).all()
+    ]
     counts = np.atleast_1d(metrics.get("n_nonfinite", 0))
-    if not counts.any():
-        return
-    agent = int(np.argmax(counts))
-    instance = np.atleast_1d(metrics["nonfinite_instance"])[agent]
-    of = f" of agent {agent}" if len(counts) > 1 else ""
-    raise FloatingPointError(
-        f"{counts[agent]} steps{of} had a reward or an observation that is not finite, most in "
-        f"instance {instance}, before {env_steps} environment steps in {run}: its last checkpoint "
-        f"is from before. Mend the environment, or let them pass with nan='allow'."
-    )
-
-
-def _refuse_diverged(row: dict[str, float], run: Path) -> None:
-    """Refuse losses and returns that are not finite."""
-    bad = sorted(k for k, x in row.items() if not math.isfinite(x))
-    if bad:
+    if counts.any():
+        agent = int(np.argmax(counts))
+        instance = np.atleast_1d(metrics["nonfinite_instance"])[agent]
+        of = f" of agent {agent}" if len(counts) > 1 else ""
+        found.insert(
+            0,
+            f"{counts[agent]} steps{of} with a reward or an observation that is not finite, most "
+            f"in instance {instance}",
+        )
+    if found:
         raise FloatingPointError(
-            f"{', '.join(f'{name}={row[name]}' for name in bad[:6])} after {row['env_steps']} "
-            f"environment steps in {run}: the run has diverged. Its last checkpoint is from "
-            f"before; lower the learning rates, or look at the environment's rewards."
+            f"{', '.join(found[:6])} before {env_steps} environment steps in {run}: the "
+            f"environment is broken, or the run has diverged. Its last checkpoint is from before; "
+            f'mend the environment, lower the learning rates, or let it pass with nan="allow".'
         )
 
 
