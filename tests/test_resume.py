@@ -304,7 +304,7 @@ class BreaksDown(own_agent.Point):
 
 def test_a_run_that_is_not_finite_ends_and_names_the_instance(tmp_path):
     config = dataclasses.replace(own_agent.config(), env=BreaksDown())
-    with pytest.raises(FloatingPointError, match=r"steps with a reward .* instance [0-3]"):
+    with pytest.raises(FloatingPointError, match=r"instance [0-3] had a reward"):
         lrl.train(config, tmp_path / "run", progress=False)
     assert not (tmp_path / "run" / "summary.json").exists()
     allowed = dataclasses.replace(config, nan="allow", total_steps=800)
@@ -313,5 +313,5 @@ def test_a_run_that_is_not_finite_ends_and_names_the_instance(tmp_path):
 
 def test_losses_that_diverge_end_a_run(tmp_path, whole):
     config = with_settings(PENDULUM, {"levels.0.learning_rate": 1e30})
-    with pytest.raises(FloatingPointError, match=r"level0/\w+=.*diverged"):
+    with pytest.raises(FloatingPointError, match=r"updates of level0 diverged|not finite"):
         lrl.train(config, tmp_path / "run", progress=False)

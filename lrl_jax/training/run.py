@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lrl_jax import devices
+from lrl_jax.collectors import check_finite
 from lrl_jax.env_spec import is_gymnasium
 from lrl_jax.envs import GYMNASIUM
 from lrl_jax.training import folder, loading, sessions
@@ -264,9 +265,9 @@ class _Loop:
         metrics = self.session.advance(n_rounds)
         steps = config.n_agents * n_rounds * config.round_steps
         speeds.append(steps / (time.monotonic() - start))
-        metrics, tested = jax.device_get((metrics, self.session.test(i)))
         if config.nan == "raise":
-            _refuse_nonfinite({**metrics, **tested}, env_steps, self.run)
+            metrics = _finite(jax.device_get(metrics), env_steps, self.run)
+        metrics, tested = jax.device_get((metrics, self.session.test(i)))
         row = {
             "env_steps": env_steps,
             "seconds": self.seconds,
@@ -350,29 +351,15 @@ def _stop_signals(run: Path) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _refuse_nonfinite(metrics: dict[str, Any], env_steps: int, run: Path) -> None:
-    """Refuse a chunk, or a test, with steps, losses or returns that are not finite."""
-    found = [
-        f"{name}={np.ravel(x)[~np.isfinite(np.ravel(x))][0]}"
-        for name, x in metrics.items()
-        if not np.isfinite(x).all()
-    ]
-    counts = np.atleast_1d(metrics.get("n_nonfinite", 0))
-    if counts.any():
-        agent = int(np.argmax(counts))
-        instance = np.atleast_1d(metrics["nonfinite_instance"])[agent]
-        of = f" of agent {agent}" if len(counts) > 1 else ""
-        found.insert(
-            0,
-            f"{counts[agent]} steps{of} with a reward or an observation that is not finite, most "
-            f"in instance {instance}",
-        )
-    if found:
+def _finite(metrics: dict[str, Any], env_steps: int, run: Path) -> dict[str, Any]:
+    """The metrics of a chunk, refused where a step or a loss is not finite; see `check_finite`."""
+    try:
+        return check_finite(metrics)
+    except FloatingPointError as error:
         raise FloatingPointError(
-            f"{', '.join(found[:6])} before {env_steps} environment steps in {run}: the "
-            f"environment is broken, or the run has diverged. Its last checkpoint is from before; "
-            f'mend the environment, lower the learning rates, or let it pass with nan="allow".'
-        )
+            f"{error} The run {run} ends within the {env_steps} environment steps up to its next "
+            f"test; its last checkpoint is from before. nan='allow' lets it pass."
+        ) from None
 
 
 def _agent_row(metrics: dict[str, Any], tested: dict[str, Any]) -> dict[str, float]:

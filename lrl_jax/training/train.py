@@ -124,7 +124,10 @@ class Trainer:
     def chunk(
         self, carry: RolloutCarry, n_rounds: int
     ) -> tuple[RolloutCarry, dict[str, jax.Array]]:
-        """The rounds up to an interim test. Returns the carry and the rollout's metrics."""
+        """The rounds up to an interim test. Returns the carry and the rollout's metrics.
+
+        They tell of numbers that were not finite, see `collectors.check_finite`.
+        """
         ticks = self.config.round_ticks
         carry, out = rollout(
             self.hierarchy,
@@ -132,7 +135,7 @@ class Trainer:
             n_rounds * ticks,
             learn=True,
             learn_interval=ticks,
-            check_finite=self.config.nan == "raise",
+            stop_at_nan=self.config.nan == "raise",
         )
         return carry, out.metrics
 
