@@ -179,7 +179,7 @@ def _rollout(hierarchy, env, n_steps, learn_interval, record, unroll, stops, par
     sums = devices.pin(sums, lambda sums: dict.fromkeys(sums, P()))
     totals = {name: value.sum() for name, value in sums.items()}
     totals["reward_mean"] = totals.pop("reward_sum") / (n_steps * n)
-    if stops:
+    if fault is not None:
         totals |= {"nonfinite_tick": fault.tick, "nonfinite_instance": fault.instance}
     return carry, RolloutOutput(totals | metrics, *recorded)
 
