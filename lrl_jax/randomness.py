@@ -18,7 +18,7 @@ class Salt(enum.IntEnum):
 
     - Salts of a tick, below 256: `Stream.instance_keys(n, salt)` and `Stream.tick_key(salt)`. Of a
       hierarchy's stream: DECIDE, AFTER_TRANSITION, LEARN. Of the collector's: STEP, RANDOM_ACTION,
-      RESET_BY_USER. Of either: RESTART.
+      RESET_BY_USER, NONFINITE. Of either: RESTART.
     - Words that `jax.random.fold_in` mixes into a key.
     - Seeds, from which whole streams are made.
 
@@ -29,6 +29,7 @@ class Salt(enum.IntEnum):
         STEP: steps of the environments, in the collector's stream.
         RANDOM_ACTION: actions of collecting at random.
         RESET_BY_USER: resets of episodes that a preprocessing function ended.
+        NONFINITE: resets of environments whose step was not finite.
         RESTART: a reset of the collector that is given no seed; of the hierarchy's stream in a
             collector that goes on with a state of another one.
         NOISE: of disturbed states, in the update of a model.
@@ -51,6 +52,7 @@ class Salt(enum.IntEnum):
     STEP = 0
     RANDOM_ACTION = 0xA0
     RESET_BY_USER = 0xA1
+    NONFINITE = 0xA2
     RESTART = 0xFF
 
     NOISE = 1

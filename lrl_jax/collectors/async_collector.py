@@ -33,6 +33,7 @@ class AsyncCollector(BaseCollector, contextlib.AbstractContextManager):
         state: HierarchyState of as many instances to start from; a new one if None.
         processes: whether each environment of a list lives in a process of its own, for
             environments that are busy in Python.
+        nan: see `Collector`.
 
     Attributes:
         state: the HierarchyState, readable and settable.
@@ -52,6 +53,7 @@ class AsyncCollector(BaseCollector, contextlib.AbstractContextManager):
         exploration_noise: bool = False,
         state: HierarchyState | None = None,
         processes: bool = False,
+        nan: str = "raise",
     ):
         dtype = checked_hierarchy(hierarchy).env_spec.obs_space.dtype
         if wait_num is not None:
@@ -64,7 +66,7 @@ class AsyncCollector(BaseCollector, contextlib.AbstractContextManager):
         try:
             check_env(hierarchy, self._source.spec_env, None)
             engine = HostEngine(hierarchy, env, self._source, preprocess)
-            super().__init__(hierarchy, engine, buffer, exploration_noise, state)
+            super().__init__(hierarchy, engine, buffer, exploration_noise, state, nan)
         except BaseException:
             self._source.close()
             raise
@@ -131,6 +133,7 @@ class AsyncCollector(BaseCollector, contextlib.AbstractContextManager):
             {"n_total_steps": n_total_steps, "n_episodes": n_episodes},
             max_steps=max_steps,
             learn=learn,
+            nan=self.nan,
             record=record_transitions,
             random=random,
             or_more=True,

@@ -56,6 +56,7 @@ def warn_of_open(collected: Collected, stacklevel: int = 4) -> None:
 
 #: Of the checkpoints of collectors, and the numbers in them.
 _KIND = "collector"
+_NAN = ("raise", "drop", "allow")
 _COUNTS = ("collect_step", "collect_episode", "collect_time", "_n_env_steps")
 
 
@@ -68,6 +69,7 @@ class BaseCollector:
         buffer: rows of a replay buffer, or one to go on with, or None.
         exploration_noise: whether levels add their training noise also where nothing is learned.
         state: HierarchyState to start from; a new one if None.
+        nan: what happens to steps that are not finite: "raise", "drop" or "allow".
 
     Attributes:
         state: the HierarchyState, readable and settable.
@@ -85,7 +87,11 @@ class BaseCollector:
         buffer: int | Buffer | None,
         exploration_noise: bool,
         state: HierarchyState | None,
+        nan: str,
     ):
+        if nan not in _NAN:
+            raise ValueError(f"nan={nan!r} is unknown: use one of {list(_NAN)}.")
+        self.nan = nan
         self.hierarchy, self._engine = hierarchy, engine
         self.n_env_instances, self.preprocess = engine.n, engine.preprocess
         self.exploration_noise = check_flag("exploration_noise", exploration_noise)

@@ -56,6 +56,11 @@ class Collector(BaseCollector):
         exploration_noise: whether levels add their training noise also where nothing is learned.
         max_to_keep: checkpoints to keep, the last of those that this collector wrote; None for
             all.
+        nan: what happens where a reward, an observation or a signal is NaN or infinite. "raise":
+            `collect` raises a FloatingPointError with the instance and the tick, and so it does
+            where a metric of an update is. "drop": such steps are counted in `stats.n_nonfinite`.
+            In both cases the step is dropped and its instance reset; it neither acts on such a
+            number nor stores it, and the collector goes on. "allow": nobody looks.
 
     Attributes:
         state: the HierarchyState, readable and settable.
@@ -82,6 +87,7 @@ class Collector(BaseCollector):
         preprocess_fn: Callable[..., Any] | None = None,
         exploration_noise: bool = False,
         max_to_keep: int | None = None,
+        nan: str = "raise",
     ):
         checked_hierarchy(hierarchy)
         preprocess = None if preprocess_fn is None else Preprocess(preprocess_fn)
@@ -109,7 +115,7 @@ class Collector(BaseCollector):
         _, self.test_env_params = own_env(hierarchy, self.test_env, test_env_params)
         n = self._instances(n_env_instances, state)
         engine = make_engine(hierarchy, self.env, self.env_params, n, preprocess)
-        super().__init__(hierarchy, engine, buffer, exploration_noise, state)
+        super().__init__(hierarchy, engine, buffer, exploration_noise, state, nan)
 
     @classmethod
     def _sizes(cls, env: Any, n: int) -> dict[str, Any]:
@@ -218,6 +224,7 @@ class Collector(BaseCollector):
             episode_allocation=episode_allocation,
             max_steps=max_steps,
             learn=learn,
+            nan=self.nan,
             record=record_transitions,
             random=random,
             log_interval=log_interval,
@@ -277,7 +284,8 @@ class Collector(BaseCollector):
         way, engine = request.way, self._ready()
         looked_at = request.post_step_callback or request.video_logger or request.render is not None
         others = looked_at or request.test_interval or request.gym_reset_kwargs
-        allowed = way == Way(record=True, capacity=way.capacity) and not others
+        plain = Way(record=True, capacity=way.capacity, checks=way.checks)
+        allowed = way == plain and not others
         hierarchy = self._acting(way.learn)
         transitions, record = engine.differentiable(hierarchy, request.amount, allowed)
         if record is None:

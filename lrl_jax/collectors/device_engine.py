@@ -9,65 +9,163 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrl_jax import buffers
+from lrl_jax import buffers, struct
 from lrl_jax.collectors.counting import Owed
 from lrl_jax.collectors.preprocess import Preprocess, reset_arguments
+from lrl_jax.collectors.records import closings, decisions, nonfinite, zeroed
 from lrl_jax.collectors.requests import Way
-from lrl_jax.collectors.stats import Collected, Record
+from lrl_jax.collectors.stats import Collected, Dropped, Record
 from lrl_jax.collectors.store import add
-from lrl_jax.collectors.tick import RolloutCarry, begun, full_tick, is_traced, restarted
+from lrl_jax.collectors.tick import (
+    RolloutCarry,
+    Step,
+    begun,
+    decide_and_step,
+    full_tick,
+    is_traced,
+    restarted,
+    settle,
+)
+from lrl_jax.envs.stepping import reset_all
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
+from lrl_jax.hierarchies.gating import select
 from lrl_jax.randomness import Salt, Stream, key_of
+
+
+class _Taken(struct.Node):
+    """A step of the environments that was taken, [n, ...] each.
+
+    Attributes:
+        obs: acted on.
+        act: as decided.
+        step: what came of it.
+        levels: what the levels did, or None.
+        bad: whose step is not finite, bool [n]; None where nobody looks.
+    """
+
+    obs: Any
+    act: Any
+    step: Step
+    levels: Any
+    bad: Any
+
+
+def _take(hierarchy, env, way, preprocess, params, carry, mask):
+    """First half of a tick: the carry, and the step taken."""
+    obs, active = carry.obs, carry.hierarchy.active_level
+    carry, step, action = decide_and_step(
+        hierarchy, env, params, carry, mask, way.random, preprocess
+    )
+    levels = decisions(active, carry.hierarchy, mask) if way.record == "levels" else None
+    bad = None
+    if way.checks:
+        bad = nonfinite((step.rew, step.signals, step.obs_next, carry.obs))
+        bad = bad if mask is None else bad & mask
+    return carry, _Taken(obs, action, step, levels, bad)
+
+
+def _settled(hierarchy, way, owned, owed, taken, mask):
+    """Second half: bookkeeping, updates, and the tick's record. `mask` can be of shape []."""
+    carry, store = owned
+    step, levels = taken.step, taken.levels
+    carry, episodes = settle(hierarchy, carry, step, mask, way.random)
+    if levels is not None:
+        done = step.terminated | step.truncated
+        levels = closings(levels, carry.hierarchy.active_level, done, mask)
+    metrics = {}
+    if way.learn:
+        state, metrics = hierarchy.learn(carry.hierarchy)
+        carry = carry.replace(hierarchy=state)
+    valid = None if mask is None else jnp.broadcast_to(mask, step.rew.shape)
+    transitions = step.recorded(taken.obs, taken.act, valid)
+    if store is not None:
+        store = add(store, transitions)
+    out = Record(
+        episodes=episodes,
+        reward=transitions.rew.sum(),
+        steps=transitions.valid.sum(dtype=jnp.int32),
+        metrics=metrics,
+        transitions=transitions if way.record else None,
+        levels=levels,
+        obs_next=transitions.obs_next if way.capacity == 1 else None,
+    )
+    return (carry, store), owed.after(way.mode, episodes.finished), out
 
 
 def _chunk(hierarchy, env, way, preprocess, params, owned, owed, n_ticks):
     """Up to `n_ticks` ticks, their number traced, so that any number compiles once.
 
-    Returns what is owned, what is still owed, the ticks taken, and what was recorded, leaves
-    [capacity, ...], zero behind the ticks taken.
+    Where steps are checked, one that is not finite ends the chunk: nobody's bookkeeping of that
+    tick is done yet. A mask of shape [] keeps it out, as the lowest level's rings are written as
+    one (`Hierarchy.aligned`) as long as no instance is masked alone.
+
+    Returns what is owned, what is still owed, the ticks taken, what was recorded, leaves
+    [capacity, ...], zero behind the ticks taken, and the last step, (_Taken,), () without checks.
     """
     everyone = way.mode == "n_steps"
 
     def step(owned, owed):
-        carry, store = owned
         mask = None if everyone else owed.active
-        carry, transitions, episodes, levels = full_tick(
-            hierarchy, env, params, carry, mask,
-            random=way.random, preprocess=preprocess, levels=way.record == "levels",
-        )  # fmt: skip
-        metrics = {}
-        if way.learn:
-            state, metrics = hierarchy.learn(carry.hierarchy)
-            carry = carry.replace(hierarchy=state)
-        if store is not None:
-            store = add(store, transitions)
-        out = Record(
-            episodes=episodes,
-            reward=transitions.rew.sum(),
-            steps=transitions.valid.sum(dtype=jnp.int32),
-            metrics=metrics,
-            transitions=transitions if way.record else None,
-            levels=levels,
-            obs_next=transitions.obs_next if way.capacity == 1 else None,
-        )
-        return (carry, store), owed.after(way.mode, episodes.finished), out
+        carry, taken = _take(hierarchy, env, way, preprocess, params, owned[0], mask)
+        owned = carry, owned[1]
+        if not way.checks:
+            return *_settled(hierarchy, way, owned, owed, taken, mask), ()
+        sound = ~taken.bad.any()
+        mask = sound if mask is None else mask & sound
+        owned, left, out = _settled(hierarchy, way, owned, owed, taken, mask)
+        left = jax.tree.map(lambda x, y: jnp.where(sound, x, y), left, owed)
+        return owned, left, out, (taken,)
+
+    def is_sound(last):
+        return ~last[0].bad.any() if way.checks else jnp.ones((), bool)
 
     def goes_on(loop):
-        i, _, owed, _ = loop
-        return (i < n_ticks) & owed.active.any()
+        i, _, owed, _, last = loop
+        return (i < n_ticks) & owed.active.any() & is_sound(last)
 
     def body(loop):
-        i, owned, owed, out = loop
-        owned, owed, new = step(owned, owed)
+        i, owned, owed, out, _ = loop
+        owned, owed, new, last = step(owned, owed)
         out = jax.tree.map(
             lambda all_, x: jax.lax.dynamic_update_index_in_dim(all_, x, i, 0), out, new
         )
-        return i + 1, owned, owed, out
+        return i + is_sound(last), owned, owed, out, last
 
-    shapes = jax.eval_shape(step, owned, owed)[2]
+    _, _, shapes, last = jax.eval_shape(step, owned, owed)
     out = jax.tree.map(lambda s: jnp.zeros((way.capacity, *s.shape), s.dtype), shapes)
-    i, owned, owed, out = jax.lax.while_loop(goes_on, body, (jnp.int32(0), owned, owed, out))
-    return owned, owed, i, out
+    last = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), last)
+    i, owned, owed, out, last = jax.lax.while_loop(
+        goes_on, body, (jnp.int32(0), owned, owed, out, last)
+    )
+    return owned, owed, i, out, last
+
+
+def _without_bad(hierarchy, env, way, preprocess, params, owned, owed, taken):
+    """Settle a step without the instances whose step is not finite; these are reset.
+
+    Returns what is owned, what is still owed, and the tick's record.
+    """
+    bad, n = taken.bad, taken.bad.shape[0]
+    good = ~bad if way.mode == "n_steps" else owed.active & ~bad
+    taken = taken.replace(step=zeroed(taken.step, ~bad))
+    (carry, store), owed, out = _settled(hierarchy, way, owned, owed, taken, good)
+    keys = carry.stream.instance_keys(n, salt=Salt.NONFINITE)
+    obs, env_state = reset_all(env, keys, params)
+    if preprocess is not None:
+        obs = preprocess.on_reset(obs, jnp.arange(n))
+    # Should that bring another NaN, at least nothing else becomes one.
+    obs = jnp.nan_to_num(obs, posinf=0.0, neginf=0.0)
+    again = jax.tree.map(
+        lambda x, y: x.astype(y.dtype), (obs, env_state), (carry.obs, carry.env_state)
+    )
+    obs, env_state = select(bad, again, (carry.obs, carry.env_state))
+    carry = carry.replace(
+        env_state=env_state,
+        obs=obs,
+        hierarchy=hierarchy.reset(carry.hierarchy, bad),
+        sums=zeroed(carry.sums, ~bad),
+    )
+    return (carry, store if store is None else buffers.cut(store, bad)), owed, out
 
 
 def _recorded_ticks(hierarchy, env, n_ticks, params, carry):
@@ -78,6 +176,12 @@ def _recorded_ticks(hierarchy, env, n_ticks, params, carry):
         return carry, (transitions, episodes)
 
     return jax.lax.scan(step, carry, length=n_ticks)[1]
+
+
+def _ticks_of(out: Record, n_ticks: int) -> Record:
+    """The record of the first ticks."""
+    record: Record = jax.tree.map(lambda x: x[:n_ticks], out)
+    return record if record.obs_next is None else record.replace(obs_next=record.obs_next[-1])
 
 
 class DeviceEngine:
@@ -223,13 +327,23 @@ class DeviceEngine:
             self.shared = False
         owned = (self.carry, self.store)
         ticks = jnp.asarray(n_ticks, jnp.int32)
-        owned, out.owed, taken, new = run(self.params, owned, out.owed, ticks)
+        owned, out.owed, taken, new, last = run(self.params, owned, out.owed, ticks)
         self.carry, self.store = owned
-        taken, new = jax.device_get((taken, new))
-        record: Record = jax.tree.map(lambda x: x[: int(taken)], new)
-        if record.obs_next is not None:
-            record = record.replace(obs_next=record.obs_next[-1])
-        out.records.append(record)
+        taken, new, bad = jax.device_get((taken, new, [step.bad for step in last]))
+        if taken:
+            out.records.append(_ticks_of(new, int(taken)))
+        if np.any(bad):
+            self._drop(hierarchy, way, out, *last)
+
+    def _drop(self, hierarchy: Hierarchy, way: Way, out: Collected, last: _Taken) -> None:
+        """Take a tick's step without the instances whose step is not finite."""
+        carry = self.carry.replace(hierarchy=hierarchy.unaligned(self.carry.hierarchy))
+        drop = hierarchy.jitted(_without_bad, self.env, way, self.preprocess)
+        owned, out.owed, new = drop(self.params, (carry, self.store), out.owed, last)
+        self.carry, self.store = owned
+        new, step, bad = jax.device_get((new, last.step, last.bad))
+        out.records.append(_ticks_of(jax.tree.map(lambda x: x[None], new), 1))
+        out.dropped.append(Dropped(out.n_ticks - 1, bad, step.rew, step.obs_next, step.signals))
 
     def differentiable(self, hierarchy: Hierarchy, n_ticks: int, allowed: bool) -> Any:
         """Transitions that carry gradients, and their Record, None while it is traced."""

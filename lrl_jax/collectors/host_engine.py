@@ -24,11 +24,12 @@ from lrl_jax.collectors.records import (
     Transitions,
     closings,
     decisions,
+    nonfinite,
     wide,
     zeroed,
 )
 from lrl_jax.collectors.requests import Way
-from lrl_jax.collectors.stats import Collected, Record
+from lrl_jax.collectors.stats import Collected, Dropped, Record
 from lrl_jax.collectors.store import add
 from lrl_jax.collectors.tick import restarted, signals_of
 from lrl_jax.envs.gymnasium_adapter import success_in
@@ -138,6 +139,7 @@ class _Tick:
     decided: np.ndarray | None  # those of them that the hierarchy decided, all if None
     episodes: Episodes
     levels: tuple[LevelTransitions, ...] | None = None
+    dropped: Dropped | None = None  # steps that were not finite
     is_settled: bool = False  # or was to be, when something raised
     is_kept: bool = False
 
@@ -333,10 +335,13 @@ class HostEngine:
     def run(self, hierarchy: Hierarchy, way: Way, out: Collected, n_ticks: int) -> None:
         """Take up to `n_ticks` ticks; adds their record to `out`, and what is still owed.
 
+        A step that is not finite ends them, where such steps are checked.
+
         To be held (`lrl_jax.interrupts`). What raises in a tick - an environment, the user's
         function, an interrupt while waiting - loses that tick; those before it are kept whole, and
         the next call begins with a reset.
         """
+        self._recover(hierarchy)
         run = _Run(hierarchy, way, self.source.lockstep and way.mode == "n_steps")
         if run.everyone and self._looks_ahead(hierarchy, way) and not self.source.stale.any():
             decide = hierarchy.jitted(_decide_ahead, self._flat, way.capacity)
@@ -350,9 +355,10 @@ class HostEngine:
             self._broken |= broken
             if run.ticks:
                 self._finish(run)
-                if run.ahead is not None:
-                    self._replay(run)
                 out.records.append(run.result(is_whole=not broken))
+                if run.ticks[-1].dropped is not None:
+                    last = dataclasses.replace(run.ticks[-1].dropped, tick=out.n_ticks - 1)
+                    out.dropped.append(last)
             if run.everyone:
                 out.owed = out.owed.after_ticks(len(run.ticks))
 
@@ -375,6 +381,8 @@ class HostEngine:
             tick = self._received(run, owed.active)
             if not run.everyone:
                 out.owed = owed.after(run.way.mode, tick.episodes.finished, tick.ready)
+            if tick.dropped is not None:
+                break
 
     def _decided(self, run: _Run, mask: Any) -> np.ndarray:
         """Actions as sent, of those in the mask; settles the tick before in the same call."""
@@ -420,17 +428,42 @@ class HostEngine:
         success, tells = (self._of_all(x, ready) for x in success_in(info, n))
         told = signals_of(run.hierarchy, info, n)
         signals = {name: self._of_all(values, ready) for name, values in told.items()}
+        dropped = None
+        if run.way.checks:
+            step, signals, ready, dropped = self._without_bad(step, signals, following, ready)
         self.obs = _merged(ready, following, obs)
         _, rew, terminated, truncated = step
         self._sums, episodes = self._sums.after(rew, terminated | truncated, success, tells, ready)
+        if dropped is not None:
+            self._sums = self._sums.cleared(dropped.bad)
         decided = ready
         if not self.source.lockstep:  # what was under way is received, but does not count
             episodes = episodes.replace(finished=episodes.finished & active)
             decided = ready & ~self._random
         levels = self._levels if run.levels else None
-        tick = _Tick(obs, act, (*step, signals), ready, decided, episodes, levels)
+        tick = _Tick(obs, act, (*step, signals), ready, decided, episodes, levels, dropped)
         run.ticks.append(tick)
         return tick
+
+    def _without_bad(
+        self, step: tuple[Any, ...], signals: dict[str, Any], following: Any, ready: Any
+    ) -> tuple[Any, Any, Any, Dropped | None]:
+        """A step, its signals and whose it is without the instances whose step is not finite.
+
+        These are reset before their next use.
+        """
+        obs_next, rew, *_ = step
+        bad = nonfinite((rew, signals, obs_next, following))
+        bad = bad if ready is None else bad & ready
+        if not bad.any():
+            return step, signals, ready, None
+        dropped = Dropped(0, bad, rew, obs_next, signals)
+        if self.source.can_pause:
+            self.source.stale |= bad
+        else:
+            self._broken = True
+        step, signals = zeroed((step, signals), ~bad)
+        return step, signals, ~bad if ready is None else ready & ~bad, dropped
 
     def _of_all(self, rows: np.ndarray, ready: np.ndarray | None) -> np.ndarray:
         """Values [n] of those in `ready` in order, zero elsewhere."""
@@ -462,7 +495,15 @@ class HostEngine:
 
     def _finish(self, run: _Run) -> None:
         """Settle and keep the last tick, so that the state is whole."""
-        if run.ticks and not run.ticks[-1].is_settled and not run.way.random and run.ahead is None:
+        if run.ahead is not None and run.ticks:
+            run.ahead, last = None, run.ticks[-1]
+            alone = last.dropped is not None  # under a mask, which those before do not have
+            self._replay(run, run.ticks[:-1] if alone else run.ticks)
+            last.is_settled = True
+            if alone:
+                self._advance(run, (last.obs, None))
+                last.is_settled = False
+        if run.ticks and not run.ticks[-1].is_settled and not run.way.random:
             self._advance(run, None)
         self._keep(run)
 
@@ -498,17 +539,19 @@ class HostEngine:
         plain = way.capacity > 1 and way.record != "levels" and not (way.learn or way.random)
         return blind and plain and self.preprocess is None
 
-    def _replay(self, run: _Run) -> None:
+    def _replay(self, run: _Run, ticks: list[_Tick]) -> None:
         """The bookkeeping of ticks whose actions were drawn ahead."""
-        padding = run.way.capacity - len(run.ticks)
+        if not ticks:
+            return
+        padding = run.way.capacity - len(ticks)
 
         def padded(*arrays):
             stacked = np.stack(arrays)
             return np.pad(stacked, [(0, padding)] + [(0, 0)] * (stacked.ndim - 1))
 
-        columns = jax.tree.map(padded, *((tick.obs, *tick.step) for tick in run.ticks))
+        columns = jax.tree.map(padded, *((tick.obs, *tick.step) for tick in ticks))
         replay = run.hierarchy.jitted(_replay, self._flat, donate=0)
-        self._raw = replay(self._owned(), columns, np.int32(len(run.ticks)))
+        self._raw = replay(self._owned(), columns, np.int32(len(ticks)))
 
 
 def _merged(mask: np.ndarray | None, new: Any, old: Any) -> np.ndarray:

@@ -5,6 +5,8 @@ The same records hold NumPy arrays on the host and JAX arrays on the device.
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any
 
 import jax
@@ -151,6 +153,13 @@ def zeroed(tree: Any, mask: Any) -> Any:
         return tree
     where = module_of(mask).where
     return jax.tree.map(lambda x: where(wide(mask, x), x, np.zeros((), x.dtype)), tree)
+
+
+def nonfinite(tree: Any) -> Any:
+    """Where leaves [n, ...] have a NaN or an infinity, bool [n]; one at least is of floats."""
+    values = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    finite = (module_of(x).isfinite(x).all(tuple(range(1, x.ndim))) for x in values)
+    return ~functools.reduce(operator.and_, finite)
 
 
 def decisions(

@@ -35,6 +35,7 @@ class Way:
         random: act at random and leave the hierarchy alone.
         capacity: most ticks of a chunk; 1 also keeps the next observation. It does not depend on
             how much is asked for, so that any amount compiles once.
+        checks: whether steps that are not finite are kept out.
     """
 
     mode: str = "n_steps"
@@ -42,6 +43,7 @@ class Way:
     record: bool | str = False
     random: bool = False
     capacity: int = _MAX_CHUNK
+    checks: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Request:
         start: number of the first tick.
         limit: number of the tick that is not taken any more.
         log_interval, test_interval, checkpoint_interval: ticks, or None.
-        n_test_steps, verbose, post_step_callback, video_logger, render, gym_reset_kwargs: as given.
+        n_test_steps, verbose, post_step_callback, video_logger, render, gym_reset_kwargs, nan: as
+            given.
     """
 
     way: Way
@@ -70,6 +73,7 @@ class Request:
     video_logger: VideoLogger | None = None
     render: float | None = None
     gym_reset_kwargs: dict[str, Any] | None = None
+    nan: str = "allow"
 
     @classmethod
     def checked(
@@ -85,6 +89,7 @@ class Request:
         record: bool | str = False,
         random: bool = False,
         or_more: bool = False,
+        nan: str = "allow",
         **more: Any,
     ) -> Request:
         """A request of n instances that can be carried out.
@@ -96,6 +101,7 @@ class Request:
             n_steps_start, episode_allocation, max_steps, learn, random: see `Collector.collect`.
             record: its `record_transitions`.
             or_more: steps arrive on their own, so that more than asked for may be collected.
+            nan: see `Collector`.
             **more: other attributes.
 
         Raises:
@@ -128,8 +134,8 @@ class Request:
         looked_at = ("post_step_callback", "video_logger", "render")
         one_by_one = any(more.get(name) is not None for name in looked_at)
         capacity = 1 if one_by_one else max(1, min(_MAX_CHUNK, 2**20 // n))
-        way = Way(mode, learn, record, random, capacity)
-        return cls(way, amount - start, start, limit, **more)
+        way = Way(mode, learn, record, random, capacity, nan != "allow")
+        return cls(way, amount - start, start, limit, nan=nan, **more)
 
     def numbered_from(self, tick: int) -> Request:
         """The same with another number for the first tick."""
@@ -219,14 +225,16 @@ def carry_out(
                 stop = request.next_stop(t)
                 with interrupts.let_through():
                     shown.before(engine, out.owed)
-                began = time.monotonic()
+                began, before = time.monotonic(), out.n_ticks
                 try:
                     engine.run(hierarchy, way, out, stop - t)
                 finally:
                     out.seconds += time.monotonic() - began
                 record = out.records[-1]
-                progress.update(record.n_ticks)
-                t += record.n_ticks
+                progress.update(out.n_ticks - before)
+                t += out.n_ticks - before
+                if way.checks:
+                    out.check(request.start, raises=request.nan == "raise")
                 with interrupts.let_through():
                     if way.capacity == 1:
                         if request.post_step_callback is not None:
@@ -234,7 +242,7 @@ def carry_out(
                         shown.after(engine, bool(record.episodes.finished[-1, 0]))
                     if after is not None and t == stop:
                         after(t - 1, progress)
-                if t < stop or not np.any(out.owed.active):
+                if not np.any(out.owed.active):
                     break
     finally:  # also where a callback fails
         if way.random:  # the environments have moved on under the hierarchy: it starts anew

@@ -29,7 +29,7 @@ class Futures:
         timeout: seconds after which one step is enough; None for never.
     """
 
-    lockstep = False
+    lockstep, can_pause = False, True
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Futures:
         self._resetting: list[concurrent.futures.Future[Any]] = []
         self._pool = concurrent.futures.ThreadPoolExecutor(max(1, len(env_fns)))
         self.n, self.spoiled = len(env_fns), False
-        self.stale = np.zeros(self.n, bool)  # none ever is: who sits out is not stepped
+        self.stale = np.zeros(self.n, bool)  # who sits out is not stepped
         self._wait_num, self._timeout = wait_num or self.n, timeout
         try:
             if self._wait_num > self.n:
@@ -100,7 +100,7 @@ class Futures:
             for future in running:
                 future.result()
         obs = self._resets(range(self.n), seed, **kwargs)
-        self.spoiled = False
+        self.spoiled, self.stale[:] = False, False
         return obs
 
     def reset_some(self, mask: np.ndarray) -> np.ndarray:
@@ -110,6 +110,7 @@ class Futures:
         obs = self._resets(ids, None, **kwargs)
         out = np.zeros((self.n, *obs.shape[1:]), obs.dtype)
         out[ids] = obs
+        self.stale &= ~mask
         return out
 
     def _resets(self, ids: Any, seed: int | None, **kwargs: Any) -> np.ndarray:
@@ -198,7 +199,7 @@ class Envpool:
         dtype: of the observations.
     """
 
-    lockstep = False
+    lockstep, can_pause = False, False
     options: dict[str, Any] | None = None
 
     def __init__(self, env: Any, dtype: Any):

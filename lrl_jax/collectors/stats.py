@@ -63,6 +63,8 @@ class CollectStats(CollectStatsBase, Mapping):
         tests: results of the interim tests, (step, keys of `Collector.test`).
         truncated_by_limit: episodes that were still open when `max_steps` was reached; they are
             not counted.
+        n_nonfinite: steps that were dropped, as their reward, observation or signals were NaN or
+            infinite.
         n_steps_beyond: steps that an `AsyncCollector` took beyond those asked for.
     """
 
@@ -78,6 +80,7 @@ class CollectStats(CollectStatsBase, Mapping):
     tests: tuple[tuple[int, dict[str, Any]], ...] = ()
     truncated_by_limit: int = 0
     n_steps_beyond: int = 0
+    n_nonfinite: int = 0
     returns_stat: SequenceSummaryStats | None = None
     lens_stat: SequenceSummaryStats | None = None
 
@@ -166,14 +169,86 @@ class Record(struct.Node):
         return len(self.steps)
 
 
+@dataclasses.dataclass(frozen=True)
+class Dropped:
+    """Steps of a tick that were not finite.
+
+    Attributes:
+        tick: number of the tick, from 0.
+        bad: whose step, bool [n].
+        rew, obs_next, signals: of the step, [n, ...].
+    """
+
+    tick: int
+    bad: np.ndarray
+    rew: np.ndarray
+    obs_next: np.ndarray
+    signals: dict[str, np.ndarray]
+
+    def described(self) -> str:
+        """What is wrong with the first instances."""
+        ids = np.flatnonzero(self.bad)
+        texts = []
+        for i in ids[:3].tolist():
+            parts = [("reward", self.rew[i])]
+            parts += [(f"signal {name!r}", values[i]) for name, values in self.signals.items()]
+            wrong = [f"{name} {value}" for name, value in parts if not np.isfinite(value)]
+            entries = np.flatnonzero(~np.isfinite(self.obs_next[i])).tolist()
+            if entries:
+                first = self.obs_next[i].ravel()[entries[0]]
+                wrong.append(f"observation with {first} at {entries[:5]}")
+            of = " and ".join(wrong) or "observation after the reset that is not finite"
+            texts.append(f"instance {i} has a {of}")
+        return "; ".join(texts) + (f"; and {len(ids) - 3} more" if len(ids) > 3 else "")
+
+
 @dataclasses.dataclass
 class Collected:
-    """What a request brought: records in order, the seconds they took, and what is still owed."""
+    """What a request brought.
+
+    Attributes:
+        mode: of counting, see `counting.MODES`.
+        records: in order.
+        owed: what is still owed.
+        seconds: they took.
+        dropped: steps that were not finite, tick by tick.
+    """
 
     mode: str
     records: list[Record]
     owed: Owed
     seconds: float
+    dropped: list[Dropped] = dataclasses.field(default_factory=list)
+    n_checked: int = 0  # records
+
+    def check(self, start: int, raises: bool) -> None:
+        """Look at what came since the last check.
+
+        Args:
+            start: number of the first tick.
+            raises: whether steps that were not finite are an error; losses always are.
+
+        Raises:
+            FloatingPointError: with the instance and the tick, or the level and the metric.
+        """
+        if self.dropped and raises:
+            found = self.dropped[-1]
+            raise FloatingPointError(
+                f"{found.described()} at tick {start + found.tick}: that step was dropped and its "
+                f'episode cut, nothing of it was stored. Mend the environment, or pass nan="drop" '
+                f'to go on and count such steps (stats.n_nonfinite), or nan="allow".'
+            )
+        new, self.n_checked = self.records[self.n_checked :], len(self.records)
+        for record in new:
+            for name, values in record.metrics.items():
+                if not np.isfinite(values).all():
+                    level, _, metric = name.partition("/")
+                    wrong = np.asarray(values)[~np.isfinite(values)][0]
+                    raise FloatingPointError(
+                        f"the updates of {level} diverged: {metric} is {wrong}. Lower its "
+                        f"learning rate or scale its rewards, and go on from an older checkpoint; "
+                        f'nan="allow" learns on.'
+                    )
 
     @property
     def n_ticks(self) -> int:
@@ -219,4 +294,5 @@ class Collected:
             learning={name: float(x) for name, x in mean_over_updates(joined).items()},
             truncated_by_limit=self.n_open,
             n_steps_beyond=max(0, beyond),
+            n_nonfinite=sum(int(tick.bad.sum()) for tick in self.dropped),
         )
