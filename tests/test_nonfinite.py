@@ -14,6 +14,7 @@ from scripted import Params, Scripted, label, table
 from scripted_gym import ScriptedGym
 
 import lrl_jax as lrl
+from lrl_jax.collectors import check_finite
 from lrl_jax.levels import ActionRepeatLevel, RandomLevel
 
 N = 3
@@ -186,3 +187,48 @@ def test_losses_that_diverge_are_named():
     with pytest.raises(FloatingPointError, match="level0 diverged: loss is inf"):
         collector.collect(n_steps=10, learn=True)
     assert lrl.Collector(collector.hierarchy, nan="allow").collect(n_steps=10, learn=True)
+
+
+class BadScripted(Scripted):
+    """The twin of BadGym."""
+
+    def step(self, key, state, action, params=None):
+        obs, after, rew, terminated, truncated, info = super().step(key, state, action, params)
+        bad = (info["final_observation"][:3] == jnp.array([1, 1, 3])).all()
+        return obs, after, jnp.where(bad, jnp.inf, rew), terminated, truncated, info
+
+
+@pytest.mark.parametrize("learn_interval", [None, 3])
+def test_a_rollout_stops_at_it(learn_interval):
+    def run(env, stop_at_nan, n_steps=14):
+        params = Params(lengths=jnp.asarray(table([LENGTHS] * N)))
+        hierarchy = stacked(env, True, params)
+        carry = lrl.init_carry(hierarchy, jax.random.key(0), N)
+        env_state = carry.env_state.replace(index=jnp.arange(N, dtype=jnp.int32))
+        carry = carry.replace(env_state=env_state, obs=jax.vmap(env.get_obs)(env_state))
+        learns = {"learn": True, "learn_interval": learn_interval} if learn_interval else {}
+        return lrl.rollout(hierarchy, carry, n_steps, stop_at_nan=stop_at_nan, **learns)
+
+    carry, out = run(BadScripted(), True)
+    with pytest.raises(FloatingPointError, match=f"instance 1 had .* at tick {TICK} of"):
+        check_finite(out.metrics)
+    clean, of_clean = run(Scripted(), True)
+    assert check_finite(of_clean.metrics).keys() == run(Scripted(), False)[1].metrics.keys()
+    for level, other in zip(carry.hierarchy.levels, clean.hierarchy.levels, strict=True):
+        rows, expected = (lrl.buffers.stored(x.buffer) for x in (level, other))
+        for i in range(N):
+            own, longer = (x["rew"][x["instance"] == i] for x in (rows, expected))
+            assert len(own) > 0
+            np.testing.assert_array_equal(own, longer[: len(own)])
+    assert int(carry.hierarchy.n_total_env_steps) == TICK * N
+    assert int(clean.hierarchy.n_total_env_steps) == 14 * N
+    with pytest.raises(ValueError, match="stop_at_nan"):
+        lrl.rollout(stacked(Scripted(), True), clean, 2, record="levels", stop_at_nan=True)
+
+
+def test_agents_side_by_side_are_told_apart():
+    metrics = {"nonfinite_tick": np.array([-1, 4]), "nonfinite_instance": np.array([-1, 2])}
+    with pytest.raises(FloatingPointError, match="instance 2 .* at tick 4 .* of agent 1"):
+        check_finite(metrics)
+    with pytest.raises(FloatingPointError, match="level1 diverged: loss is nan"):
+        check_finite({"level1/loss": np.array([1.0, np.nan])})

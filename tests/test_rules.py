@@ -413,6 +413,7 @@ def test_salts_stay_what_they_are():
         "STEP": 0,
         "RANDOM_ACTION": 0xA0,
         "RESET_BY_USER": 0xA1,
+        "NONFINITE": 0xA2,
         "RESTART": 255,
         "NOISE": 1,
         "SHARED": 0x5EED,

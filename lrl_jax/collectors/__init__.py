@@ -7,7 +7,12 @@ from lrl_jax.collectors.collector import Collector
 from lrl_jax.collectors.ray_pool import WorkerError
 from lrl_jax.collectors.records import Episodes, LevelTransitions, Transitions
 from lrl_jax.collectors.rollout import RolloutOutput, evaluate, rollout
-from lrl_jax.collectors.stats import CollectStats, CollectStatsBase, SequenceSummaryStats
+from lrl_jax.collectors.stats import (
+    CollectStats,
+    CollectStatsBase,
+    SequenceSummaryStats,
+    check_finite,
+)
 from lrl_jax.collectors.tick import RolloutCarry, init_carry, shard, tick
 from lrl_jax.collectors.video import VideoLogger
 from lrl_jax.collectors.worker_data import decompress, weights_of
@@ -28,6 +33,7 @@ __all__ = [
     "Transitions",
     "VideoLogger",
     "WorkerError",
+    "check_finite",
     "decompress",
     "evaluate",
     "init_carry",

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from lrl_jax import devices, struct
-from lrl_jax.collectors.records import Episodes, LevelTransitions, Transitions
+from lrl_jax.collectors.records import Episodes, LevelTransitions, Transitions, nonfinite
 from lrl_jax.collectors.stats import mean_over_updates
 from lrl_jax.collectors.tick import (
     RolloutCarry,
@@ -55,7 +55,41 @@ def check_record(name: str, record: Any) -> bool | str:
     return check_flag(name, record)
 
 
-def _ticks(hierarchy, env, params, record, unroll, carry, sums, n_ticks):
+class _Fault(struct.Node):
+    """The first step of a rollout that was not finite; int32 [] each, -1 where there is none.
+
+    Attributes:
+        tick: of the rollout.
+        instance: the lowest-numbered.
+        now: tick that is looked at next.
+    """
+
+    tick: jax.Array
+    instance: jax.Array
+    now: jax.Array
+
+    @classmethod
+    def none(cls) -> _Fault:
+        """Before the first tick."""
+        return cls(jnp.int32(-1), jnp.int32(-1), jnp.int32(0))
+
+    @property
+    def is_sound(self) -> jax.Array:
+        """Whether all steps so far were finite, bool []."""
+        return self.tick < 0
+
+    def after(self, step: Step, obs: jax.Array, counts: jax.Array | bool) -> _Fault:
+        """After a step that led to `obs`, if it `counts`."""
+        bad = nonfinite((step.rew, step.signals, step.obs_next, obs))
+        new = self.is_sound & bad.any() & counts
+        return _Fault(
+            jnp.where(new, self.now, self.tick),
+            jnp.where(new, jnp.argmax(bad).astype(jnp.int32), self.instance),
+            self.now + jnp.asarray(counts, jnp.int32),
+        )
+
+
+def _ticks(hierarchy, env, params, record, unroll, stops, carry, sums, fault, n_ticks):
     """Scan over ticks, each settling the step of the one before.
 
     What passes through the carry is computed once; used within its own iteration, a step would be
@@ -69,26 +103,29 @@ def _ticks(hierarchy, env, params, record, unroll, carry, sums, n_ticks):
         )
         return (carry, _add(scanned[1], transitions.rew, episodes)), (transitions, levels)
 
-    def settled(carry, sums, step, mask):
+    def settled(carry, sums, fault, step, mask):
+        if stops:
+            fault = fault.after(step, carry.obs, True if mask is None else mask)
+            mask = fault.is_sound if mask is None else mask & fault.is_sound
         carry, episodes = settle(hierarchy, carry, step, mask)
         rew = step.rew if mask is None else jnp.where(mask, step.rew, 0.0)
-        return carry, _add(sums, rew, episodes)
+        return carry, _add(sums, rew, episodes), fault
 
     def later(scanned, _):
-        carry, sums, step, is_pending = scanned
-        carry, sums = settled(carry, sums, step, is_pending)
+        carry, sums, fault, step, is_pending = scanned
+        carry, sums, fault = settled(carry, sums, fault, step, is_pending)
         obs = carry.obs
         carry, step, action = decide_and_step(hierarchy, env, params, carry)
         carry = devices.pin(carry, specs)
         out = step.recorded(obs, action, None) if record else None
-        return (carry, sums, step, jnp.ones((), bool)), (out, None)
+        return (carry, sums, fault, step, jnp.ones((), bool)), (out, None)
 
     if record == "levels":
         (carry, sums), out = jax.lax.scan(whole, (carry, sums), length=n_ticks)
-        return carry, sums, out
-    start = (carry, sums, Step.none(carry.obs, hierarchy.signals), jnp.zeros((), bool))
-    (carry, sums, step, _), out = jax.lax.scan(later, start, length=n_ticks, unroll=unroll)
-    return *settled(carry, sums, step, None), out
+        return carry, sums, fault, out
+    start = (carry, sums, fault, Step.none(carry.obs, hierarchy.signals), jnp.zeros((), bool))
+    (carry, sums, fault, step, _), out = jax.lax.scan(later, start, length=n_ticks, unroll=unroll)
+    return *settled(carry, sums, fault, step, None), out
 
 
 def _summed(rew: jax.Array, episodes: Episodes) -> dict[str, jax.Array]:
@@ -107,25 +144,26 @@ def _add(sums: dict[str, jax.Array], rew: jax.Array, episodes: Episodes) -> dict
     return jax.tree.map(jnp.add, sums, _summed(rew, episodes))
 
 
-def _rollout(hierarchy, env, n_steps, learn_interval, record, unroll, params, carry):
+def _rollout(hierarchy, env, n_steps, learn_interval, record, unroll, stops, params, carry):
     """See `rollout`; learns every `learn_interval` ticks, not at all if it is None."""
-    ticks = functools.partial(_ticks, hierarchy, env, params, record, unroll)
+    ticks = functools.partial(_ticks, hierarchy, env, params, record, unroll, stops)
 
     def round_of(n_ticks, scanned, _):
-        carry, sums = scanned
-        carry, sums, recorded = ticks(carry, sums, n_ticks)
+        carry, sums, fault = scanned
+        carry, sums, fault, recorded = ticks(carry, sums, fault, n_ticks)
         state, metrics = hierarchy.learn(carry.hierarchy)
-        return (carry.replace(hierarchy=state), sums), (recorded, metrics)
+        return (carry.replace(hierarchy=state), sums, fault), (recorded, metrics)
 
     n = carry.n_env_instances
     recorded: Any
     sums, metrics = _summed(jnp.zeros(n, jnp.float32), carry.sums.episodes()), {}
+    fault = _Fault.none() if stops else None
     if learn_interval is None:
-        carry, sums, recorded = ticks(carry, sums, n_steps)
+        carry, sums, fault, recorded = ticks(carry, sums, fault, n_steps)
     else:
         n_rounds, rest = divmod(n_steps, learn_interval)
         whole = functools.partial(round_of, learn_interval)
-        scanned, (recorded, metrics) = jax.lax.scan(whole, (carry, sums), length=n_rounds)
+        scanned, (recorded, metrics) = jax.lax.scan(whole, (carry, sums, fault), length=n_rounds)
         recorded = jax.tree.map(
             lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), recorded
         )
@@ -134,13 +172,15 @@ def _rollout(hierarchy, env, n_steps, learn_interval, record, unroll, params, ca
             join = functools.partial(jax.tree.map, lambda a, b: jnp.concatenate([a, b]))
             recorded = join(recorded, last)
             metrics = join(metrics, jax.tree.map(lambda x: x[None], last_metrics))
-        carry, sums = scanned
+        carry, sums, fault = scanned
         metrics = mean_over_updates(metrics)
     carry = devices.pin(carry, specs)
     # Gathered first, so that sums are rounded alike however many devices there are.
     sums = devices.pin(sums, lambda sums: dict.fromkeys(sums, P()))
     totals = {name: value.sum() for name, value in sums.items()}
     totals["reward_mean"] = totals.pop("reward_sum") / (n_steps * n)
+    if stops:
+        totals |= {"nonfinite_tick": fault.tick, "nonfinite_instance": fault.instance}
     return carry, RolloutOutput(totals | metrics, *recorded)
 
 
@@ -156,6 +196,7 @@ def rollout(
     env_params: Any = None,
     learn_interval: int | None = None,
     unroll: int = 1,
+    stop_at_nan: bool = False,
 ) -> tuple[RolloutCarry, RolloutOutput]:
     """Step all instances `n_steps` times in one `lax.scan`. Pure, jittable, donates nothing.
 
@@ -170,6 +211,12 @@ def rollout(
             divisor of both. None: 1, or where only on-policy levels learn, what they ask for. Their
             updates come in time if `n_steps` stays the same from call to call.
         unroll: ticks that one iteration of the loop does.
+        stop_at_nan: from the first reward, observation or signal on that is NaN or infinite,
+            nothing more is stored, counted or learned from, so that replay and learners stay
+            sound; what else the carry holds does not. The metrics then name it:
+            `nonfinite_tick` and `nonfinite_instance`, -1 where there was none, see
+            `check_finite`. Training and collectors look; here it is off, as a pure function
+            cannot raise.
 
     Returns:
         The carry and a RolloutOutput.
@@ -192,7 +239,10 @@ def rollout(
     due = hierarchy.learn_ticks or 0
     learn_interval = math.gcd(asked, due, n_steps if due else 0) or 1
     interval = learn_interval if learn else None
-    run = hierarchy.jitted(_rollout, env, n_steps, interval, record, unroll)
+    stops = bool(stop_at_nan)
+    if stops and record == "levels":
+        raise ValueError('stop_at_nan=True with record="levels": record True, or use a Collector.')
+    run = hierarchy.jitted(_rollout, env, n_steps, interval, record, unroll, stops)
     with devices.use(devices.mesh_of(carry)):
         return run(params, carry)
 

@@ -142,6 +142,48 @@ def mean_over_updates(metrics: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+def diverged(name: str, values: Any) -> str | None:
+    """What is wrong with a metric `level{i}/{name}` of updates; None if it is finite."""
+    values = np.asarray(values)
+    if np.isfinite(values).all():
+        return None
+    level, _, metric = name.partition("/")
+    return (
+        f"the updates of {level} diverged: {metric} is {values[~np.isfinite(values)][0]}. Lower "
+        f"its learning rate or scale its rewards, and go on from an older checkpoint."
+    )
+
+
+def check_finite(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what a rollout with `stop_at_nan` came upon, and losses that are not finite.
+
+    Args:
+        metrics: of a rollout, scalars, or [seeds] each.
+
+    Returns:
+        The metrics without `nonfinite_tick` and `nonfinite_instance`.
+
+    Raises:
+        FloatingPointError: with the instance and the tick, or the level and the metric.
+    """
+    metrics = dict(metrics)
+    found = [metrics.pop(f"nonfinite_{name}", -1) for name in ("tick", "instance")]
+    ticks, instances = (np.atleast_1d(np.asarray(x)) for x in found)
+    for agent in np.flatnonzero(ticks >= 0).tolist():
+        raise FloatingPointError(
+            f"instance {instances[agent]} had a reward, an observation or a signal that is not "
+            f"finite at tick {ticks[agent]} of the rollout"
+            + (f" of agent {agent}" if len(ticks) > 1 else "")
+            + ": nothing of it was stored or learned from. Mend the environment; a Collector with "
+            'nan="drop" goes on without such steps.'
+        )
+    for name, values in metrics.items():
+        wrong = diverged(name, values) if name.startswith("level") else None
+        if wrong is not None:
+            raise FloatingPointError(wrong)
+    return metrics
+
+
 class Record(struct.Node):
     """Some ticks on the host.
 
@@ -241,14 +283,9 @@ class Collected:
         new, self.n_checked = self.records[self.n_checked :], len(self.records)
         for record in new:
             for name, values in record.metrics.items():
-                if not np.isfinite(values).all():
-                    level, _, metric = name.partition("/")
-                    wrong = np.asarray(values)[~np.isfinite(values)][0]
-                    raise FloatingPointError(
-                        f"the updates of {level} diverged: {metric} is {wrong}. Lower its "
-                        f"learning rate or scale its rewards, and go on from an older checkpoint; "
-                        f'nan="allow" learns on.'
-                    )
+                wrong = diverged(name, values)
+                if wrong is not None:
+                    raise FloatingPointError(f'{wrong} Or learn on with nan="allow".')
 
     @property
     def n_ticks(self) -> int:

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from lrl_jax import devices, envs
 from lrl_jax.collectors import CollectionSettings, Collector, CWorkerSet, Episodes, weights_of
 from lrl_jax.collectors.evaluation import whole_episodes
-from lrl_jax.collectors.stats import mean_over_updates
+from lrl_jax.collectors.stats import check_finite, mean_over_updates
 from lrl_jax.collectors.tick import specs
 from lrl_jax.hierarchies import HierarchyState
 from lrl_jax.randomness import Salt, key_of
@@ -47,7 +47,11 @@ class Session(abc.ABC):
 
     @abc.abstractmethod
     def advance(self) -> dict[str, Any]:
-        """Train up to the next interim test, to its end; returns the metrics."""
+        """Train up to the next interim test, to its end; returns the metrics.
+
+        Raises:
+            FloatingPointError: where a reward, an observation or a loss is not finite.
+        """
 
     def test(self, i: int) -> dict[str, Any]:
         """The interim test behind chunk i."""
@@ -174,7 +178,7 @@ class DeviceSession(Session):
     def advance(self) -> dict[str, Any]:
         """Train up to the next interim test; returns the metrics."""
         self._carry, metrics = self._compiled(self._carry)
-        return jax.block_until_ready(metrics)
+        return check_finite(jax.block_until_ready(metrics))
 
     def result(self) -> HierarchyState:
         """The state for what follows training: on one device, without replay if it was on many."""

@@ -97,7 +97,10 @@ class Trainer:
         return init_carry(self.hierarchy, key, self.config.n_env_instances)
 
     def chunk(self, carry: RolloutCarry) -> tuple[RolloutCarry, dict[str, jax.Array]]:
-        """The rounds up to the next interim test. Returns the carry and the rollout's metrics."""
+        """The rounds up to the next interim test. Returns the carry and the rollout's metrics.
+
+        They tell of numbers that were not finite, see `collectors.check_finite`.
+        """
         config = self.config
         carry, out = rollout(
             self.hierarchy,
@@ -105,6 +108,7 @@ class Trainer:
             config.rounds_per_chunk * config.round_ticks,
             learn=True,
             learn_interval=config.round_ticks,
+            stop_at_nan=True,
         )
         return carry, out.metrics
 
