@@ -71,3 +71,14 @@ def test_rendering_waits_and_calls_the_environment():
     vector = SyncVectorEnv([lambda: env])
     lrl.Collector(lrl.RandomHierarchy(vector), vector).collect(n_steps=3, render=0.0)
     assert seen == [1, 2, 3]
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Catch-bsuite", "Pong-misc", "Pendulum-v1"])
+def test_what_cannot_be_shown_is_refused_before_a_step(env_id, tmp_path):
+    env, params = lrl.make(env_id)
+    collector = lrl.Collector(lrl.RandomHierarchy(env, env_params=params))
+    before = collector.state.stream.tick
+    for shown in ({"render": 0.0}, {"video_logger": VideoLogger(tmp_path / "film.gif")}):
+        with pytest.raises(TypeError, match="render.*give VideoLogger a render_fn"):
+            collector.collect(n_steps=1, **shown)
+    assert collector.collect_step == 0 and collector.state.stream.tick == before

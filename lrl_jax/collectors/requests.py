@@ -215,8 +215,8 @@ def carry_out(
         after: called after tick t with (t, progress bar) where something may be due.
     """
     way, t = request.way, request.start
-    out.owed = engine.begin(hierarchy, way, out.owed, request.gym_reset_kwargs)
     shown = Frames(hierarchy, engine.env, request.video_logger, request.render, not way.random)
+    out.owed = engine.begin(hierarchy, way, out.owed, request.gym_reset_kwargs)
     end = request.limit if way.mode == "n_steps" else None
     bar = tqdm(total=end, initial=t, disable=not request.verbose, unit="tick")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,11 @@ class VideoLogger:
         self._seen = 0
         self.frames: list[np.ndarray] = []
 
+    @property
+    def draws(self) -> bool:
+        """Whether it was given a `render_fn`."""
+        return self._render is not None
+
     def record(self, env: Any, env_state: Any = None, plan: Any = None) -> None:
         """Render one instance if its turn has come.
 
@@ -107,16 +113,30 @@ def _frame(env: Any, env_state: Any, plan: Any = None) -> np.ndarray:
                 f"array: make the environment with render_mode='rgb_array'."
             )
         return frame
-    if not callable(getattr(env, "render", None)):
+    check_drawable(env)
+    return np.asarray(env.render(env_state))
+
+
+def check_drawable(env: Any) -> None:
+    """Refuse environments that have no default picture, before a step is taken.
+
+    Raises:
+        TypeError: by name, with the way out.
+    """
+    if isinstance(env, Maze2D) or is_gymnasium(env):
+        return
+    name, render = type(env).__name__, getattr(env, "render", None)
+    if not callable(render):
         raise TypeError(
-            f"{type(env).__name__} has no method render(state): give VideoLogger a render_fn."
+            f"{name} has no method render(state), so it cannot be shown: give VideoLogger a "
+            f"render_fn of (env, state)."
         )
     try:
-        return np.asarray(env.render(env_state))
+        inspect.signature(render).bind(None)
     except TypeError as error:
         raise TypeError(
-            f"{type(env).__name__}.render does not take the state alone ({error}): give "
-            f"VideoLogger a render_fn of (env, state)."
+            f"{name}.render does not take the state alone ({error}): give VideoLogger a render_fn "
+            f"of (env, state)."
         ) from error
 
 
@@ -140,6 +160,8 @@ class Frames:
         plans: bool = True,
     ):
         self._hierarchy, self._env, self._video, self._render = hierarchy, env, video, render
+        if render is not None or (video is not None and not video.draws):
+            check_drawable(env)
         planned = hierarchy.levels[0].planned_states
         in_maze = planned is not None and hasattr(env, "layout")
         self._plans = plans and in_maze and video is not None
