@@ -470,7 +470,7 @@ DEFAULT_PRESET = "maze2d-medium-splates"
 
 def about(name: str) -> str:
     """What a preset trains, in a line."""
-    return (PRESETS[name].__doc__ or "").strip().splitlines()[0]
+    return (PRESETS[name].__doc__ or "").strip().partition("\n")[0]
 
 
 def preset(name: str) -> TrainConfig:
