@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import functools
 import json
 import types
 
@@ -17,20 +18,19 @@ from lrl_jax import cli
 from lrl_jax.levels import RandomLevel
 from lrl_jax.training import (
     PRESETS,
-    PlannerAgent,
     TrainConfig,
     Trainer,
-    from_json,
+    drawing,
+    load_config,
     load_run,
-    run_training,
+    preset,
     take_seed,
-    to_json,
 )
-from lrl_jax.training import config as config_module
 from lrl_jax.training import run as run_module
+from lrl_jax.training.sessions import test_episodes as episodes_of_a_test
 from lrl_jax.training.statistics import bootstrap_interval, interquartile_mean, over_seeds
 
-SMOKE = PRESETS["smoke"][1]
+SMOKE = preset("smoke")
 
 # -------------------------------------------------------------------- statistics
 
@@ -128,12 +128,12 @@ def several(tmp_path_factory):
     chunk, test_metrics, paths_picture = (
         Trainer.chunk,
         Trainer.test_metrics,
-        run_module.pictures.paths_picture,
+        drawing.pictures.paths_picture,
     )
 
-    def chunk_counted(*args):
+    def chunk_counted(*args, **kwargs):
         seen.traces.append("chunk")
-        return chunk(*args)
+        return chunk(*args, **kwargs)
 
     def test_counted(*args):
         seen.traces.append("test")
@@ -146,8 +146,8 @@ def several(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, compiled_quickly():
         patch.setattr(Trainer, "chunk", chunk_counted)
         patch.setattr(Trainer, "test_metrics", test_counted)
-        patch.setattr(run_module.pictures, "paths_picture", paths_seen)
-        settings = ["--seeds", "3", "--seed", "1", "--checkpoint-interval", "1", "--quiet"]
+        patch.setattr(drawing.pictures, "paths_picture", paths_seen)
+        settings = ["--seeds", "3", "--seed", "1", "--quiet"]
         cli.main(["train", "smoke", "--out", str(folder), *settings])
     seen.summary = json.loads((folder / "summary.json").read_text())
     return seen
@@ -170,13 +170,7 @@ def test_the_folder_of_several_holds_what_it_should(several):
     names |= {"paths.png", "rollout.gif", "tensorboard", "checkpoints"}
     assert names == {path.name for path in several.folder.iterdir()}
     checkpoints = several.folder / "checkpoints"
-    assert {p.name for p in checkpoints.iterdir()} == {
-        "final",
-        "step_000000800",
-        "step_000001600",
-    }
-    for checkpoint in checkpoints.iterdir():
-        assert {p.name for p in checkpoint.iterdir()} == {f"seed_00{i}" for i in range(3)}
+    assert {p.name for p in checkpoints.iterdir()} == {"final", "step_000000000800"}
 
 
 def test_several_compile_once(several):
@@ -186,7 +180,9 @@ def test_several_compile_once(several):
 def test_each_of_several_is_the_run_of_its_seed_alone(several):
     trainer = Trainer.build(dataclasses.replace(SMOKE, seed=2))
     with compiled_quickly():
-        carry, metrics = jax.jit(trainer.chunk)(trainer.init(jax.random.key(2)))
+        (n_rounds, _) = SMOKE.chunks
+        chunk = jax.jit(functools.partial(trainer.chunk, n_rounds=n_rounds))
+        carry, metrics = chunk(trainer.init(jax.random.key(2)))
         tested = jax.jit(trainer.test_metrics)(carry.hierarchy, 0)
     alone = run_module._agent_row(metrics, tested)
     rows = table(several.folder / "seeds.csv")
@@ -235,16 +231,16 @@ def test_one_of_several_is_picked_out(several, tmp_path):
         assert alone.n_env_instances == SMOKE.n_env_instances
         same(take_seed(states, i), alone)
     assert int(alone.n_total_env_steps) == 1600
-    trainer = Trainer.build(config_module.load_config(several.folder))
+    trainer = Trainer.build(load_config(several.folder))
     # The final test again: agent i is tested as a run of its seed alone would be.
-    episodes = run_module.test_episodes(trainer, alone, SMOKE.final_test_episodes, 3)
+    episodes = episodes_of_a_test(trainer, alone, SMOKE.final_test_episodes, 3)
     mean = float(np.mean(episodes.episode_return))
     assert mean == pytest.approx(several.summary["return_of_seeds"][2], rel=1e-3)
     # A run that was cut off: its last checkpoint that is whole.
     config = (several.folder / "config.json").read_text()
     (tmp_path / "config.json").write_text(config)
     (tmp_path / "checkpoints" / "final.part").mkdir(parents=True)
-    step = several.folder / "checkpoints" / "step_000000800"
+    step = several.folder / "checkpoints" / "step_000000000800"
     (tmp_path / "checkpoints" / step.name).symlink_to(step)
     assert int(load_run(tmp_path, seed=1)[1].n_total_env_steps) == 800
 
@@ -274,21 +270,10 @@ def test_take_seed_refuses_trees_of_one_agent():
         take_seed({"a": np.zeros(3), "b": np.zeros(2)}, 0)
 
 
-# ------------------------------------------- no success; agents of several kinds
-
-
-@dataclasses.dataclass(frozen=True)
-class RandomAgent:
-    """Acts at random."""
-
-    buffer_size: int = 0
-
-    def levels(self, env, total_steps):
-        return [RandomLevel(buffer_size=self.buffer_size)]
-
+# -------------------------------------------------------------------- no success
 
 PENDULUM = TrainConfig(
-    agent=RandomAgent(),
+    levels=(RandomLevel(),),
     env="Pendulum-v1",
     n_env_instances=4,
     total_steps=1600,
@@ -299,34 +284,9 @@ PENDULUM = TrainConfig(
 
 
 @pytest.fixture
-def two_kinds(monkeypatch):
-    """Agents of two kinds, with a preset of the second."""
-    monkeypatch.setattr(config_module, "Agent", PlannerAgent | RandomAgent)
-    monkeypatch.setitem(PRESETS, "pendulum", ("Random.", PENDULUM))
-
-
-@pytest.mark.parametrize(
-    "preset, args, change",
-    [
-        ("smoke", ["--agent.horizon", "4"], {"horizon": 4}),
-        ("smoke", ["--agent.hidden", "8", "9"], {"hidden": (8, 9)}),
-        ("pendulum", ["--agent.buffer-size", "40"], {"buffer_size": 40}),
-    ],
-)
-def test_settings_of_the_presets_kind_of_agent(two_kinds, monkeypatch, preset, args, change):
-    seen = []
-    monkeypatch.setattr(cli, "train", lambda config, *_: seen.append(config))
-    cli.main(["train", preset, *args, "--seeds", "2"])
-    default = PRESETS[preset][1]
-    agent = dataclasses.replace(default.agent, **change)
-    assert seen == [dataclasses.replace(default, agent=agent, seeds=2)]
-    assert from_json(to_json(seen[0])) == seen[0]
-
-
-def test_settings_of_another_kind_of_agent_are_refused(two_kinds, capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["train", "pendulum", "--agent.horizon", "4"])
-    assert "horizon" in capsys.readouterr().err
+def random_pendulum(monkeypatch):
+    """A preset without success."""
+    monkeypatch.setitem(PRESETS, "pendulum", lambda: PENDULUM)
 
 
 @pytest.mark.parametrize(
@@ -339,18 +299,18 @@ def test_whether_an_environment_tells_success_is_found_out(env, has):
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_the_return_is_spoken_of_where_there_is_nothing_else(
-    two_kinds, tmp_path, capsys, monkeypatch, seeds
+    random_pendulum, tmp_path, capsys, monkeypatch, seeds
 ):
     folder = tmp_path / "run"
     fetches = []
-    fetch, train = jax.device_get, run_module._train
+    fetch, go = jax.device_get, run_module._Loop._chunk
 
-    def train_counted(*args):
+    def counted(*args):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(jax, "device_get", lambda x: fetches.append(x) or fetch(x))
-            return train(*args)
+            return go(*args)
 
-    monkeypatch.setattr(run_module, "_train", train_counted)
+    monkeypatch.setattr(run_module._Loop, "_chunk", counted)
     cli.main(["train", "pendulum", "--out", str(folder), "--quiet", "--seeds", str(seeds)])
     assert len(fetches) == PENDULUM.n_chunks == 2
     out = capsys.readouterr().out
@@ -377,19 +337,11 @@ def test_the_return_is_spoken_of_where_there_is_nothing_else(
     assert "success" not in out and "return -" in out
 
 
-def test_a_run_of_one_refuses_to_pick_another(two_kinds, tmp_path):
+def test_a_run_of_one_refuses_to_pick_another(tmp_path):
     config = dataclasses.replace(PENDULUM, total_steps=40)
-    summary = run_training(config, tmp_path, progress=False)
+    summary = lrl.train(config, tmp_path, progress=False)
     assert summary.test_success is None and summary.seeds == (0,)
     assert summary.test_return == summary.return_of_seeds[0]
     same(load_run(tmp_path, seed=0)[1], lrl.load_run(tmp_path)[1])
     with pytest.raises(ValueError, match="the run has 1 agent"):
         load_run(tmp_path, seed=1)
-
-
-def test_configs_from_before_there_were_seeds_are_read():
-    data = json.loads(to_json(SMOKE))
-    del data["seeds"]
-    assert from_json(json.dumps(data)) == SMOKE
-    with pytest.raises(ValueError, match="seeds must be"):
-        dataclasses.replace(SMOKE, seeds=0)
