@@ -179,27 +179,34 @@ def _run(
         with contextlib.suppress(FileNotFoundError):  # killed before the first one
             checkpoint = folder.last_checkpoint(run)
             meta = folder.meta_of(checkpoint)
-    with contextlib.ExitStack() as stack:
-        place = run
-        if jax.process_index():
-            place, progress = Path(stack.enter_context(tempfile.TemporaryDirectory())), False
-        elif first_total is not None:
+    with _place(run) as place:
+        if jax.process_index() == 0 and first_total is not None:
             folder.rewrite(run, trainer.config, first_total)
         resume_at = None if first_total is None else meta["env_steps"]
-        log = stack.enter_context(RunLog(place, resume_at))
-        session = stack.enter_context(contextlib.closing(sessions.begin(trainer, checkpoint)))
-        if settings == "new" and checkpoint is not None:
-            session.renew_settings()
-        loop = _Loop(trainer, session, log, run, callbacks, meta, time.monotonic())
-        speed = loop.go(progress)
-        state = session.result()
-    summary = final_test(trainer, state, place, loop.seconds, speed)
-    if jax.process_index() == 0:
-        summary = dataclasses.replace(summary, run=str(run))
-    draw_run(trainer, state, place, log, summary)
+        with (
+            RunLog(place, resume_at) as log,
+            contextlib.closing(sessions.begin(trainer, checkpoint)) as session,
+        ):
+            if settings == "new" and checkpoint is not None:
+                session.renew_settings()
+            loop = _Loop(trainer, session, log, run, callbacks, meta, time.monotonic())
+            speed = loop.go(progress and jax.process_index() == 0)
+            state = session.result()
+        summary = final_test(trainer, state, run, loop.seconds, speed)
+        draw_run(trainer, state, place, log, summary)
     if jax.process_index() == 0:
         summary.save()
     return summary
+
+
+@contextlib.contextmanager
+def _place(run: Path) -> Iterator[Path]:
+    """Where a process logs and draws: in the run's folder, if it is the first one."""
+    if jax.process_index() == 0:
+        yield run
+        return
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
 
 
 @dataclasses.dataclass
