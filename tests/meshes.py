@@ -11,7 +11,6 @@ from lrl_jax.collectors import init_carry, rollout
 from lrl_jax.collectors.tick import specs
 from lrl_jax.levels import SACLevel
 from lrl_jax.training import TrainConfig
-from lrl_jax.training.agents import SACAgent
 
 ENV, PARAMS = lrl.make("Maze2D-Medium-v0")
 N = 16
@@ -89,8 +88,11 @@ def distance(a, b):
 
 def small_config(devices=1):
     """A run of seconds."""
+    level = SACLevel(
+        SAC(hidden=(16,)), warm_up_steps=160, batch_size=32, buffer_size=3200, update_interval=4
+    )
     return TrainConfig(
-        agent=SACAgent(hidden=(16,), warm_up_steps=160, batch_size=32, buffer_size=3200),
+        levels=(level,),
         n_env_instances=N,
         total_steps=640,
         test_interval=320,

@@ -29,7 +29,8 @@ import lrl_jax as lrl
 from lrl_jax import buffers, cli, devices
 from lrl_jax.collectors import init_carry, rollout, shard
 from lrl_jax.levels import ActionRepeatLevel, RandomLevel
-from lrl_jax.training import PRESETS, load_run, run_training
+from lrl_jax.planners import ICEM
+from lrl_jax.training import load_run, preset, with_settings
 from lrl_jax.training.sessions import DeviceSession
 from lrl_jax.training.train import Trainer
 
@@ -163,7 +164,7 @@ def test_the_largest_axis_that_the_devices_divide_is_split(shape, spec, monkeypa
 
 def test_training_on_a_mesh_is_that_of_one_device(tmp_path):
     summaries = [
-        run_training(small_config(devices=n), tmp_path / str(n), progress=False) for n in (1, 4)
+        lrl.train(small_config(devices=n), tmp_path / str(n), progress=False) for n in (1, 4)
     ]
     for name in ("env_steps", "test_episodes"):
         assert getattr(summaries[0], name) == getattr(summaries[1], name)
@@ -171,37 +172,38 @@ def test_training_on_a_mesh_is_that_of_one_device(tmp_path):
     want, got = (learner_arrays("run", state.levels[0].learner.state) for state in states)
     assert distance(got["run_parameters"], want["run_parameters"]) <= 1e-3
     # Replay too: the rows are the same, as nothing was learned in the warm up that made them.
-    words = [np.asarray(state.levels[0].buffer.words[:10]) for state in states]
-    np.testing.assert_array_equal(*words)
+    one, mesh = (buffers.stored(state.levels[0].buffer) for state in states)
+    for name, rows in one.items():
+        first, same = (x.reshape(N, 40, -1)[:, :10] for x in (rows, mesh[name]))
+        np.testing.assert_array_equal(same, first)
 
 
 @pytest.mark.slow
 def test_planner_over_skills_on_a_mesh():
     """Gates, planning in chunks, predictors and skills; several levels that learn."""
-    _, config = PRESETS["maze2d-medium-splates"]
-    agent = dataclasses.replace(
-        config.agent,
-        planner_updates=4,
-        skill_updates=4,
-        planner_warm_up=320,
-        no_planning_steps=320,
-        symmetry_steps=320,
-        skill_warm_up=320,
-        num_samples=16,
-        n_iterations=2,
-        horizon=4,
-        elite_ratio=0.25,
-        hidden=(16,),
-        model_hidden=(16,),
-    )
-    config = dataclasses.replace(
-        config, agent=agent, n_env_instances=N, total_steps=960, test_interval=960, test_episodes=4
-    )
+    small = {
+        "levels.0.n_updates": 4,
+        "levels.0.warm_up_steps": 320,
+        "levels.0.no_planning_steps": 320,
+        "levels.0.optimizer": ICEM(4, num_samples=16, n_iterations=2, elite_ratio=0.25),
+        "levels.0.sb_start_duration": 320,
+        "levels.0.predictor_factory.partial_model.hidden": (16,),
+        "levels.0.predictor_factory.partial_rew_func.hidden": (16,),
+        "levels.1.n_updates": 4,
+        "levels.1.warm_up_steps": 320,
+        "levels.1.algorithm.hidden": (16,),
+        "n_env_instances": N,
+        "total_steps": 960,
+        "test_interval": 960,
+        "test_episodes": 4,
+    }
+    config = with_settings(preset("maze2d-medium-splates"), small)
     metrics = {}
     for n in (1, 4):
         session = DeviceSession(Trainer.build(dataclasses.replace(config, devices=n)))
-        session.compile()
-        metrics[n] = jax.device_get(session.advance())
+        (n_rounds,) = config.chunks
+        assert session.compile(n_rounds) > 0
+        metrics[n] = jax.device_get(session.advance(n_rounds))
         tested = jax.device_get(session.test(0))
         assert all(np.isfinite(x).all() for x in tested.values())
     for name, value in metrics[1].items():
@@ -211,10 +213,10 @@ def test_planner_over_skills_on_a_mesh():
 @pytest.mark.slow
 def test_agents_are_shared_where_they_divide(tmp_path):
     config = dataclasses.replace(small_config(), seeds=2)
-    want = run_training(config, tmp_path / "one", progress=False)
+    want = lrl.train(config, tmp_path / "one", progress=False)
     split = dataclasses.replace(config, devices=2)
     assert split.seeds_are_split
-    got = run_training(split, tmp_path / "two", progress=False)
+    got = lrl.train(split, tmp_path / "two", progress=False)
     np.testing.assert_allclose(got.return_of_seeds, want.return_of_seeds, rtol=1e-3)
     for seed in (0, 1):
         states = [load_run(tmp_path / name, seed)[1] for name in ("one", "two")]
@@ -234,7 +236,8 @@ def free_port():
 def test_two_processes_learn_what_one_learns(tmp_path, one_update, fifty_updates, request):
     here = Path(__file__).parent
     coordinator = f"127.0.0.1:{free_port()}"
-    environ = {**os.environ, "PYTHONPATH": str(here), "JAX_NUM_CPU_DEVICES": "1"}
+    path = os.pathsep.join([str(here), str(here.parent)])
+    environ = {**os.environ, "PYTHONPATH": path, "JAX_NUM_CPU_DEVICES": "1"}
     processes = [
         subprocess.Popen(
             [sys.executable, here / "two_processes.py", coordinator, str(i), tmp_path],
@@ -246,10 +249,11 @@ def test_two_processes_learn_what_one_learns(tmp_path, one_update, fifty_updates
         for i in (0, 1)
     ]
     try:
-        said = [process.communicate(timeout=300)[0] for process in processes]
+        said = [process.communicate(timeout=900)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
+            process.wait()
     assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
     first, second = (np.load(tmp_path / f"{i}.npz") for i in (0, 1))
     for name in first.files:
@@ -313,7 +317,12 @@ def test_the_command_gets_the_devices_it_asks_for(tmp_path):
         subprocess.Popen([*command, tmp_path / "both", *several, str(i)], env=environ)
         for i in (0, 1)
     ]
-    assert [process.wait(timeout=300) for process in both] == [0, 0]
+    try:
+        assert [process.wait(timeout=900) for process in both] == [0, 0]
+    finally:
+        for process in both:
+            process.kill()
+            process.wait()
     want, *others = (
         load_run(tmp_path / name)[1].levels[0].learner.ps.params["model"]
         for name in ("one", "two", "both")

@@ -16,14 +16,14 @@ def main(coordinator: str, index: int, folder: Path) -> None:
     import numpy as np
     from meshes import in_double_precision, learner_arrays, sac, small_config, trained
 
-    from lrl_jax.training import run_training
+    import lrl_jax as lrl
 
     hierarchy = sac()
     out = learner_arrays("one", trained(hierarchy, 2, 1))
     out |= learner_arrays("fifty", trained(hierarchy, 2, 50))
     out |= learner_arrays("double", in_double_precision(2))
     np.savez(folder / f"{index}.npz", **out)
-    summary = run_training(small_config(devices=2), folder / "run", progress=False)
+    summary = lrl.train(small_config(devices=2), folder / "run", progress=False)
     assert summary.env_steps == small_config().total_steps
 
 
