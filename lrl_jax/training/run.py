@@ -272,9 +272,9 @@ class _Loop:
         metrics = self.session.advance(n_rounds)
         steps = config.n_agents * n_rounds * config.round_steps
         speeds.append(steps / (time.monotonic() - start))
-        if config.nan == "raise":
-            metrics = _finite(jax.device_get(metrics), env_steps, self.run)
         metrics, tested = jax.device_get((metrics, self.session.test(i)))
+        if config.nan == "raise":
+            metrics = _finite(metrics, env_steps, self.run)
         row = {
             "env_steps": env_steps,
             "seconds": self.seconds,
