@@ -180,9 +180,8 @@ def skill_quality(
     alternatives = learned.skills.alternatives
     if not isinstance(level.skill_space, Discrete):
         alternatives = level.draw_skills(keys[2], n_alternatives)
-    compared = learned.skills.replace(
-        alternatives=alternatives, least_potential=jnp.float32(-jnp.inf)
-    )
+    settings = {**learned.skills.settings, "least_potential": jnp.float32(-jnp.inf)}
+    compared = learned.skills.replace(alternatives=alternatives, settings=settings)
     first, last = paths.positions[0], paths.positions[-1]
     # The model is one of single skills, also where skills are held for longer.
     end = paths.positions[level.control_interval]
