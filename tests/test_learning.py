@@ -9,8 +9,10 @@ import pytest
 
 import lrl_jax as lrl
 from lrl_jax.collectors import evaluate
-from lrl_jax.levels import ActionRepeatLevel, RandomLevel
-from lrl_jax.training import PlannerAgent, TrainConfig, Trainer
+from lrl_jax.levels import RandomLevel
+from lrl_jax.planners import ICEM
+from lrl_jax.training import Trainer, preset, with_settings
+from lrl_jax.training.presets import decayed
 
 OPEN = """
 ######
@@ -23,50 +25,49 @@ OPEN = """
 MAX_STEPS = 60  # six decisions; the straight way takes five
 EPISODES = 64
 
-CONFIG = TrainConfig(
-    agent=PlannerAgent(
-        state="achieved_goal",
-        horizon=6,
-        num_samples=64,
-        n_iterations=3,
-        n_modes=2,
-        hidden=(32, 32),
-        periods=(8.0, 4.0),
-        learning_rate=3e-3,
-        final_learning_rate=1e-3,
-        batch_size=128,
-        model_batch_size=128,
-        update_interval=32,
-        n_updates=16,
-        warm_up_steps=4000,
-        buffer_size=10_000,
-    ),
-    n_env_instances=32,
-    total_steps=12_800,
-    round_ticks=20,
-    test_interval=3200,
+MAZE = lrl.envs.Maze2D(OPEN, starts=[(1.5, 1.5)], goals=[(4.5, 4.5)], max_steps=MAX_STEPS)
+RATE = decayed(3e-3, 1e-3, 0.4)
+
+PLANNER = {
+    "optimizer": ICEM(6, num_samples=64, n_iterations=3, elite_ratio=0.13, return_mode="mean"),
+    "predictor_factory.partial_model.n_modes": 2,
+    "predictor_factory.partial_model.hidden": (32, 32),
+    "predictor_factory.partial_model.periods": (8.0, 4.0),
+    "predictor_factory.partial_rew_func.hidden": (32, 32),
+    "predictor_factory.partial_rew_func.periods": (8.0, 4.0),
+    "predictor_factory.partial_predictor.model_lr": RATE,
+    "predictor_factory.partial_predictor.reward_lr": RATE,
+    "batch_size": 128,
+    "model_batch_size": 128,
+    "update_interval": 32,
+    "n_updates": 16,
+    "warm_up_steps": 4000,
+    "buffer_size": 10_000,
+}
+CONFIG = with_settings(
+    preset("maze2d-medium-planner"),
+    {
+        **{f"levels.0.{path}": value for path, value in PLANNER.items()},
+        "env": MAZE,
+        "n_env_instances": 32,
+        "total_steps": 12_800,
+        "round_ticks": 20,
+        "test_interval": 3200,
+    },
 )
-
-
-@functools.cache
-def maze():
-    env = lrl.envs.Maze2D(OPEN, starts=[(1.5, 1.5)], goals=[(4.5, 4.5)], max_steps=MAX_STEPS)
-    return env, env.default_params
 
 
 @functools.cache
 def trained():
     """The trainer, the metrics of its chunks, and test episodes from before and after."""
-    env, params = maze()
-    levels = CONFIG.agent.levels(env, CONFIG.total_steps)
-    trainer = Trainer(CONFIG, lrl.Hierarchy(levels, env, params), env, params)
+    trainer = Trainer.build(CONFIG)
     test = jax.jit(lambda state: trainer.test(state, jax.random.key(1), EPISODES))
     carry = trainer.init(jax.random.key(0))
     before = test(carry.hierarchy)
-    chunk = jax.jit(trainer.chunk)
+    chunk = jax.jit(trainer.chunk, static_argnums=1)
     metrics = []
-    for _ in range(CONFIG.n_chunks):
-        carry, out = chunk(carry)
+    for n_rounds in CONFIG.chunks:
+        carry, out = chunk(carry, n_rounds)
         metrics.append(jax.device_get(out))
     return types.SimpleNamespace(
         trainer=trainer, metrics=metrics, before=before, after=test(carry.hierarchy)
@@ -76,9 +77,7 @@ def trained():
 @functools.cache
 def random_episodes():
     """Random actions, held as long as the planner's."""
-    env, params = maze()
-    levels = [RandomLevel(), ActionRepeatLevel(CONFIG.agent.action_repeat)]
-    hierarchy = lrl.Hierarchy(levels, env, params)
+    hierarchy = lrl.Hierarchy([RandomLevel(), CONFIG.levels[1]], MAZE)
     state = hierarchy.init(jax.random.key(0), 1)
     return evaluate(hierarchy, state, jax.random.key(2), EPISODES, max_steps=MAX_STEPS)
 
@@ -110,6 +109,6 @@ def test_the_losses_of_model_and_reward_fall(name, by):
 
 def test_every_chunk_makes_the_updates_its_rows_owe():
     updates = sum(float(m["level0/n_updates"]) for m in trained().metrics)
-    agent = CONFIG.agent
-    rows = CONFIG.total_steps // agent.action_repeat  # 60 is a multiple: no row is cut short
-    assert updates == rows // agent.update_interval * agent.n_updates
+    planner, hold = CONFIG.levels
+    rows = CONFIG.total_steps // hold.control_interval  # 60 is a multiple: no row is cut short
+    assert updates == rows // planner.update_interval * planner.n_updates

@@ -514,7 +514,7 @@ COUNTS = {
     "n_env_instances": lambda v: lrl.Hierarchy([RandomLevel()], MAZE).init(jax.random.key(0), v),
     "n_models": lambda v: ProbabilisticEnsemble(2, 2, Box(-1, 1, (2,)), n_models=v),
     "k_steps": lambda v: dataclasses.replace(FACTORY((6,), Box(-1, 1, (2,))), k_steps=v),
-    "TrainConfig": lambda v: TrainConfig(n_env_instances=v),
+    "TrainConfig": lambda v: TrainConfig((RandomLevel(),), n_env_instances=v),
     "make_mesh": lrl.make_mesh,
     "buffer_size": lambda v: lrl.Hierarchy([RandomLevel(buffer_size=v)], MAZE),
 }

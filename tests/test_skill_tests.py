@@ -14,51 +14,61 @@ from lrl_jax.envs import Maze2D
 from lrl_jax.levels import Context, Neighbour, PlannerLevel, RandomLevel, SPlaTESLevel
 from lrl_jax.levels.base import Control
 from lrl_jax.levels.planner_level import WithInput
-from lrl_jax.planners import CEM
+from lrl_jax.planners import CEM, ICEM
 from lrl_jax.predictors import get_default_predictor_factory
 from lrl_jax.spaces import Box, Discrete
-from lrl_jax.training import SkillAgent, TrainConfig, Trainer
+from lrl_jax.training import Trainer, preset, with_settings
 from lrl_jax.training.pictures import record_paths
 from lrl_jax.training.skill_pictures import fan_of_skills, skill_curves, skills_picture
 from lrl_jax.training.skill_tests import follow_skills, push_error, skill_quality
 
-SMALL = SkillAgent(
-    state="achieved_goal",
-    horizon=3,
-    num_samples=16,
-    n_iterations=1,
-    elite_ratio=0.25,
-    model_hidden=(16,),
-    hidden=(16,),
-    planner_updates=2,
-    planner_batch_size=16,
-    model_batch_size=16,
-    planner_warm_up=64,
-    no_planning_steps=64,
-    skill_updates=2,
-    skill_warm_up=64,
-    batch_size=16,
-    n_alternatives=4,
-)
+SEARCH = {"num_samples": 16, "n_iterations": 1, "elite_ratio": 0.25, "return_mode": "mean"}
+PLANNER = {
+    "optimizer": ICEM(3, **SEARCH),
+    "hold": 1,
+    "predictor_factory.partial_model.hidden": (16,),
+    "predictor_factory.partial_rew_func.hidden": (16,),
+    "n_updates": 2,
+    "update_interval": 64,
+    "batch_size": 16,
+    "model_batch_size": 16,
+    "warm_up_steps": 64,
+    "no_planning_steps": 64,
+}
+SKILLS = {
+    "algorithm.hidden": (16,),
+    "n_updates": 2,
+    "warm_up_steps": 64,
+    "batch_size": 16,
+    "n_alternatives": 4,
+}
 N = 24
 
 
-def build(agent, env_id="Maze2D-Medium-v0", n=8, ticks=20):
-    env, params = lrl.make(env_id)
-    hierarchy = lrl.Hierarchy(agent.levels(env, 10_000), env, params, agent.obs_maps(env))
-    carry = lrl.init_carry(hierarchy, jax.random.key(0), n)
-    carry, out = lrl.rollout(hierarchy, carry, ticks, learn=True, learn_interval=ticks)
-    return hierarchy, env, params, carry.hierarchy, out.metrics
+def small(name, *levels, **config):
+    """A preset with other settings of some levels, the highest first, and of the config."""
+    named = enumerate(levels)
+    changes = {f"levels.{i}.{path}": x for i, level in named for path, x in level.items()}
+    config = {"n_env_instances": 8, "total_steps": 10_000, **config}
+    return with_settings(preset(name), {**changes, **config})
+
+
+def build(config, ticks=20):
+    trainer = Trainer.build(config)
+    carry = trainer.init(jax.random.key(0))
+    carry, out = lrl.rollout(trainer.hierarchy, carry, ticks, learn=True, learn_interval=ticks)
+    return trainer.hierarchy, trainer.env, trainer.params, carry.hierarchy, out.metrics
 
 
 @pytest.fixture(scope="module")
 def splates():
-    return build(SMALL)
+    return build(small("maze2d-medium-splates", PLANNER, SKILLS))
 
 
 @pytest.fixture(scope="module")
 def dads():
-    return build(dataclasses.replace(SMALL, method="dads", hold=10, optimizer="cem"))
+    planner = {**PLANNER, "optimizer": CEM(3, **SEARCH), "hold": 10}
+    return build(small("maze2d-medium-dads", planner, SKILLS))
 
 
 def drawn(env, n=N):
@@ -247,8 +257,13 @@ def test_state_noise_is_on_the_start_alone(splates):
 
 def test_subgoals_over_plans_over_skills():
     """Three levels; the middle one is paid for coming near what the highest asked for."""
-    agent = dataclasses.replace(SMALL, subgoal_skills=2, planner_interval=16, skill_interval=160)
-    hierarchy, env, params, state, metrics = build(agent, ticks=60)
+    config = small(
+        "maze2d-large-three-levels",
+        {**PLANNER, "optimizer": ICEM(5, **SEARCH), "update_interval": 8},
+        {**PLANNER, "control_interval": 2, "update_interval": 16},
+        {**SKILLS, "update_interval": 160},
+    )
+    hierarchy, env, params, state, metrics = build(config, ticks=60)
     assert all(metrics[f"level{i}/n_updates"] > 0 for i in range(3))
     middle = hierarchy.levels[1]
     rows = lrl.buffers.stored(state.levels[1].buffer)
@@ -298,27 +313,26 @@ def test_subgoal_planners_that_do_not_fit():
 
 def test_skills_become_distinguishable():
     """A small version of the study: in an empty maze phi rises and skills lead somewhere."""
-    agent = SkillAgent(
-        state="achieved_goal",
-        model_hidden=(32, 32),
-        hidden=(32, 32),
-        num_samples=16,
-        n_iterations=1,
-        elite_ratio=0.25,
-        horizon=2,
-        no_planning_steps=1e9,
-        planner_warm_up=1_000,
-        planner_updates=32,
-        model_batch_size=256,
-        planner_batch_size=16,
-        symmetry_steps=6_000,
-        skill_updates=64,
-        skill_interval=320,
-        batch_size=128,
-        n_alternatives=16,
-    )
-    config = TrainConfig(
-        agent=agent, env="Maze2D-Empty-v0", n_env_instances=32, total_steps=16_000,
+    planner = {
+        "optimizer": ICEM(2, **SEARCH),
+        "predictor_factory.partial_model.hidden": (32, 32),
+        "predictor_factory.partial_model.sb_start_duration": 6_000,
+        "predictor_factory.partial_rew_func.hidden": (32, 32),
+        "no_planning_steps": 1e9,
+        "warm_up_steps": 1_000,
+        "n_updates": 32,
+        "model_batch_size": 256,
+        "batch_size": 16,
+    }
+    skills = {
+        "algorithm.hidden": (32, 32),
+        "n_updates": 64,
+        "update_interval": 320,
+        "batch_size": 128,
+        "n_alternatives": 16,
+    }
+    config = small(
+        "maze2d-empty-splates", planner, skills, n_env_instances=32, total_steps=16_000,
         test_interval=16_000, test_episodes=1,
     )  # fmt: skip
     trainer = Trainer.build(config)
@@ -326,7 +340,8 @@ def test_skills_become_distinguishable():
     starts = trainer.env.free_positions(jax.random.key(1), 256, margin=0.9)
     run = trainer.hierarchy.jitted(_quality)
     before = run(carry.hierarchy, starts)
-    carry, _ = jax.jit(trainer.chunk)(carry)
+    (n_rounds,) = config.chunks
+    carry, _ = jax.jit(trainer.chunk, static_argnums=1)(carry, n_rounds)
     after = run(carry.hierarchy, starts)
     assert float(before["phi"]) < 0.3 and float(after["phi"]) > 0.9, (before, after)
     assert min(float(after["abs_delta_0"]), float(after["abs_delta_1"])) > 0.2
