@@ -220,6 +220,17 @@ def test_other_settings_are_refused_and_can_be_asked_for(tmp_path):
         lrl.train(changed, run, False, resume=True, settings="new")
 
 
+def test_another_function_of_the_same_name_is_refused(tmp_path):
+    """A file can only name functions; the checkpoint knows what they do."""
+    run, half = tmp_path / "run", dataclasses.replace(PENDULUM, total_steps=40)
+    lrl.train(dataclasses.replace(half, obs_maps=(lambda obs: 2 * obs,)), run, progress=False)
+    other = dataclasses.replace(PENDULUM, obs_maps=(lambda obs: 3 * obs,))
+    with pytest.raises(ValueError, match="obs_maps"):
+        lrl.train(other, run, False, resume=True)
+    same = dataclasses.replace(half, obs_maps=(lambda obs: 2 * obs,), total_steps=80)
+    assert lrl.train(same, run, False, resume=True).env_steps == 80
+
+
 def test_learners_of_another_run_begin_a_run(tmp_path, whole):
     config = dataclasses.replace(PENDULUM, total_steps=40)
     frozen = with_settings(config, {"levels.0.learning_rate": 0.0})

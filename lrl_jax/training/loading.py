@@ -11,6 +11,7 @@ from lrl_jax.hierarchies import Hierarchy, HierarchyState
 from lrl_jax.setting_trees import resolve
 from lrl_jax.training import folder
 from lrl_jax.training.config import TrainConfig, differences, load_config, own_classes
+from lrl_jax.training.serial import ambiguous
 from lrl_jax.training.sessions import read_checkpoint
 from lrl_jax.training.train import Trainer, take_seed
 
@@ -58,6 +59,12 @@ def load_trainer(
     """The trainer of a run folder and the state of its last checkpoint; see `load_run`."""
     run = Path(run)
     config = load_config(run, classes, env)
+    unclear = ambiguous((config.levels, config.obs_maps))
+    if unclear:
+        raise ValueError(
+            f"the config of {run} names functions that are told apart by nothing ({unclear}): give "
+            f"them names with def, and pass them as classes."
+        )
     if seed is not None and not 0 <= seed < config.n_agents:
         count = "1 agent" if config.n_agents == 1 else f"{config.n_agents} agents"
         raise ValueError(
@@ -145,8 +152,8 @@ def merged(
             f"the run was begun with other settings: {'; '.join(found[:6])}. Go on with them "
             f'(no config, or the same), or ask for the new ones: settings="new".'
         )
-    free = {name: getattr(given, name) for name in _FREE}
-    return dataclasses.replace(stored, **free)
+    # Functions in it are the caller's own, which the file only names.
+    return dataclasses.replace(given, levels=levels)
 
 
 def steps_reached(run: Path) -> int:

@@ -183,12 +183,8 @@ def _run(
         if jax.process_index() == 0 and first_total is not None:
             folder.rewrite(run, trainer.config, first_total)
         resume_at = None if first_total is None else meta["env_steps"]
-        with (
-            RunLog(place, resume_at) as log,
-            contextlib.closing(sessions.begin(trainer, checkpoint)) as session,
-        ):
-            if settings == "new" and checkpoint is not None:
-                session.renew_settings()
+        started = sessions.begin(trainer, checkpoint, new_settings=settings == "new")
+        with contextlib.closing(started) as session, RunLog(place, resume_at) as log:
             loop = _Loop(trainer, session, log, run, callbacks, meta, time.monotonic())
             speed = loop.go(progress and jax.process_index() == 0)
             state = session.result()

@@ -65,8 +65,23 @@ def register(*classes: Any) -> Any:
 
 
 def known(classes: Iterable[Any] = ()) -> dict[str, Any]:
-    """What names in a file stand for: the library's, registered and given ones."""
-    return {**_library(), **_registered, **{each.__qualname__: each for each in classes}}
+    """What names in a file stand for: the library's, registered and given ones.
+
+    Where two that are given have the same name, as lambdas have, it stands for neither.
+    """
+    names = {**_library(), **_registered}
+    given: dict[str, Any] = {}
+    for each in classes:
+        name = each.__qualname__
+        given[name] = each if given.get(name, each) is each else _Ambiguous(name)
+    return {**names, **given}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ambiguous:
+    """A name of several classes or functions; settings that hold it are not to be used."""
+
+    name: str
 
 
 def classes_of(tree: Any) -> list[Any]:
@@ -151,6 +166,11 @@ def _record(fields: dict[str, Any], names: Mapping[str, Any], where: str) -> Any
 
 def _is_settings(cls: Any) -> bool:
     return inspect.isclass(cls) and dataclasses.is_dataclass(cls)
+
+
+def ambiguous(tree: Any) -> list[str]:
+    """Paths in a decoded tree of what several names stand for."""
+    return [path for path, value in walk(tree) if isinstance(value, _Ambiguous)]
 
 
 def _named(name: str, names: Mapping[str, Any], where: str) -> Any:

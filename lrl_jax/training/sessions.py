@@ -31,6 +31,7 @@ from lrl_jax.collectors.stats import mean_over_updates
 from lrl_jax.collectors.tick import specs
 from lrl_jax.env_spec import is_gymnasium
 from lrl_jax.hierarchies import HierarchyState
+from lrl_jax.hierarchies.checkpoint import refuse_other_settings, settings_of
 from lrl_jax.hierarchies.learners import is_setting
 from lrl_jax.randomness import Salt, key_of
 from lrl_jax.training.config import TrainConfig
@@ -68,15 +69,7 @@ class Session(abc.ABC):
 
     @abc.abstractmethod
     def save(self, path: Path, meta: dict[str, Any]) -> None:
-        """Write a checkpoint that `restore` goes on from."""
-
-    @abc.abstractmethod
-    def restore(self, path: Path) -> None:
-        """Go on from a checkpoint."""
-
-    @abc.abstractmethod
-    def renew_settings(self) -> None:
-        """Take the settings of the levels in place of those of a checkpoint."""
+        """Write a checkpoint that `begin` goes on from."""
 
     def test(self, i: int) -> dict[str, Any]:
         """The interim test behind chunk i."""
@@ -98,11 +91,20 @@ class Session(abc.ABC):
             self._trainer.env.close()
 
 
-def begin(trainer: Trainer, checkpoint: Path | None = None) -> Session:
-    """Start the run of a trainer, or go on with it from a checkpoint."""
+def begin(trainer: Trainer, checkpoint: Path | None = None, new_settings: bool = False) -> Session:
+    """Start the run of a trainer, or go on with it from a checkpoint.
+
+    With `new_settings` the levels' settings take the place of those of the checkpoint.
+    """
+    kind = HostSession if trainer.on_host else DeviceSession
     if trainer.config.workers:
-        return WorkerSession(trainer, checkpoint)
-    return (HostSession if trainer.on_host else DeviceSession)(trainer, checkpoint)
+        kind = WorkerSession
+    carry = None
+    if checkpoint is not None:
+        with devices.use(_mesh(trainer.config)):
+            carry = read_checkpoint(trainer, checkpoint, new_settings)
+            carry = renewed(trainer, carry) if new_settings else carry
+    return kind(trainer, carry)
 
 
 # ------------------------------------------------------------------- checkpoints
@@ -114,17 +116,26 @@ class HostCarry(struct.Node):
     hierarchy: HierarchyState
 
 
-def write_checkpoint(path: Path, carry: Any, meta: dict[str, Any]) -> None:
+def write_checkpoint(trainer: Trainer, path: Path, carry: Any, meta: dict[str, Any]) -> None:
     """Write what a run goes on from; `carry` has the hierarchies' state as `hierarchy`."""
+    meta = {**meta, "hierarchy": settings_of(trainer.hierarchy)}
     checkpoints.write(path, carry, meta, kind=RUN)
 
 
-def read_checkpoint(trainer: Trainer, path: Path) -> Any:
+def read_checkpoint(trainer: Trainer, path: Path, new_settings: bool = False) -> Any:
     """A RolloutCarry, or a HostCarry; leaves have a leading axis where there are several agents.
 
+    Args:
+        trainer: of the run.
+        path: the checkpoint.
+        new_settings: take it although the levels have other settings.
+
     Raises:
-        ValueError: for a file that is damaged, or of a run with other arrays.
+        ValueError: for a file that is damaged, or of a run with other arrays or settings.
     """
+    if not new_settings:
+        saved = checkpoints.read_meta(path, kind=RUN)["hierarchy"]
+        refuse_other_settings(trainer.hierarchy, saved, path)
     return checkpoints.read(path, jax.eval_shape(lambda: begun(trainer)), kind=RUN)
 
 
@@ -236,19 +247,20 @@ class DeviceSession(Session):
 
     compiles_apart = True
 
-    def __init__(self, trainer: Trainer, path: Path | None = None):
+    def __init__(self, trainer: Trainer, carry: Any = None):
         super().__init__(trainer)
         self._many = trainer.config.n_agents > 1
         self._mesh = _mesh(trainer.config)
         self._compiled: dict[int, Any] = {}
-        if path is None:
-            # Leaves may share arrays (constants); what is donated must not.
-            if trainer.config.sweep:
-                refuse_static(trainer)
-            with devices.use(self._mesh):
-                self._carry = jax.tree.map(lambda x: x.copy(), begun(trainer))
-        else:
-            self.restore(path)
+        if carry is None and trainer.config.sweep:
+            refuse_static(trainer)
+        with devices.use(self._mesh):
+            if carry is None:
+                # Leaves may share arrays (constants); what is donated must not.
+                carry = jax.tree.map(lambda x: x.copy(), begun(trainer))
+            elif self._mesh is not None:
+                carry = jax.device_put(carry, devices.shardings(self._specs(carry), self._mesh))
+        self._carry = carry
 
     @property
     def state(self) -> HierarchyState:
@@ -274,20 +286,7 @@ class DeviceSession(Session):
 
     def save(self, path: Path, meta: dict[str, Any]) -> None:
         """Write all of the carry: environments, streams, hierarchies with their replay."""
-        write_checkpoint(path, self._carry, meta)
-
-    def restore(self, path: Path) -> None:
-        """Go on from a checkpoint, bit for bit."""
-        with devices.use(self._mesh):
-            carry = read_checkpoint(self._trainer, path)
-            if self._mesh is not None:
-                carry = jax.device_put(carry, devices.shardings(self._specs(carry), self._mesh))
-        self._carry = carry
-
-    def renew_settings(self) -> None:
-        """Take the settings of the levels in place of those of a checkpoint."""
-        with devices.use(self._mesh):
-            self._carry = renewed(self._trainer, self._carry)
+        write_checkpoint(self._trainer, path, self._carry, meta)
 
     def _specs(self, carry: RolloutCarry) -> Any:
         """How a carry is split over the devices of the mesh."""
@@ -338,14 +337,14 @@ class HostSession(Session):
     seeds that follow from the number of steps, so that a run which goes on from it is the same.
     """
 
-    def __init__(self, trainer: Trainer, path: Path | None = None):
+    def __init__(self, trainer: Trainer, carry: Any = None):
         super().__init__(trainer)
-        if path is None:
-            state = begun(trainer).hierarchy
-            self._collector = _collector(trainer, state)
-            self._collector.reset(seed=trainer.config.seed)
-        else:
-            self.restore(path)
+        state = (begun(trainer) if carry is None else carry).hierarchy
+        self._collector = Collector(
+            trainer.hierarchy, trainer.env, state=state, nan=trainer.config.nan
+        )
+        seed = trainer.config.seed if carry is None else _seed_after(trainer, state)
+        self._collector.reset(seed=seed)
 
     @property
     def state(self) -> HierarchyState:
@@ -366,22 +365,8 @@ class HostSession(Session):
 
     def save(self, path: Path, meta: dict[str, Any]) -> None:
         """Write the hierarchy's state, and begin new episodes."""
-        write_checkpoint(path, HostCarry(self.state), meta)
+        write_checkpoint(self._trainer, path, HostCarry(self.state), meta)
         self._collector.reset(seed=_seed_after(self._trainer, self.state))
-
-    def restore(self, path: Path) -> None:
-        """Go on from a checkpoint with new episodes."""
-        state = read_checkpoint(self._trainer, path).hierarchy
-        self._collector = _collector(self._trainer, state)
-        self._collector.reset(seed=_seed_after(self._trainer, state))
-
-    def renew_settings(self) -> None:
-        """Take the settings of the levels in place of those of a checkpoint."""
-        self._collector.state = renewed(self._trainer, HostCarry(self.state)).hierarchy
-
-
-def _collector(trainer: Trainer, state: HierarchyState) -> Collector:
-    return Collector(trainer.hierarchy, trainer.env, state=state, nan=trainer.config.nan)
 
 
 class WorkerSession(Session):
@@ -391,13 +376,10 @@ class WorkerSession(Session):
     of steps.
     """
 
-    def __init__(self, trainer: Trainer, path: Path | None = None):
+    def __init__(self, trainer: Trainer, carry: Any = None):
         super().__init__(trainer)
-        if path is None:
-            self._state, seed = begun(trainer).hierarchy, trainer.config.seed
-        else:
-            self.restore(path)
-            seed = _seed_after(trainer, self._state)
+        self._state = (begun(trainer) if carry is None else carry).hierarchy
+        seed = trainer.config.seed if carry is None else _seed_after(trainer, self._state)
         config = trainer.config
         n = config.n_env_instances // config.workers
         own = dataclasses.replace(config, n_env_instances=n, workers=0)
@@ -442,15 +424,7 @@ class WorkerSession(Session):
 
     def save(self, path: Path, meta: dict[str, Any]) -> None:
         """Write the hierarchy's state; workers go on."""
-        write_checkpoint(path, HostCarry(self._state), meta)
-
-    def restore(self, path: Path) -> None:
-        """Take the state of a checkpoint."""
-        self._state = read_checkpoint(self._trainer, path).hierarchy
-
-    def renew_settings(self) -> None:
-        """Take the settings of the levels in place of those of a checkpoint."""
-        self._state = renewed(self._trainer, HostCarry(self._state)).hierarchy
+        write_checkpoint(self._trainer, path, HostCarry(self._state), meta)
 
     def close(self) -> None:
         """End the workers."""
