@@ -125,19 +125,44 @@ def full_path(tree: Any, path: str) -> str:
 def with_settings(tree: Any, changes: Mapping[str, Any]) -> Any:
     """A copy of the tree with other values at some paths; see `full_path`.
 
+    Changes of one record are made at once, so that they only have to fit together. A change below
+    another one, or one by name alone, is made to what those before it put in.
+
     Raises:
         ValueError, TypeError: for a path that is not there, or a value that is refused.
     """
+    together: dict[str, Any] = {}
     for path, value in changes.items():
-        tree = _replaced(tree, full_path(tree, path).split("."), value)
-    return tree
+        if not _is_there(tree, path) or any(_overlap(path, other) for other in together):
+            tree, together = _replaced(tree, together), {}
+        together[full_path(tree, path)] = value
+    return _replaced(tree, together)
 
 
-def _replaced(tree: Any, path: list[str], value: Any) -> Any:
-    if not path:
-        return value
-    name, *rest = path
-    part = _replaced(dict(_parts(tree))[name], rest, value)
+def _is_there(tree: Any, path: str) -> bool:
+    try:
+        get(tree, path)
+    except ValueError:
+        return False
+    return True
+
+
+def _overlap(path: str, other: str) -> bool:
+    return f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}.")
+
+
+def _replaced(tree: Any, changes: Mapping[str, Any]) -> Any:
+    """The tree with values at full paths, none of which lies below another."""
+    if not changes:
+        return tree
+    if "" in changes:
+        return changes[""]
+    below: dict[str, dict[str, Any]] = {}
+    for path, value in changes.items():
+        name, _, rest = path.partition(".")
+        below.setdefault(name, {})[rest] = value
+    parts = dict(_parts(tree))
+    new = {name: _replaced(parts[name], deeper) for name, deeper in below.items()}
     if _is_record(tree):
-        return dataclasses.replace(tree, **{name: part})
-    return tuple(part if str(i) == name else x for i, x in enumerate(tree))
+        return dataclasses.replace(tree, **new)
+    return tuple({**parts, **new}.values())

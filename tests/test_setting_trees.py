@@ -39,6 +39,40 @@ def test_settings_are_found_and_changed_by_path():
     assert tree == Outer() and changed.levels[0] is tree.levels[0]
 
 
+@dataclasses.dataclass(frozen=True)
+class Between:
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self):
+        if self.low >= self.high:
+            raise ValueError("low must be less than high")
+
+
+def test_settings_of_one_record_change_at_once():
+    tree = (Between(), Between(2.0, 3.0))
+    # Either order, as neither change fits without the other.
+    for changes in ({"0.low": 2.0, "0.high": 3.0}, {"0.high": -1.0, "0.low": -2.0}):
+        new = with_settings(tree, changes)
+        assert new == (Between(changes["0.low"], changes["0.high"]), tree[1])
+    with pytest.raises(ValueError, match="low must be less"):
+        with_settings(tree, {"0.low": 2.0, "1.low": 0.0})
+
+
+def test_a_change_below_another_is_made_to_what_that_put_in():
+    tree = Outer()
+    new = with_settings(tree, {"inner": Inner(3.0, (5, 6)), "inner.steps.1": 7, "levels": ()})
+    assert new == Outer(Inner(3.0, (5, 7)), ())
+    assert with_settings(tree, {"inner.rate": 9.0, "inner": Inner()}) == tree
+    short = {"inner.steps": (Inner(4.0),), "inner.rate": 6.0}
+    assert with_settings(tree, short).inner == Inner(6.0, (Inner(4.0),))
+    for above in ("inner", ""):  # by name alone, in what was put in
+        deep = Outer(inner=(Between(5.0, 7.0),))
+        named = {"inner": deep.inner, f"{above}.low".strip("."): 6.0}
+        assert with_settings(tree, named).inner == (Between(6.0, 7.0),)
+    assert with_settings(tree, {}) is tree
+
+
 def test_a_setting_may_be_named_without_what_lies_between():
     levels = (RandomLevel(), SACLevel(SAC(), level_input_space=Box(-1, 1, (2,))))
     path = setting_trees.full_path(Outer(levels=levels), "levels.1.gamma")
