@@ -67,7 +67,8 @@ def _with_start(config: TrainConfig, total_steps: int) -> str:
 
 def first_total_steps(run: Path) -> int:
     """The total that fractions of the run were resolved with."""
-    return json.loads((run / CONFIG).read_text())["first_total_steps"]
+    data = json.loads((run / CONFIG).read_text())
+    return data.get("first_total_steps", data["config"]["total_steps"])
 
 
 @contextlib.contextmanager

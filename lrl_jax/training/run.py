@@ -108,8 +108,8 @@ def train(
         run = folder.new_folder(config.name)
     run = Path(run)
     if resume and (run / CONFIG).exists():
-        first_total = folder.first_total_steps(run)
         known = loading.config_of(run, config, classes, env)
+        first_total = folder.first_total_steps(run)
         config = loading.merged(known, config, first_total, settings, total_steps)
         done = Summary.load(run)
         if done is not None and loading.steps_reached(run) >= _steps(config):
