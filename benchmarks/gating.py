@@ -14,27 +14,39 @@ from benchmarks import Row, slower
 from lrl_jax import benchmark, buffers
 from lrl_jax.collectors import RolloutCarry
 from lrl_jax.hierarchies import Hierarchy
-from lrl_jax.training import PlannerAgent
+from lrl_jax.training import preset, with_settings
 
-ENV = "Maze2D-Medium-v0"
+PRESET = preset("maze2d-medium-planner")
 HOLD = 10
 N_SEEDS = 4
 SIZES = {"num_samples": 128, "n_iterations": 4, "horizon": 15, "elite_ratio": 0.1}
 
 
-def build(n: int, **agent: Any) -> tuple[Hierarchy, RolloutCarry]:
-    """A planner over held actions that plans from the first decision on and never learns."""
-    env, params = lrl.make(ENV)
-    settings = {
-        "action_repeat": HOLD,
-        "warm_up_steps": 0,
-        "n_updates": 0,
-        "buffer_size": 64 * n,
-        **agent,
+def build(
+    n: int, hidden: tuple[int, ...] | None = None, **search: Any
+) -> tuple[Hierarchy, RolloutCarry]:
+    """A planner over held actions that plans from the first decision on and never learns.
+
+    Args:
+        n: number of instances.
+        hidden: layers of model and reward, in place of the preset's.
+        search: settings of the optimizer, in place of the preset's.
+    """
+    env, params = lrl.make(PRESET.env)
+    changes = {
+        **{f"levels.0.optimizer.{name}": value for name, value in search.items()},
+        "levels.0.chunk_size": None,
+        # The preset explores between plans; here every decision is a plan.
+        "levels.0.alternate_with_noise": False,
+        "levels.0.warm_up_steps": 0,
+        "levels.0.n_updates": 0,
+        "levels.0.buffer_size": 64 * n,
     }
-    planner, hold = PlannerAgent(state="achieved_goal", **settings).levels(env, total_steps=100_000)
-    # The preset explores between plans; here every decision is a plan.
-    levels = [dataclasses.replace(planner, alternate_with_noise=False, only_noise=False), hold]
+    if hidden is not None:
+        factory = "levels.0.predictor_factory"
+        changes[f"{factory}.partial_model.hidden"] = hidden
+        changes[f"{factory}.partial_rew_func.hidden"] = hidden
+    levels = with_settings(PRESET, changes).resolved().levels
     hierarchy = lrl.Hierarchy(levels, env, params)
     carry = lrl.init_carry(hierarchy, jax.random.key(0), n)
     return hierarchy, carry
@@ -62,9 +74,9 @@ def n_planned(carry: RolloutCarry) -> int:
     return int(buffers.stored(carry.hierarchy.levels[0].buffer)["planning_mode"].sum())
 
 
-def phases(n: int, n_ticks: int, repeats: int, **agent: Any) -> list[Row]:
+def phases(n: int, n_ticks: int, repeats: int, **search: Any) -> list[Row]:
     """Rollouts with all instances in phase against phases spread evenly."""
-    hierarchy, carry = build(n, **agent)
+    hierarchy, carry = build(n, **search)
 
     def run(carry):
         return lrl.rollout(hierarchy, carry, n_steps=n_ticks)
@@ -99,9 +111,9 @@ def phases(n: int, n_ticks: int, repeats: int, **agent: Any) -> list[Row]:
     return rows
 
 
-def seeds(n: int, n_ticks: int, repeats: int, **agent: Any) -> list[Row]:
+def seeds(n: int, n_ticks: int, repeats: int, **search: Any) -> list[Row]:
     """Vmapped seeds against one."""
-    hierarchy, carry = build(n, **agent)
+    hierarchy, carry = build(n, **search)
 
     def init(key):
         return lrl.init_carry(hierarchy, key, n)
@@ -132,10 +144,10 @@ def seeds(n: int, n_ticks: int, repeats: int, **agent: Any) -> list[Row]:
 def run(quick: bool = False) -> list[Row]:
     """Both comparisons."""
     # A quick look searches less, but with as many samples: they set how many plan at a time.
-    agent = SIZES | ({"n_iterations": 1, "horizon": 4} if quick else {})
+    search = SIZES | ({"n_iterations": 1, "horizon": 4} if quick else {})
     repeats, n_ticks = 3, 40 if quick else 100
     rows = []
     for n in (64, 256):
-        rows += phases(n, n_ticks, repeats, **agent)
+        rows += phases(n, n_ticks, repeats, **search)
     rows += phases(64, n_ticks, repeats)  # the main preset's own sizes
-    return rows + seeds(32 if quick else 64, 20, repeats, **agent)
+    return rows + seeds(32 if quick else 64, 20, repeats, **search)

@@ -1,12 +1,13 @@
 """Environment steps per second of learners, and how close an update of SAC comes to its products.
 
-The presets' agents with learning at their update ratio (one update an environment step for
+The presets with learning at their update ratio (one update an environment step for
 Pendulum), for 1 and 64 instances and 1 and 16 seeds in one vmapped call.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from typing import Any
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from benchmarks import Row, slower
 from lrl_jax import benchmark, spaces
 from lrl_jax.algorithms import SAC, Batch
-from lrl_jax.training import PRESETS, TrainConfig, Trainer
+from lrl_jax.training import TrainConfig, Trainer, preset, with_settings
 
 PRESETS_MEASURED = ("pendulum-sac", "cartpole-dqn", "pendulum-tdmpc2")
 INSTANCES, SEEDS = (1, 64), (1, 16)
@@ -33,8 +34,10 @@ PRODUCT_NOTE = (
 def learning(config: TrainConfig, name: str, seeds: int, repeats: int) -> Row:
     """Time chunks behind the warm up."""
     trainer = Trainer.build(config)
+    n_rounds = trainer.config.chunks[0]
     keys = jax.random.split(jax.random.key(0), seeds)
-    chunk = trainer.chunk if seeds == 1 else jax.vmap(trainer.chunk)
+    chunk = functools.partial(trainer.chunk, n_rounds=n_rounds)
+    chunk = chunk if seeds == 1 else jax.vmap(chunk)
     carry = trainer.init(keys[0]) if seeds == 1 else jax.jit(jax.vmap(trainer.init))(keys)
     start = time.perf_counter()
     compiled = jax.jit(chunk).lower(carry).compile()
@@ -43,24 +46,22 @@ def learning(config: TrainConfig, name: str, seeds: int, repeats: int) -> Row:
     carry, _ = compiled(carry)
     timing = benchmark.compare({name: (compiled, (carry,))}, repeats, jit=False)[name]
     timing = dataclasses.replace(timing, compile_seconds=seconds)
-    steps = seeds * config.rounds_per_chunk * config.round_steps
+    steps = seeds * n_rounds * config.round_steps
     case = f"{name}, {config.n_env_instances} instances, {seeds} seeds"
     return Row(case, timing, steps, "steps", note=NOTE)
 
 
 def preset_rows(name: str, quick: bool) -> list[Row]:
     """One preset at all numbers of instances and seeds."""
-    config = PRESETS[name][1]
+    config = with_settings(preset(name), {"levels.0.warm_up_steps": 0})
     rows = []
     for n in INSTANCES[:1] if quick else INSTANCES:
         for seeds in SEEDS[:1] if quick else SEEDS:
-            agent = dataclasses.replace(config.agent, warm_up_steps=0)
             round_steps = n * config.round_ticks
             wanted = 8 if quick else STEPS_PER_CALL if seeds == 1 else STEPS_PER_CALL // 2
             steps = max(1, wanted // round_steps) * round_steps
             small = dataclasses.replace(
                 config,
-                agent=agent,
                 n_env_instances=n,
                 total_steps=steps,
                 test_interval=steps,

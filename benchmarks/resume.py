@@ -35,7 +35,7 @@ RESULT = Path(__file__).parent / "results" / "resume.json"
 ROUNDS = 200
 TIMES = ("seconds", "per_second")  # what logged names of times contain
 
-_REPLAY = {"buffer_size": 2000, "batch_size": 16, "warm_up_steps": 64}
+_REPLAY: dict[str, Any] = {"buffer_size": 2000, "batch_size": 16, "warm_up_steps": 64}
 
 
 def _small(levels: Any, env: str, rounds: int = ROUNDS, **settings: Any) -> TrainConfig:

@@ -35,7 +35,7 @@ import lrl_jax as lrl
 from benchmarks.failures import describe, follow_episodes
 from lrl_jax.collectors import evaluate
 from lrl_jax.levels import Decision, Level, PlannerLevel
-from lrl_jax.training import PRESETS, TrainConfig, load_trainer, run_training, to_json
+from lrl_jax.training import TrainConfig, load_trainer, preset, to_json, with_settings
 from lrl_jax.training.skill_tests import push_error, skill_quality
 
 RESULTS = Path(__file__).parent / "results"
@@ -100,8 +100,8 @@ class Trained:
     def below(self, level: Any) -> lrl.Hierarchy:
         """The hierarchy with another highest level."""
         t = self.trainer
-        maps = t.config.agent.obs_maps(t.env)
-        return lrl.Hierarchy([level, *t.hierarchy.levels[1:]], t.env, t.params, maps)
+        levels = [level, *t.hierarchy.levels[1:]]
+        return lrl.Hierarchy(levels, t.env, t.params, t.config.obs_maps)
 
     def failures(self, horizons: Sequence[int], n: int = EPISODES) -> dict[str, Any]:
         """Which episodes fail, with plans of the horizon trained with, and of others."""
@@ -145,13 +145,13 @@ def train(config: TrainConfig) -> Trained:
     gc.collect()
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        summary = run_training(config, run, progress=False)
+        summary = lrl.train(config, run, progress=False)
         trainer, state = load_trainer(run)
         with (run / "metrics.csv").open(newline="") as file:
             table = list(csv.DictReader(file))
     result = {
         "seed": config.seed,
-        "config": json.loads(to_json(config)),
+        "config": json.loads(to_json(config))["config"],
         "env_steps": summary.env_steps,
         "train_seconds": summary.train_seconds,
         "steps_per_second": summary.steps_per_second,
@@ -212,10 +212,10 @@ def predictability(seed: int) -> dict[str, Any]:
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "as it is": {},
-    "reward at the last step": {"reward_mode": "last_step"},
-    "no averaged value": {"averaged_value": False},
-    "no symmetry-breaking start": {"symmetry_steps": 0},
-    "no standardizer": {"delta_standardizer": False},
+    "reward at the last step": {"levels.1.reward_mode": "last_step"},
+    "no averaged value": {"levels.1.averaged_value": False},
+    "no symmetry-breaking start": {"levels.0.sb_start_duration": 0},
+    "no standardizer": {"levels.0.delta_standardizer": False},
 }
 
 
@@ -224,12 +224,8 @@ def ablations(seed: int) -> dict[str, Any]:
     results = {}
     for name, changes in ABLATIONS.items():
         config = _preset("maze2d-medium-splates", seed)
-        config = dataclasses.replace(
-            config,
-            agent=dataclasses.replace(config.agent, **changes),
-            total_steps=config.total_steps // 2,
-        )
-        run = train(config)
+        half = {"total_steps": config.total_steps // 2}
+        run = train(with_settings(config, changes | half))
         results[name] = run.result | {"quality": run.quality()}
     return results
 
@@ -259,7 +255,7 @@ STUDIES: dict[str, Callable[[int], dict[str, Any]]] = {
 
 
 def _preset(name: str, seed: int) -> TrainConfig:
-    return dataclasses.replace(PRESETS[name][1], seed=seed, final_test_episodes=EPISODES)
+    return dataclasses.replace(preset(name), seed=seed, final_test_episodes=EPISODES)
 
 
 def summarise(seeds: list[dict[str, Any]]) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from typing import Any
 import jax
 
 import benchmarks
-from lrl_jax.training import DEFAULT_PRESET, PRESETS, Summary, TrainConfig, run_training, to_json
+import lrl_jax as lrl
+from lrl_jax.training import DEFAULT_PRESET, PRESETS, Summary, TrainConfig, to_json
 from lrl_jax.training.statistics import bootstrap_interval, interquartile_mean
 
 RESULTS = Path(__file__).parent / "results"
@@ -59,7 +60,7 @@ def _run(config: TrainConfig, progress: bool) -> tuple[Summary, list[dict[str, s
     jax.clear_caches()
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        summary = run_training(config, run, progress=progress)
+        summary = lrl.train(config, run, progress=progress)
         name = "seeds.csv" if config.seeds > 1 else "metrics.csv"
         with (run / name).open(newline="") as file:
             table = list(csv.DictReader(file))
@@ -124,7 +125,7 @@ def measure(
     Raises:
         ValueError: if `vmapped` and the seeds are not consecutive.
     """
-    config = PRESETS[preset][1]
+    config = PRESETS[preset]()
     if total_steps is not None:
         config = dataclasses.replace(config, total_steps=total_steps)
     seeds = list(seeds)
@@ -135,7 +136,7 @@ def measure(
     data = benchmarks.about() | {
         "preset": preset,
         "vmapped": vmapped,
-        "config": json.loads(to_json(config)),
+        "config": json.loads(to_json(config))["config"],
         "summary": {},
         "seeds": [],
     }

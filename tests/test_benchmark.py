@@ -1,6 +1,5 @@
 """The benchmark helper, and one tiny run of each benchmark."""
 
-import dataclasses
 import json
 import time
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import tiny
 
 import benchmarks
 import lrl_jax as lrl
@@ -25,7 +25,7 @@ from benchmarks import (
     throughput,
 )
 from lrl_jax import benchmark
-from lrl_jax.training import PRESETS
+from lrl_jax.training import preset, with_settings
 
 TINY = {"num_samples": 16, "n_iterations": 1, "horizon": 3, "elite_ratio": 0.25}
 
@@ -101,11 +101,11 @@ def test_throughput():
 
 
 def test_gating_makes_the_same_plans_in_and_out_of_phase():
-    agent = {"num_samples": 8, "n_iterations": 1, "horizon": 2, "elite_ratio": 0.25}
-    rows = gating.phases(10, 20, 1, hidden=(8,), **agent)
+    search = {"num_samples": 8, "n_iterations": 1, "horizon": 2, "elite_ratio": 0.25}
+    rows = gating.phases(10, 20, 1, hidden=(8,), **search)
     check(rows, 1)
     assert [row.work for row in rows] == [20, 20]
-    check(gating.seeds(2, 3, 1, hidden=(8,), **agent), 1)
+    check(gating.seeds(2, 3, 1, hidden=(8,), **search), 1)
 
 
 def test_predictor():
@@ -124,21 +124,19 @@ def test_learners(monkeypatch):
     # 16 passes through a hidden product of 256^3, and what the thin layers add.
     flops = learners.sac_flops(256, 256, 4, 2)
     assert 1.0 < flops / (16 * 2 * 256**3) < 1.08
-    config = PRESETS["cartpole-dqn"][1]
-    small = dataclasses.replace(
-        config,
-        agent=dataclasses.replace(config.agent, hidden=(8,), warm_up_steps=0),
-        n_env_instances=2,
-        total_steps=32,
-        test_interval=32,
-    )
-    row = learners.learning(small, "dqn", 2, 1)
+    small = {
+        "levels.0.algorithm.hidden": (8,),
+        "levels.0.warm_up_steps": 0,
+        "n_env_instances": 2,
+        "total_steps": 32,
+        "test_interval": 32,
+    }
+    row = learners.learning(with_settings(preset("cartpole-dqn"), small), "dqn", 2, 1)
     assert row.work == 64 and row.timing.median > 0
 
 
 def test_main_job():
-    _, config = PRESETS["smoke"]
-    assert main_job.measure(config, "smoke", 320, 1)[0].timing.median > 0
+    assert main_job.measure(preset("smoke"), "smoke", 320, 1)[0].timing.median > 0
 
 
 def test_command_writes_what_it_measured(tmp_path, monkeypatch, capsys):
@@ -259,19 +257,11 @@ def test_shortest_paths_and_how_episodes_end():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("study", ["medium", "dads", "predictability", "three-levels"])
+@pytest.mark.parametrize("study", ["medium", "dads", "ablations", "predictability", "three-levels"])
 def test_studies_train(study, monkeypatch):
     def small(name, seed):
-        config = PRESETS[name][1]
-        agent = dataclasses.replace(
-            config.agent, horizon=2, num_samples=16, n_iterations=1, elite_ratio=0.25,
-            model_hidden=(8,), hidden=(8,), planner_updates=1, skill_updates=1, planner_interval=16,
-            planner_batch_size=8, model_batch_size=8, batch_size=8, n_alternatives=4,
-        )  # fmt: skip
-        return dataclasses.replace(
-            config, agent=agent, seed=seed, n_env_instances=8, total_steps=1600,
-            test_interval=1600, test_episodes=2, final_test_episodes=2,
-        )  # fmt: skip
+        run = {"n_env_instances": 8, "round_ticks": 10, "total_steps": 1600, "test_interval": 1600}
+        return tiny(name, seed=seed, **run)
 
     monkeypatch.setattr(skills, "_preset", small)
     monkeypatch.setattr(skills, "EPISODES", 2)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from data.write_checkpoints import shrink
+from tiny import tiny
 
 import lrl_jax as lrl
 from lrl_jax import policy_loader
@@ -27,7 +27,6 @@ from lrl_jax.levels import (
     RandomLevel,
     SACLevel,
 )
-from lrl_jax.training import PRESETS
 from lrl_jax.training.train import Trainer
 
 MAZE, PARAMS = lrl.make("Maze2D-Medium-v0")
@@ -80,7 +79,7 @@ def made(name: str) -> tuple[lrl.Hierarchy, int | None]:
     """A hierarchy, and the batch size that it has to be exported for."""
     if name in LEVELS:
         return lrl.Hierarchy(LEVELS[name], MAZE, PARAMS, signals=SIGNALS), None
-    trainer = Trainer.build(shrink(PRESETS[name][1]))
+    trainer = Trainer.build(tiny(name))
     chunks = any(level.chunk_size for level in trainer.hierarchy.levels)
     return trainer.hierarchy, N if chunks else None
 

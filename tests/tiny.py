@@ -56,7 +56,7 @@ def tiny(name: str, **settings: Any) -> TrainConfig:
         # What a preset leaves out, such as a replay of no rows, stays out.
         if last == "elite_ratio":
             changes[path] = 0.5
-        elif value and last in SMALL and not path.rpartition(".")[0] in changes:
+        elif value and last in SMALL and path.rpartition(".")[0] not in changes:
             small = SMALL[last]
             changes[path] = min(value, small) if isinstance(small, int) else small
     return with_settings(config, {**changes, **RUN, **settings})
