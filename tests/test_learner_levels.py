@@ -426,3 +426,12 @@ def test_action_spaces_that_do_not_fit(name):
     if isinstance(space, Box):
         with pytest.raises(ValueError, match="bound"):
             lrl.Hierarchy([make_level(name)], Spaces(Box(-math.inf, math.inf, (2,))))
+
+
+def test_no_key_is_used_twice_by_a_level_that_drafts():
+    with jax.debug_key_reuse(True):
+        level = TDMPC2Level(TDMPC2.small(), buffer_size=64, warm_up_steps=0, n_updates=0)
+        hierarchy = lrl.Hierarchy([level], *lrl.make("Maze2D-Medium-v0"))
+        state = hierarchy.init(jax.random.key(0), 2)
+        _, action = hierarchy.get_action(state, jnp.ones((2, 6)))
+    assert jnp.isfinite(action).all()

@@ -565,3 +565,17 @@ def test_spaces_that_do_not_fit():
         colouring_matrix(0, 1.0)
     assert CEM(horizon=2, sigma=np.ones(2)).sigma == (1.0, 1.0)
     assert n_elites(100, 0.29) == 29
+
+
+def test_plans_are_float32_also_where_jax_has_wider_floats():
+    with jax.enable_x64(True):
+        for planner, space in ((CEM(3, 64), BOX), (ICEM(3, 64), BOX)):
+            plan, state, _ = planner.plan(
+                lambda plans: (plans**2).sum((1, 2)), planner.init(space), jax.random.key(0), space
+            )
+            assert plan.dtype == state.mean.dtype == jnp.float32
+        space, planner = Discrete(3), CategoricalCEM(3, 64)
+        planner.plan(
+            lambda plans: (plans == 1).sum(1).astype(jnp.float32),
+            planner.init(space), jax.random.key(0), space,
+        )  # fmt: skip

@@ -69,10 +69,12 @@ def get_action(
             below = state.levels[i + 1].buffer
             first = select(decides, below.per_ring("count"), level_state.first_child)
             level_state = level_state.replace(first_child=first)
-        keys = state.stream.instance_keys(n, Salt.DECIDE + i)
+        # As data: a draft and what follows it are given the same key, which JAX could not tell
+        # from a key that is used twice by mistake.
+        keys = jax.random.key_data(state.stream.instance_keys(n, Salt.DECIDE + i))
         args = (mapped, level_input, keys, explores & training[i], control)
         ticks = math.prod(below.control_interval or 1 for below in levels[i + 1 :])
-        decide = functools.partial(_decide, level, ticks)
+        decide = functools.partial(_decide, level, ticks, jax.random.key_impl(state.stream.key))
         row = devices.by_instance(n)
         kept = (level_state.action, level_state.store, level_state.greedy)
         shared = (level_state.learner, context(levels, state, i, training=training[i]))
@@ -99,7 +101,7 @@ def get_action(
     return state, new_levels[-1].action
 
 
-def _decide(level, ticks, shared, rows):
+def _decide(level, ticks, key_impl, shared, rows):
     """Let one level decide, on each device for its own instances."""
     learner, ctx = shared
     decides, kept, memory, args = rows
@@ -112,6 +114,7 @@ def _decide(level, ticks, shared, rows):
         return (decision.action, decision.store, greedy), decision.memory
 
     def of_instance(key, level_input, explores, control):
+        key = jax.random.wrap_key_data(key, impl=key_impl)
         return ctx.replace(key=key, level_input=level_input, explores=explores, control=control)
 
     def act(memory, obs, level_input, key, explores, control):

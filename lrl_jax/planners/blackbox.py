@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -197,8 +198,12 @@ class BlackboxPlanner:
             plan [H, *A], the new state, the optimiser's scalars.
         """
         key, key_cost = jax.random.split(key)
+        # Iterations are compared on the same draws. As data, since JAX takes a key that is used
+        # again for a mistake.
+        data, impl = jax.random.key_data(key_cost), jax.random.key_impl(key_cost)
+        same = functools.partial(jax.random.wrap_key_data, data, impl=impl)
         return self.optimizer.plan(
-            lambda plans: self.cost(context, plans, key_cost), plan_state, key, space
+            lambda plans: self.cost(context, plans, same()), plan_state, key, space
         )
 
 

@@ -81,7 +81,8 @@ class CategoricalCEM(CrossEntropyMethod):
         return probs, None, jnp.argmax(probs, -1).astype(space.dtype)
 
     def _fit(self, search, elites, counts, number):
-        chosen = jax.nn.one_hot(elites, search.mean.shape[-1]) * counts[:, None, None]
+        chosen = jax.nn.one_hot(elites, search.mean.shape[-1], dtype=jnp.float32)
+        chosen = chosen * counts[:, None, None]
         frequency = chosen.sum(0) / jnp.maximum(number, 1.0)
         return self.alpha * search.mean + (1 - self.alpha) * frequency, None
 
@@ -90,7 +91,7 @@ class CategoricalCEM(CrossEntropyMethod):
         probs = self.min_prob + (1 - self.min_prob * space.n) * search.mean
         cumulative = jnp.cumsum(probs, -1)
         # Scaled by the last entry, which rounding keeps from being 1.
-        level = jax.random.uniform(key, (size, self.horizon)) * cumulative[:, -1]
+        level = jax.random.uniform(key, (size, self.horizon), jnp.float32) * cumulative[:, -1]
         return (level[..., None] >= cumulative[:, :-1]).sum(-1).astype(space.dtype)
 
     def _likeliest(self, search, space):

@@ -139,7 +139,7 @@ class CEM(CrossEntropyMethod):
         """Draw plans [size, H, F] within the bounds."""
         horizon, entries = search.mean.shape
         # The steps lead, so that colouring all draws is one matrix product.
-        noise = jax.random.normal(key, (horizon, size * entries))
+        noise = jax.random.normal(key, (horizon, size * entries), jnp.float32)
         if self.noise_beta:
             noise = colouring_matrix(horizon, self.noise_beta) @ noise
         noise = jnp.moveaxis(noise.reshape(horizon, size, entries), 0, 1)
