@@ -95,7 +95,7 @@ class Trainer:
         """
         config = self.config
         if isinstance(config.env, str):
-            return make_env(dataclasses.replace(config, n_env_instances=n))[0]
+            return make_env(config, n)[0]
         spec = getattr(self.env, "spec", None)
         if spec is None:
             raise ValueError(
@@ -170,8 +170,12 @@ class Trainer:
         return metrics
 
 
-def make_env(config: TrainConfig) -> tuple[Any, Any]:
+def make_env(config: TrainConfig, n: int | None = None) -> tuple[Any, Any]:
     """The environment of a config and its parameters; None for Gymnasium's.
+
+    Args:
+        config: the config.
+        n: instances of one of Gymnasium's, in place of the config's.
 
     Raises:
         ValueError, TypeError: for an id, settings or parameters that do not exist.
@@ -179,7 +183,8 @@ def make_env(config: TrainConfig) -> tuple[Any, Any]:
     env: Any = config.env
     params: Any = None
     if isinstance(env, str):
-        on_host = {"num_envs": config.n_env_instances} if env.startswith(envs.GYMNASIUM) else {}
+        n = config.n_env_instances if n is None else n
+        on_host = {"num_envs": n} if env.startswith(envs.GYMNASIUM) else {}
         env, params = envs.make(env, **on_host, **dict(config.env_settings))
     elif not is_gymnasium(env):
         params = env.default_params
