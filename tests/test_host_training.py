@@ -2,16 +2,17 @@
 
 import csv
 import dataclasses
-import json
 
 import pytest
 
 import lrl_jax as lrl
 from lrl_jax import cli
-from lrl_jax.training import SACAgent, TrainConfig, make_train, run_training
+from lrl_jax.algorithms import SAC
+from lrl_jax.levels import SACLevel
+from lrl_jax.training import TrainConfig, load_config, make_train
 
 CONFIG = TrainConfig(
-    agent=SACAgent(hidden=(16,), batch_size=16, warm_up_steps=100, buffer_size=2000),
+    levels=(SACLevel(SAC(hidden=(16,)), batch_size=16, warm_up_steps=100, buffer_size=2000),),
     env="gymnasium/Pendulum-v1",
     n_env_instances=2,
     total_steps=800,
@@ -25,7 +26,7 @@ CONFIG = TrainConfig(
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "host"
-    return folder, run_training(CONFIG, folder, progress=False)
+    return folder, lrl.train(CONFIG, folder, progress=False)
 
 
 def test_a_run_on_the_host(finished):
@@ -38,7 +39,7 @@ def test_a_run_on_the_host(finished):
     # An update a row after the warm up, 100 of the first 400 steps.
     assert float(rows[1]["level0/n_updates"]) == 400
     assert float(rows[0]["level0/n_updates"]) in (300, 302)
-    assert json.loads((folder / "config.json").read_text())["env"] == "gymnasium/Pendulum-v1"
+    assert load_config(folder) == CONFIG.resolved()
 
 
 def test_it_can_be_loaded_and_tested_again(finished, capsys):
@@ -57,7 +58,7 @@ def test_it_can_be_loaded_and_tested_again(finished, capsys):
 def test_a_run_with_workers(tmp_path, env):
     pytest.importorskip("ray")
     config = dataclasses.replace(CONFIG, env=env, workers=2, round_ticks=10)
-    summary = run_training(config, tmp_path / "run", progress=False)
+    summary = lrl.train(config, tmp_path / "run", progress=False)
     assert summary.env_steps == 800 and -2000 < summary.test_return < 0
     hierarchy, state, _, _ = lrl.load_run(tmp_path / "run")
     rows = lrl.buffers.stored(state.levels[0].buffer)
@@ -69,16 +70,17 @@ def test_a_run_with_workers(tmp_path, env):
 
 
 def test_what_workers_cannot_do_is_refused():
-    with pytest.raises(ValueError, match="workers=2 with devices=1 and seeds=2"):
+    with pytest.raises(ValueError, match="workers=2 with devices=1 and 2 agents"):
         dataclasses.replace(CONFIG, workers=2, seeds=2)
     with pytest.raises(ValueError, match="multiple of 3"):
         dataclasses.replace(CONFIG, workers=3)
 
 
-def test_what_the_host_cannot_do_is_refused():
+def test_what_the_host_cannot_do_is_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot be traced"):
         make_train(CONFIG)
-    with pytest.raises(ValueError, match="one seed after another"):
-        run_training(dataclasses.replace(CONFIG, seeds=2), "unused", progress=False)
+    with pytest.raises(ValueError, match="2 agents .*train one after another"):
+        lrl.train(dataclasses.replace(CONFIG, seeds=2), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
     with pytest.raises(Exception, match="NoSuchEnv"):
         lrl.make("gymnasium/NoSuchEnv-v0")

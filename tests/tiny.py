@@ -30,7 +30,7 @@ SMALL: dict[str, Any] = {
     "n_alternatives": 4,
     "n_modes": 2,
     "buffer_size": 64,
-    "control_interval": 3,
+    "control_interval": 5,  # skills are compared over ten steps
 }
 RUN = {
     "n_env_instances": 2,
