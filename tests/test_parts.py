@@ -25,7 +25,7 @@ from lrl_jax.predictors import (
     get_default_predictor_factory,
 )
 from lrl_jax.spaces import Box
-from lrl_jax.training import SkillAgent
+from lrl_jax.training import preset
 
 BOX = Box(-1, 1, (2,))
 OPTIMIZER = CEM(horizon=2, num_samples=8, n_iterations=1, elite_ratio=0.5)
@@ -301,13 +301,15 @@ def test_strange_goal_indices_do_not_matter_where_nobody_asks(goals):
     assert GoalIndices.of_env(env, 6).dim == 6
 
 
-def test_skills_see_all_but_the_desired_goal_unless_asked():
-    obs = jnp.arange(6.0)
-    assert SkillAgent().obs_maps(Inertia())[1](obs).tolist() == [0, 1, 2, 3]
-    asked = SkillAgent(state="achieved_goal", subgoal_skills=2)
-    assert [m(obs).tolist() for m in asked.obs_maps(Inertia())[1:]] == [[0, 1]] * 2
-    levels = asked.levels(Inertia(), 1000)
-    hierarchy = lrl.Hierarchy(levels, Inertia(), None, asked.obs_maps(Inertia()))
-    top, follower = (levels[i]._predictor(hierarchy.specs[i]).encoder for i in (0, 1))
+def test_presets_take_the_goal_by_name_in_what_each_level_sees():
+    """The follower sees the achieved goal alone, and its input behind it."""
+    config = preset("maze2d-large-three-levels").resolved()
+    hierarchy = lrl.Hierarchy(config.levels, Inertia(), None, config.obs_maps)
+    obs = jnp.arange(6.0)[None]
+    assert [hierarchy.see(i, obs).tolist() for i in (1, 2)] == [[[0, 1]]] * 2
+    top, follower = (
+        level._predictor(spec).encoder
+        for level, spec in zip(hierarchy.levels[:2], hierarchy.specs[:2], strict=True)
+    )
     assert (top.state, top.context) == (((0, 2),), ((4, 6),))
     assert (follower.state, follower.context) == (((0, 2),), ((2, 4),))
