@@ -137,6 +137,14 @@ class TrainConfig:
                 object.__setattr__(self, name, tuple(sorted(value.items())))
             elif name == "env_settings" and not _is_pairs(value):
                 raise TypeError(f"env_settings must be a mapping of names to values: {value!r}.")
+        params = self.env_params
+        if params is None:
+            object.__setattr__(self, "env_params", ())
+        elif not _is_pairs(params) and not _is_record(params):
+            raise TypeError(
+                f"env_params must be parameters of the environment, or a mapping of the fields "
+                f"that differ from the defaults, got {params!r}."
+            )
         if not isinstance(self.env, str) and self.env_settings:
             raise ValueError(
                 f"env_settings={dict(self.env_settings)} are for an environment's id, but env is a "
@@ -261,6 +269,10 @@ class TrainConfig:
     def n_chunks(self) -> int:
         """Interim tests of a run."""
         return len(self.chunks)
+
+
+def _is_record(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def _is_pairs(value: Any) -> bool:
