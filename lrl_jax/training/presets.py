@@ -38,7 +38,16 @@ from lrl_jax.setting_trees import OfRun, with_settings
 from lrl_jax.spaces import Box
 from lrl_jax.training.config import TrainConfig
 
-PERIODS = (8.0, 4.0, 2.0, 1.0)  # of the Fourier features of positions, in cells
+_MODEL = ProbabilisticEnsemble(
+    n_models=1,
+    n_modes=4,
+    hidden=(128, 128),
+    periods=(8.0, 4.0, 2.0, 1.0),  # of the Fourier features of positions, in cells
+    # A floor keeps easy regions from drowning the gradients of those near walls.
+    log_std_min=-2.0,
+    learn_termination=False,
+)
+_SEARCH = ICEM(12, num_samples=64, n_iterations=4, elite_ratio=0.13, return_mode="mean")
 
 
 def decayed(first: float, last: float, share: float = 0.5) -> PiecewiseLogLinearSchedule:
@@ -70,19 +79,10 @@ def goal_model(model: ProbabilisticEnsemble, rate: Any, **predictor: Any) -> Pre
 
 def planner(env: str = "Maze2D-Medium-v0") -> TrainConfig:
     """Planner over held actions in Maze2D-Medium, model and reward learned (minutes on a CPU)."""
-    model = ProbabilisticEnsemble(
-        n_models=1,
-        n_modes=4,
-        hidden=(128, 128),
-        periods=PERIODS,
-        # A floor keeps easy regions from drowning the gradients of those near walls.
-        log_std_min=-2.0,
-        running_std_momentum=0.01,
-        learn_termination=False,
-    )
+    model = dataclasses.replace(_MODEL, running_std_momentum=0.01)
     top = PlannerLevel(
         goal_model(model, decayed(1e-3, 1e-4, 0.4), delta_standardizer=False),
-        optimizer=ICEM(12, num_samples=64, n_iterations=4, elite_ratio=0.13, return_mode="mean"),
+        optimizer=_SEARCH,
         buffer_size=100_000,
         update_interval=64,
         n_updates=192,
@@ -105,17 +105,12 @@ def simple_planner() -> TrainConfig:
 
 def _planner_of_skills(symmetry_steps: float = 24_000) -> PlannerLevel:
     """Plans skills towards the desired goal."""
-    model = ProbabilisticEnsemble(
-        n_models=1,
-        n_modes=4,
-        hidden=(128, 128),
-        periods=PERIODS,
-        log_std_min=-2.0,
+    model = dataclasses.replace(
+        _MODEL,
         running_std_momentum=0.005,
         sb_start_duration=symmetry_steps,
         # sqrt(3) keeps the size of uniform skills; more makes them grow.
         sb_start_factor=3.0,
-        learn_termination=False,
     )
     return PlannerLevel(
         # A slow standardizer lets skills grow while it lags behind.
@@ -126,7 +121,7 @@ def _planner_of_skills(symmetry_steps: float = 24_000) -> PlannerLevel:
             delta_standardizer=True,
             delta_standardizer_lr=1e-3,
         ),
-        optimizer=ICEM(12, num_samples=64, n_iterations=4, elite_ratio=0.13, return_mode="mean"),
+        optimizer=_SEARCH,
         buffer_size=10_000,  # few enough to forget the random walk
         update_interval=64,
         n_updates=128,
