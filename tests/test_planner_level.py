@@ -317,7 +317,7 @@ def test_chunks_fill_the_matrix_products():
         ({"batch_size": 2.5}, ValueError, "batch_size must be a whole number"),
         ({"mode": "median"}, ValueError, "heaviest"),
         ({"aux_rewards": [1.0]}, TypeError, "pairs"),
-        ({"level_input_space": 3}, TypeError, "Box or Discrete"),
+        ({"level_input_space": 3}, TypeError, "a Box or a Discrete"),
     ],
 )
 def test_bad_settings(settings, error, message):

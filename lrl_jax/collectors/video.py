@@ -198,7 +198,8 @@ class Frames:
 
 
 def _planned(hierarchy, learner, memory, obs):
-    return hierarchy.levels[0].planned_states(learner, memory, obs)
+    # A maze's latent states begin with the position.
+    return hierarchy.levels[0].planned_states(learner, memory, obs)[..., :2]
 
 
 def _show(env: Any, env_state: Any) -> None:

@@ -81,7 +81,8 @@ def _record(hierarchy, env, n, n_ticks, params, state, key):
             # The memory of an episode that has just ended is fresh: its plan is gone, and its
             # picture is not needed.
             plan_of = functools.partial(planned, level.learner)
-            plans = jax.vmap(plan_of)(level.memory, obs)
+            # A maze's latent states begin with the position.
+            plans = jax.vmap(plan_of)(level.memory, obs)[..., :2]
             if holds:  # an action that is held again is no new plan
                 before &= level.memory.n_held == 1
         return carry, (transitions.obs_next[:, :2], plans, before, episodes.success)

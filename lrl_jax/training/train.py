@@ -16,6 +16,7 @@ from lrl_jax import envs
 from lrl_jax.collectors import Episodes, RolloutCarry, evaluate, init_carry, rollout
 from lrl_jax.env_spec import is_gymnasium
 from lrl_jax.envs import Maze2D
+from lrl_jax.envs.stepping import reset_all, step_all
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
 from lrl_jax.levels import SkillLevel
 from lrl_jax.randomness import Salt
@@ -226,12 +227,15 @@ def _refuse_on_host(config: TrainConfig, env: Any) -> None:
 def _tells_success(hierarchy: Hierarchy, env: Any, params: Any) -> bool:
     space = hierarchy.action_space
 
-    def info_of_a_step(keys):
-        _, env_state = env.reset(keys[0], params)
-        return env.step(keys[1], env_state, jnp.zeros(space.shape, space.dtype), params)[5]
+    def told(keys):
+        _, env_state = reset_all(env, keys[:1], params)
+        action = jnp.zeros((1, *space.shape), space.dtype)
+        info = step_all(env, keys[1:], env_state, action, params)[5]
+        return bool(_SUCCESS & {k for k, x in info.items() if getattr(x, "size", 0) == 1})
 
-    info = jax.eval_shape(info_of_a_step, jax.random.split(jax.random.key(0)))
-    return any(name in info and getattr(info[name], "size", 0) == 1 for name in _SUCCESS)
+    tells = []
+    jax.eval_shape(lambda keys: tells.append(told(keys)), jax.random.split(jax.random.key(0)))
+    return tells[0]
 
 
 def _told_on_host(trainer: Trainer) -> bool:
