@@ -45,7 +45,8 @@ def _small(levels: Any, env: str, rounds: int = ROUNDS, **settings: Any) -> Trai
     config = TrainConfig(
         levels, env, total_steps=rounds * steps, test_interval=rounds // 8 * steps, **settings
     )
-    return dataclasses.replace(config, chunk_rounds=rounds // 8)
+    # Fractions of the run are of all of it, also where its first half is a run of its own.
+    return dataclasses.replace(config, chunk_rounds=rounds // 8).resolved()
 
 
 def sac(rounds: int = ROUNDS) -> TrainConfig:
