@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from lrl_jax.setting_trees import OfRun, get, with_settings
+from lrl_jax.setting_trees import OfRun, full_path, get, with_settings
 from lrl_jax.training import TrainConfig
 
 #: Mappings of a config: an option for each of their names.
@@ -33,6 +33,7 @@ def parse(config: TrainConfig, args: Sequence[str], prog: str, about: str) -> Tr
         SystemExit: for options that do not exist, and for --help.
     """
     config, rest = _mappings(config, list(args))
+    rest = [_full_name(config, option) for option in rest]
     config, rest = _numbers_for_schedules(config, rest)
     mirror = _mirror(config)
     parsed = tyro.cli(tyro.conf.AvoidSubcommands[mirror], args=rest, prog=prog, description=about)
@@ -66,7 +67,7 @@ def _mappings(config: TrainConfig, args: list[str]) -> tuple[TrainConfig, list[s
         if not values:
             raise ValueError(f"{option} needs a value.")
         literals = tuple(_literal(x) for x in values)
-        key = key if name == "env_settings" and "." not in key else key.replace("-", "_")
+        key = key.replace("-", "_")
         found.setdefault(name, {})[key] = literals if name == "sweep" else _single(literals)
     for name, entries in found.items():
         old = getattr(config, name)
@@ -85,6 +86,18 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def _full_name(config: TrainConfig, option: str) -> str:
+    """The option in full where it names a setting of a level without what lies between."""
+    name, equals, value = option.partition("=")
+    if not name.startswith("--levels."):
+        return option
+    try:
+        path = full_path(config, name.removeprefix("--").replace("-", "_"))
+    except ValueError:  # tyro knows better what may be meant, and flags such as --no-...
+        return option
+    return f"--{path}{equals}{value}"
 
 
 def _numbers_for_schedules(config: TrainConfig, args: list[str]) -> tuple[TrainConfig, list[str]]:
@@ -145,14 +158,14 @@ _Int = Annotated[
 ]
 
 
-#: A number in place of a fraction of the run.
+#: A number, or None for never, in place of a fraction of the run.
 _Steps = Annotated[
     Any,
     PrimitiveConstructorSpec(
         nargs=1,
-        metavar="FLOAT",
-        instance_from_str=lambda args: float(args[0]),
-        is_instance=lambda x: isinstance(x, OfRun | int | float),
+        metavar="{None}|FLOAT",
+        instance_from_str=lambda args: None if args[0].lower() == "none" else float(args[0]),
+        is_instance=lambda x: x is None or isinstance(x, OfRun | int | float),
         str_from_instance=lambda x: [str(x)],
     ),
 ]

@@ -156,11 +156,14 @@ def decode(value: Any, names: Mapping[str, Any], where: str = "") -> Any:
 
 def _record(fields: dict[str, Any], names: Mapping[str, Any], where: str) -> Any:
     """A dataclass from its fields in JSON."""
-    cls: Any = _named(fields.pop("class"), names, where)
-    there = {f.name for f in dataclasses.fields(cls) if f.init} if _is_settings(cls) else set()
+    name = fields.pop("class")
+    cls: Any = _named(name, names, where)
+    if not _is_settings(cls):
+        raise ValueError(f"{where} is a {name}, which is no dataclass here: {cls!r}.")
+    there = {f.name for f in dataclasses.fields(cls) if f.init}
     unknown = sorted(set(fields) - there)
     if unknown:
-        raise ValueError(f"{where} has settings that {cls.__name__} does not know: {unknown}.")
+        raise ValueError(f"{where} has settings that {name} does not know: {unknown}.")
     return cls(**{k: decode(x, names, f"{where}.{k}") for k, x in fields.items()})
 
 
