@@ -18,7 +18,8 @@ from lrl_jax.spaces import Box
 
 N = 3
 LIMIT = 4  # longer episodes are truncated here, one of just this length ends both ways
-TEST_KEYS = {"test_reward", "test_return", "test_success_frac", "test_success_in_ep"}
+TEST_WORDS = {f"test_{x}" for x in ("reward", "return", "length", "success", "success_at_end")}
+TEST_KEYS = TEST_WORDS | {"test_success_frac", "test_success_in_ep"}  # and the seeds' words
 
 
 @struct.dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -90,6 +91,9 @@ class Features:
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
 
 
+_WIDE = 1e6  # half the distance between bounds of an observation that is warned of
+
+
 class Scale(struct.Node):
     """Scales vectors by their bounds, as leaves: they go where a learner goes.
 
@@ -102,8 +106,20 @@ class Scale(struct.Node):
 
     @classmethod
     def of(cls, space: Box) -> Scale:
-        """Scale finite bounds to [-1, 1]."""
-        return cls(*(jnp.asarray(x) for x in _scale(space)))
+        """Scale finite bounds to [-1, 1]; warns where next to nothing would be left of a change."""
+        centre, half = _scale(space)
+        wide = np.flatnonzero(half > _WIDE)
+        if len(wide):
+            low, high = space.bounds
+            i = int(wide[0])
+            warnings.warn(
+                f"inputs of networks have bounds as wide as [{low[i]:g}, {high[i]:g}] (entries "
+                f"{wide[:5].tolist()}{' and more' if len(wide) > 5 else ''}), which are scaled to "
+                f"[-1, 1]: networks would see hardly any change. Declare bounds that occur, or "
+                f"infinite ones, which are not scaled.",
+                stacklevel=2,
+            )
+        return cls(jnp.asarray(centre), jnp.asarray(half))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale [..., X]."""

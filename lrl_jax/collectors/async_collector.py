@@ -13,8 +13,14 @@ from lrl_jax.collectors.preprocess import Preprocess
 from lrl_jax.collectors.requests import Request
 from lrl_jax.collectors.sources import make_source
 from lrl_jax.collectors.tick import check_env
+from lrl_jax.devices import resolve_device
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
+from lrl_jax.old_names import answers
 from lrl_jax.settings import check_float, check_int
+
+_LIST = "the list of functions says how many instances and what they are"
+_TESTS = "only Collector tests: make one in a test environment, with state=collector.state"
+_SAVES = "only Collector saves on the way: call save(path) between calls of collect"
 
 
 class AsyncCollector(BaseCollector, contextlib.AbstractContextManager):
@@ -33,7 +39,7 @@ class AsyncCollector(BaseCollector, contextlib.AbstractContextManager):
         state: HierarchyState of as many instances to start from; a new one if None.
         processes: whether each environment of a list lives in a process of its own, for
             environments that are busy in Python.
-        nan: see `Collector`.
+        nan, device: see `Collector`. Its other arguments are refused by name, with the reason.
 
     Attributes:
         state: the HierarchyState, readable and settable.
@@ -41,6 +47,17 @@ class AsyncCollector(BaseCollector, contextlib.AbstractContextManager):
         collect_step, collect_episode, collect_time: totals since the last `reset_stat`.
     """
 
+    @answers(
+        policy="say hierarchy=",
+        test_env=_TESTS,
+        test_env_params=_TESTS,
+        writer="only Collector writes scalars: write what the statistics say",
+        checkpoint_dir=_SAVES,
+        checkpoint_interval=_SAVES,
+        max_to_keep=_SAVES,
+        env_params="they are for gymnax environments, which step together: use Collector",
+        n_env_instances=_LIST,
+    )
     def __init__(
         self,
         hierarchy: Hierarchy,
@@ -54,8 +71,10 @@ class AsyncCollector(BaseCollector, contextlib.AbstractContextManager):
         state: HierarchyState | None = None,
         processes: bool = False,
         nan: str = "raise",
+        device: Any = None,
     ):
         dtype = checked_hierarchy(hierarchy).env_spec.obs_space.dtype
+        self.device = resolve_device(device) if device is not None else hierarchy.device
         if wait_num is not None:
             wait_num = check_int("wait_num", wait_num, 1)
         if timeout is not None:
@@ -85,6 +104,7 @@ class AsyncCollector(BaseCollector, contextlib.AbstractContextManager):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @answers(n_step="say n_total_steps=", n_episode="say n_episodes=")
     def collect(
         self,
         n_total_steps: int | None = None,

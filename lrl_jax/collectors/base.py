@@ -15,6 +15,7 @@ from lrl_jax.buffers import Buffer
 from lrl_jax.collectors import store
 from lrl_jax.collectors.device_engine import DeviceEngine
 from lrl_jax.collectors.host_engine import HostEngine
+from lrl_jax.collectors.level_writers import LevelWriters
 from lrl_jax.collectors.preprocess import Preprocess
 from lrl_jax.collectors.requests import Request, carry_out
 from lrl_jax.collectors.stats import Collected, CollectStats
@@ -100,6 +101,7 @@ class BaseCollector:
         self._is_reset = False
         # Those that the state has counted, and those taken since then.
         self._n_env_steps = 0
+        self._n_learn_calls: dict[int, int] = {}  # of levels with writers of their own
         self.reset_stat()
 
     def reset(
@@ -119,6 +121,8 @@ class BaseCollector:
             reset_buffer: whether the collector's own buffer is emptied.
             gym_reset_kwargs: further arguments of a Gymnasium environment's reset.
         """
+        if isinstance(seed, bool):
+            raise TypeError(f"seed, the first argument, is {seed}: say reset_buffer={seed}.")
         if seed is not None:
             seed = checks.seed_of("seed", seed)
         self._check_open()
@@ -288,10 +292,19 @@ class BaseCollector:
     ) -> CollectStats:
         """Carry out a request, and count what it brought, also if an exception ends it."""
         self._check_open()
+        writers = LevelWriters(self.hierarchy, self._n_learn_calls, self._n_env_steps)
+
+        def after_chunk(t: int, progress: Any) -> None:
+            writers.write(collected)
+            if after is not None:
+                after(t, progress)
+
         with interrupts.held():
             engine = self._ready()
+            acting = self._acting(request.way.learn)
             try:
-                carry_out(request, self._acting(request.way.learn), engine, collected, after)
+                carry_out(request, acting, engine, collected, after_chunk)
+                writers.write(collected)
             finally:
                 stats = collected.stats()
                 self._n_env_steps += stats.n_collected_steps

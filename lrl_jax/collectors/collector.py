@@ -17,12 +17,13 @@ from lrl_jax.collectors.counting import Owed
 from lrl_jax.collectors.evaluation import run_test
 from lrl_jax.collectors.preprocess import Preprocess
 from lrl_jax.collectors.requests import Request, Way, due
-from lrl_jax.collectors.stats import Collected, CollectStats
+from lrl_jax.collectors.stats import ALIASES, Collected, CollectStats, with_aliases
 from lrl_jax.collectors.tick import own_env
 from lrl_jax.collectors.video import VideoLogger
 from lrl_jax.devices import resolve_device
 from lrl_jax.envs.gymnasium_adapter import is_gymnasium
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
+from lrl_jax.old_names import answers
 from lrl_jax.randomness import Salt
 from lrl_jax.settings import check_flag, check_int
 
@@ -69,6 +70,7 @@ class Collector(BaseCollector):
             seconds of all calls since the last `reset_stat`.
     """
 
+    @answers(policy="say hierarchy=")
     def __init__(
         self,
         hierarchy: Hierarchy,
@@ -100,12 +102,12 @@ class Collector(BaseCollector):
         if max_to_keep is not None:
             max_to_keep = check_int("max_to_keep", max_to_keep, 1)
         self.max_to_keep, self._kept = max_to_keep, []
-        for name, value, what in (
-            ("writer", self.writer, "add_scalar"),
-            ("test_env", test_env, "step"),
+        for name, value, what, hint in (
+            ("writer", self.writer, "add_scalar", ""),
+            ("test_env", test_env, "step", " A replay buffer is given by name, buffer=."),
         ):
             if value is not None and not callable(getattr(value, what, None)):
-                raise TypeError(f"{name} has no method {what}: {value!r}.")
+                raise TypeError(f"{name} has no method {what}: {value!r}.{hint}")
         if state is not None:
             checks.state_of(state)
         self.env, self.env_params = own_env(hierarchy, env, env_params)
@@ -135,10 +137,14 @@ class Collector(BaseCollector):
 
     # -------------------------------------------------------------- collecting
 
+    @answers(
+        n_step="say n_total_steps= for steps summed over instances, n_steps= for those of each",
+        n_episode="say n_episodes=",
+    )
     def collect(
         self,
         n_steps: int | None = None,
-        env_expects_numpy: bool = False,
+        env_expects_numpy: bool = True,
         record_transitions: bool | str = False,
         learn: bool = False,
         n_steps_start: int | None = None,
@@ -269,7 +275,7 @@ class Collector(BaseCollector):
                 copy = self._acting(request.way.learn).get_copy(self.state)
                 result = self.test(t, copy, request.n_test_steps)
                 tests.append((t, result))
-                progress.set_postfix(success=result["test_success_in_ep"], refresh=False)
+                progress.set_postfix(success=result["test_success"], refresh=False)
             if due(request.checkpoint_interval, t):
                 saved_at = t + 1
                 self.save_checkpoint(t + 1, request.limit)
@@ -296,7 +302,7 @@ class Collector(BaseCollector):
 
     def _log(self, about: str, values: Mapping[str, Any], t: int) -> None:
         for name, value in values.items():
-            if value is not None and name not in ("collect_time", "collect_speed"):
+            if value is not None and name not in ("collect_time", "collect_speed", *ALIASES):
                 self.writer.add_scalar(f"{about}/{name}", value, t * self.n_env_instances)
 
     def save_checkpoint(self, t: int, n_steps: int) -> Path | None:
@@ -338,7 +344,7 @@ class Collector(BaseCollector):
             video_logger: gets every frame of instance 0.
 
         Returns:
-            CollectStats; `stats["mean_return"]`, `stats["success_rate"]`, `stats.returns`.
+            CollectStats; `stats["return"]`, `stats["success"]`, `stats.returns`.
 
         Raises:
             ValueError, TypeError: for numbers out of range, or what is not a state.
@@ -358,12 +364,13 @@ class Collector(BaseCollector):
         warn_of_open(collected, 3)
         return collected.stats()
 
+    @answers(test_hierarchy="say test_state=, such as hierarchy.get_copy(state)")
     def test(
         self,
         t: int,
         test_state: HierarchyState,
         n_steps: int,
-        env_expects_numpy: bool = False,
+        env_expects_numpy: bool = True,
         video_logger: VideoLogger | None = None,
     ) -> dict[str, Any]:
         """Test from a reset, in eval mode, over the episodes that finish.
@@ -379,10 +386,10 @@ class Collector(BaseCollector):
             video_logger: gets every frame of instance 0.
 
         Returns:
-            test_reward (mean per step), test_return (mean of finished episodes), and the
-            fractions of finished episodes with success at their last step
-            (test_success_frac) and at any step (test_success_in_ep); None without an episode, and
-            where the environment does not tell success.
+            test_reward (mean per step) and, of the episodes that finished, the mean test_return and
+            test_length, and the fractions with success at any step (test_success) and at the last
+            (test_success_at_end); None without an episode, and where the environment does not tell
+            success. LayeredRL's test_success_in_ep and test_success_frac are the same two.
         """
         checks.state_of(test_state, name="test_state")
         n = self._test_instances(test_state)
@@ -396,12 +403,9 @@ class Collector(BaseCollector):
                 f"Raise n_test_steps (n_steps of test), or use evaluate(n_episodes).",
                 stacklevel=2,
             )
-        result = {
-            "test_reward": stats["mean_reward"],
-            "test_return": stats["mean_return"],
-            "test_success_frac": stats.rate(stats.successes_at_end),
-            "test_success_in_ep": stats["success_rate"],
-        }
+        words = ("return", "length", "success", "success_at_end")
+        result = {"test_reward": stats["mean_reward"]}
+        result = with_aliases(result | {f"test_{word}": stats[word] for word in words})
         if self.writer is not None:
             self._log("test", result, t)
         return result

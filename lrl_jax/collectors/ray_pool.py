@@ -199,9 +199,17 @@ def fetched(x: Any) -> Any:
 
 
 def checked_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Resources of a worker; Ray no longer gives each a store of its own."""
+    """Resources of a worker.
+
+    Raises:
+        ValueError: for those that Ray does not give to a worker, or numbers below 0.
+    """
     config = {"num_cpus": 1, **(config or {})}
-    config.pop("object_store_memory", None)
+    if "object_store_memory" in config:
+        raise ValueError(
+            "worker_remote_config has object_store_memory, but Ray's workers share one store: call "
+            "ray.init(object_store_memory=...) first, and leave it out here."
+        )
     known = {*_RESOURCES, "resources"}
     if unknown := sorted(set(config) - known):
         raise ValueError(f"worker_remote_config has {unknown}: it knows {sorted(known)}.")

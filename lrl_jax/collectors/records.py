@@ -78,17 +78,46 @@ class Episodes(struct.Node):
     told: Any
 
 
+class Sum(struct.Node):
+    """A sum of many floats, as two: what the first has no digits for is in the second.
+
+    In float32 alone, small rewards would vanish in long episodes. The error of each addition is
+    computed without one of its own (Knuth's TwoSum).
+    """
+
+    high: Any
+    low: Any
+
+    @property
+    def value(self) -> Any:
+        """The sum, rounded once."""
+        return self.high + self.low
+
+    def plus(self, x: Any) -> Sum:
+        """With one more number."""
+        total = self.high + x
+        part = total - self.high
+        low = self.low + ((self.high - (total - part)) + (x - part))
+        high = total + low  # so that the second stays small
+        return Sum(high, low - (high - total))
+
+    def where(self, mask: Any) -> Sum:
+        """Zero outside the mask."""
+        xp = module_of(self.high)
+        return Sum(xp.where(mask, self.high, 0), xp.where(mask, self.low, 0))
+
+
 class Sums(struct.Node):
     """Sums over the episode that each instance is in, [n] each.
 
     Attributes:
-        episode_return: float32 on the device, float64 on the host.
+        episode_return: a Sum, float32 on the device, float64 on the host.
         length: int32.
         success: bool, whether success was seen.
         told: bool, whether the environment has told it or its absence.
     """
 
-    episode_return: Any
+    episode_return: Sum
     length: Any
     success: Any
     told: Any
@@ -98,7 +127,8 @@ class Sums(struct.Node):
         """Before the first step, in NumPy or jax.numpy."""
         reward = np.float64 if xp is np else np.float32
         no = xp.zeros(n, bool)
-        return cls(xp.zeros(n, reward), xp.zeros(n, np.int32), no, no)
+        nothing = Sum(xp.zeros(n, reward), xp.zeros(n, reward))
+        return cls(nothing, xp.zeros(n, np.int32), no, no)
 
     def after(
         self, rew: Any, done: Any, success: Any, told: Any, mask: Any = None
@@ -112,8 +142,9 @@ class Sums(struct.Node):
         if mask is not None:
             rew, done = xp.where(mask, rew, 0.0), done & mask
             success, told = success & mask, told & mask
+        total = self.episode_return.plus(rew)
         episodes = Episodes(
-            episode_return=self.episode_return + rew,
+            episode_return=total.value,
             length=self.length + (1 if mask is None else mask.astype(self.length.dtype)),
             success=self.success | success,
             success_at_end=success & done,
@@ -121,7 +152,7 @@ class Sums(struct.Node):
             told=self.told | told,
         )
         return Sums(
-            xp.where(done, 0.0, episodes.episode_return),
+            total.where(~done),
             xp.where(done, 0, episodes.length),
             episodes.success & ~done,
             episodes.told & ~done,
@@ -130,7 +161,8 @@ class Sums(struct.Node):
     def episodes(self) -> Episodes:
         """The episodes as far as they went, on the device."""
         no = jnp.zeros(self.success.shape, bool)
-        return Episodes(self.episode_return, self.length, self.success, no, no, self.told)
+        value = self.episode_return.value
+        return Episodes(value, self.length, self.success, no, no, self.told)
 
     def cleared(self, mask: np.ndarray) -> Sums:
         """Zero in the mask, on the host: these instances were reset."""

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from lrl_jax import interrupts
 from lrl_jax.collectors.counting import Owed
-from lrl_jax.collectors.rollout import check_record
+from lrl_jax.collectors.rollout import check_learn, check_record
 from lrl_jax.collectors.stats import Collected
 from lrl_jax.collectors.video import Frames, VideoLogger
 from lrl_jax.hierarchies import Hierarchy
@@ -107,7 +107,7 @@ class Request:
         Raises:
             ValueError, TypeError: for what does not go together or is out of range.
         """
-        learn, random = check_flag("learn", learn), check_flag("random", random)
+        learn, random = check_learn(hierarchy, learn), check_flag("random", random)
         if "verbose" in more:
             more["verbose"] = check_flag("verbose", more["verbose"])
         mode, amount = _asked(amounts, episode_allocation)

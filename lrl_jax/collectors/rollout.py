@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from lrl_jax import devices, struct
-from lrl_jax.collectors.records import Episodes, LevelTransitions, Transitions, nonfinite
+from lrl_jax.collectors.records import Episodes, LevelTransitions, Sum, Transitions, nonfinite
 from lrl_jax.collectors.stats import mean_over_updates
 from lrl_jax.collectors.tick import (
     RolloutCarry,
@@ -53,6 +53,16 @@ def check_record(name: str, record: Any) -> bool | str:
             raise ValueError(f'{name}={record!r} is unknown: use True, False or "levels".')
         return record
     return check_flag(name, record)
+
+
+def check_learn(hierarchy: Hierarchy, learn: Any) -> bool:
+    """Return whether updates are made; ValueError where the hierarchy's mode allows none."""
+    if check_flag("learn", learn) and not hierarchy.training:
+        raise ValueError(
+            "learn=True, but the hierarchy is in eval mode, which stores nothing to learn from: "
+            "pass hierarchy.train()."
+        )
+    return learn
 
 
 class _Fault(struct.Node):
@@ -128,7 +138,7 @@ def _ticks(hierarchy, env, params, record, unroll, stops, carry, sums, fault, n_
     return *settled(carry, sums, fault, step, None), out
 
 
-def _summed(rew: jax.Array, episodes: Episodes) -> dict[str, jax.Array]:
+def _new(rew: jax.Array, episodes: Episodes) -> dict[str, jax.Array]:
     """What a tick adds to the sums of each instance, [n]."""
     done = episodes.finished
     return {
@@ -140,8 +150,16 @@ def _summed(rew: jax.Array, episodes: Episodes) -> dict[str, jax.Array]:
     }
 
 
-def _add(sums: dict[str, jax.Array], rew: jax.Array, episodes: Episodes) -> dict[str, jax.Array]:
-    return jax.tree.map(jnp.add, sums, _summed(rew, episodes))
+def _add(sums: dict[str, Any], rew: jax.Array, episodes: Episodes) -> dict[str, Any]:
+    new = _new(rew, episodes)
+    return {k: s.plus(new[k]) if isinstance(s, Sum) else s + new[k] for k, s in sums.items()}
+
+
+def _no_sums(n: int) -> dict[str, Any]:
+    """Sums of each instance before the first tick, [n]."""
+    none, zeros = jnp.zeros(n, jnp.int32), jnp.zeros(n, jnp.float32)
+    sums: dict[str, Any] = dict.fromkeys(("n_episodes", "length_sum", "success_sum"), none)
+    return sums | {"return_sum": Sum(zeros, zeros), "reward_sum": Sum(zeros, zeros)}
 
 
 def _rollout(hierarchy, env, n_steps, learn_interval, record, unroll, stops, params, carry):
@@ -156,7 +174,7 @@ def _rollout(hierarchy, env, n_steps, learn_interval, record, unroll, stops, par
 
     n = carry.n_env_instances
     recorded: Any
-    sums, metrics = _summed(jnp.zeros(n, jnp.float32), carry.sums.episodes()), {}
+    sums, metrics = _no_sums(n), {}
     fault = _Fault.none() if stops else None
     if learn_interval is None:
         carry, sums, fault, recorded = ticks(carry, sums, fault, n_steps)
@@ -176,6 +194,7 @@ def _rollout(hierarchy, env, n_steps, learn_interval, record, unroll, stops, par
         metrics = mean_over_updates(metrics)
     carry = devices.pin(carry, specs)
     # Gathered first, so that sums are rounded alike however many devices there are.
+    sums = {k: s.value if isinstance(s, Sum) else s for k, s in sums.items()}
     sums = devices.pin(sums, lambda sums: dict.fromkeys(sums, P()))
     totals = {name: value.sum() for name, value in sums.items()}
     totals["reward_mean"] = totals.pop("reward_sum") / (n_steps * n)
@@ -231,7 +250,7 @@ def rollout(
     if not isinstance(carry, RolloutCarry):
         raise TypeError(f"carry must come from init_carry, got {type(carry).__name__}.")
     env, params = traced_env(hierarchy, env, env_params)
-    record, learn = check_record("record", record), check_flag("learn", learn)
+    record, learn = check_record("record", record), check_learn(hierarchy, learn)
     unroll = check_int("unroll", unroll, 1)
     # Updates on-policy fall due at fixed ticks; 0 divides nothing.
     others = any(x.n_updates and x.rollout_length is None for x in hierarchy.levels)

@@ -14,6 +14,21 @@ from lrl_jax import struct
 from lrl_jax.collectors.counting import Owed
 from lrl_jax.collectors.records import Episodes, LevelTransitions, Transitions
 
+#: Words for what LayeredRL says otherwise, in statistics and in results of tests.
+ALIASES = {
+    "mean_return": "return",
+    "mean_episode_length": "length",
+    "success_rate": "success",
+    "test_success_in_ep": "test_success",
+    "test_success_frac": "test_success_at_end",
+}
+_SUMMARISED = ("return", "reward", "success", "success_at_end")  # of interim tests
+
+
+def with_aliases(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with LayeredRL's words beside the library's."""
+    return values | {old: values[new] for old, new in ALIASES.items() if new in values}
+
 
 @dataclasses.dataclass(frozen=True)
 class SequenceSummaryStats:
@@ -44,6 +59,13 @@ class CollectStatsBase:
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class CollectStats(CollectStatsBase, Mapping):
     """Statistics of a call of collect; also reads as a mapping of plain numbers.
+
+    As a mapping it has `n_episodes`, `n_steps`, `mean_reward` and, of the finished episodes, the
+    mean `return` and `length`, and the fractions with success at any step (`success`) and at the
+    last (`success_at_end`); None without episodes or where the environment does not tell success.
+    LayeredRL's `mean_return`, `mean_episode_length` and `success_rate` are the same. With interim
+    tests also `mean_test_return`, `last_test_return` and `last_5_test_return`, and alike for
+    reward, success and success_at_end: over all tests, of the last, and over the last five.
 
     Attributes:
         n_collected_episodes: episodes that finished.
@@ -107,17 +129,29 @@ class CollectStats(CollectStatsBase, Mapping):
 
     def _mapping(self) -> dict[str, Any]:
         some = len(self.returns) > 0
-        return {
+        values = {
             "n_episodes": self.n_collected_episodes,
             "n_steps": self.n_collected_steps,
             "mean_reward": self.mean_reward,
-            "mean_return": float(self.returns.mean()) if some else None,
-            "mean_episode_length": float(self.lens.mean()) if some else None,
-            "success_rate": self.rate(self.successes),
+            "return": float(self.returns.mean(dtype=np.float64)) if some else None,
+            "length": float(self.lens.mean()) if some else None,
+            "success": self.rate(self.successes),
+            "success_at_end": self.rate(self.successes_at_end),
             "collect_time": self.collect_time,
             "collect_speed": self.collect_speed,
-            **self.learning,
         }
+        return with_aliases(values) | self._of_tests() | self.learning
+
+    def _of_tests(self) -> dict[str, Any]:
+        """Interim tests in numbers; those without an episode that ended count for nothing."""
+        out = {}
+        for word in _SUMMARISED if self.tests else ():
+            values = [result[f"test_{word}"] for _, result in self.tests]
+            for name, some in (("mean", values), ("last_5", values[-5:])):
+                told = [x for x in some if x is not None]
+                out[f"{name}_test_{word}"] = float(np.mean(told)) if told else None
+            out[f"last_test_{word}"] = values[-1]
+        return out
 
     def __getitem__(self, name: str) -> Any:
         return self._mapping()[name]

@@ -160,7 +160,7 @@ class Frames:
         plans: bool = True,
     ):
         self._hierarchy, self._env, self._video, self._render = hierarchy, env, video, render
-        if render is not None or (video is not None and not video.draws):
+        if render is not None or not getattr(video, "draws", True):
             check_drawable(env)
         planned = hierarchy.levels[0].planned_states
         in_maze = planned is not None and hasattr(env, "layout")

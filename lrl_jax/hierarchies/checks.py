@@ -143,7 +143,8 @@ def mapped_shapes(
         except Exception as error:
             raise ValueError(
                 f"env_obs_maps[{i}] cannot be traced on one instance's observation of shape "
-                f"{obs.shape}: {type(error).__name__}: {error}"
+                f"{obs.shape}: {type(error).__name__}: {error}. Maps take one instance, without a "
+                f"leading axis of instances."
             ) from error
         is_number = hasattr(out, "shape") and (
             jnp.issubdtype(out.dtype, jnp.number) or out.dtype == jnp.bool_

@@ -25,6 +25,7 @@ from lrl_jax.hierarchies.learners import take_over
 from lrl_jax.hierarchies.state import Counter, HierarchyState, LevelState
 from lrl_jax.levels.base import Decision, as_level
 from lrl_jax.levels.basic import RandomLevel
+from lrl_jax.old_names import answers
 from lrl_jax.randomness import Salt, Stream
 from lrl_jax.setting_trees import bind_env
 from lrl_jax.settings import check_flag, check_int
@@ -63,6 +64,7 @@ class Hierarchy:
             spaces in the message.
     """
 
+    @answers(keep_params="init(key, n, learners=[...]) keeps those of a state, level by level")
     def __init__(
         self,
         levels: Sequence[Any],
@@ -183,13 +185,17 @@ class Hierarchy:
         return self.env_spec.action_space
 
     def init(
-        self, key: jax.Array, n_env_instances: int, learners: Sequence[Any] | None = None
+        self,
+        key: jax.Array,
+        n_env_instances: int | None = None,
+        learners: Sequence[Any] | None = None,
     ) -> HierarchyState:
         """Create the state of `n_env_instances` instances; consumes `key`.
 
         Args:
             key: typed random key.
-            n_env_instances: number of instances, n.
+            n_env_instances: number of instances, n; a Gymnasium environment's own if None, 1 where
+                it is no vector environment.
             learners: one a level, kept in place of a fresh one; None for a fresh one. Settings are
                 those of this hierarchy: learning rates, schedules, warm-ups.
 
@@ -198,6 +204,8 @@ class Hierarchy:
                 small for the number of instances.
         """
         checks.typed_key(key)
+        if n_env_instances is None and is_gymnasium(self.env):
+            n_env_instances = getattr(self.env, "num_envs", 1)
         n = check_int("n_env_instances", n_env_instances, 1)
         if learners is not None and not isinstance(learners, Sequence):
             raise TypeError(f"learners must be a list with one entry per level, got {learners!r}.")
@@ -701,6 +709,15 @@ def _check_params(env: Any, env_params: Any) -> None:
         )
     if env_params is not None and is_gymnasium(env):
         raise ValueError("env_params are for gymnax environments: this one is Gymnasium's.")
+    default = getattr(env, "default_params", None)
+    if env_params is None or not dataclasses.is_dataclass(default):
+        return
+    lacking = [f.name for f in dataclasses.fields(default) if not hasattr(env_params, f.name)]
+    if lacking:
+        raise TypeError(
+            f"env_params, the third argument, is {env_params!r}, which lacks {lacking}: give "
+            f"parameters such as env.default_params, {default}."
+        )
 
 
 def _names(signals: Sequence[str]) -> tuple[str, ...]:

@@ -277,6 +277,14 @@ class Level:
         """Make one update. Returns (learner, metrics), metrics a dict of scalars."""
         return learner, {}
 
+    def own_writer(self, spec: LevelSpec) -> tuple[Any, int] | None:
+        """A TensorBoard writer that the level brings along, for host loops to write its metrics to.
+
+        Returns:
+            The writer, and the number of calls of `learn` between two writes; None for none.
+        """
+        return None
+
     def gamma(self, learner: Any) -> jax.Array:
         """The level's own discount, for reward_discount="gamma": its learner's `gamma`."""
         gamma = learner.get("gamma") if isinstance(learner, dict) else None

@@ -315,6 +315,13 @@ class PlannerLevel(Level):
             goals = (goals or GoalIndices(size)).with_input(dim, alone=self.pursues_input)
         return call_with(self.predictor_factory, shape, spec.action_space, goal_indices=goals)
 
+    def own_writer(self, spec: LevelSpec) -> tuple[Any, int] | None:
+        """The predictor's writer and `log_interval`."""
+        predictor = self._predictor(spec)
+        if getattr(predictor, "writer", None) is None:
+            return None
+        return predictor.writer, predictor.log_interval
+
     def init_learner(self, key: jax.Array, spec: LevelSpec) -> PlannerLearner:
         """Create the predictor for this place; consumes `key`."""
         predictor = self._predictor(spec)

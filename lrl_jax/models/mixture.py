@@ -31,22 +31,22 @@ def log_prob(x: jax.Array, log_weight: jax.Array, mean: jax.Array, log_std: jax.
 def fixed_std_log_prob(
     x: jax.Array, log_weight: jax.Array, mean: jax.Array, std: float | jax.Array
 ) -> jax.Array:
-    """Log density of a mixture whose Gaussians share one isotropic std.
+    """Log density of a mixture whose Gaussians share one std.
 
     Args:
         x: points [..., D].
         log_weight: normalised [..., J].
         mean: [..., J, D].
-        std: positive scalar, or an array that broadcasts to [...].
+        std: positive, of all dimensions [] or of each [D].
 
     Returns:
         [...], the log density at x.
     """
     dim = x.shape[-1]
     std = jnp.asarray(std, jnp.float32)
-    diff = x[..., None, :] - mean
-    square = jnp.sum(diff * diff, -1) / jnp.square(std)[..., None]
-    norm = dim * (jnp.log(std) + 0.5 * LOG_2PI)
+    z = (x[..., None, :] - mean) / std
+    square = jnp.sum(z * z, -1)
+    norm = jnp.sum(jnp.log(jnp.broadcast_to(std, (dim,)))) + dim * 0.5 * LOG_2PI
     return jax.nn.logsumexp(log_weight - 0.5 * square, axis=-1) - norm
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from typing import Any
@@ -14,7 +15,7 @@ from lrl_jax.devices import resolve_device
 from lrl_jax.models import init_running_std, init_standardizer, mixture
 from lrl_jax.nets import apply_function, init_function
 from lrl_jax.predictors import rollouts
-from lrl_jax.predictors.checks import check_std
+from lrl_jax.predictors.checks import check_call, check_std
 from lrl_jax.predictors.compiled import compiled
 from lrl_jax.predictors.encoders import as_shape
 from lrl_jax.predictors.types import Prediction, PredictorState, Rollout
@@ -22,8 +23,10 @@ from lrl_jax.settings import check_bound, check_function, check_int, optional, p
 
 
 @dataclasses.dataclass(frozen=True)
-class Predictor:
+class Predictor(abc.ABC):
     """Encoder, dynamics model, reward and value function, as pure functions of a state.
+
+    Abstract: subclasses define `loss` and `learn`.
 
     Frozen and hashable: all that changes is in the `PredictorState`, which methods take first.
     Methods may be called inside jitted functions, or directly, when they compile themselves.
@@ -32,14 +35,16 @@ class Predictor:
 
     Attributes:
         model: dynamics and termination model, such as a `ProbabilisticEnsemble`.
-        val_func: value V(s, c), a flax module or function; None for none.
+        val_func: value V(s, c), a flax module or function; None for none. Q-functions are refused.
         rew_func: reward r(s, c, a), a flax module or function of encoded actions (one-hot for a
             Discrete space); None for none, rewards are 0 then.
         encoder: maps an observation to (latent state, context), a flax module or function.
         latent_state_dim: D.
         context_dim: C.
         device: where `init` puts the state; None for JAX's default.
-        writer, log_interval: for the host loop, which logs every `log_interval` calls of learn.
+        writer, log_interval: every `log_interval` calls of `learn`, its loss terms are written to
+            `writer` (anything with add_scalar(name, value, step)) as `predictor/{name}`, at the
+            total of environment steps. Where `learn` is traced the host loop writes: collectors do.
         mapped_env_obs_shape: shape of one observation; None for a flat one of any size. An
             encoder with parameters needs it.
     """
@@ -57,6 +62,9 @@ class Predictor:
 
     def __post_init__(self):
         put_checked(self, optional(check_function), ("val_func", "rew_func", "encoder"))
+        for name in ("val_func", "rew_func", "encoder"):
+            if getattr(self, name) is not None:
+                check_call(name, getattr(self, name))
         put_checked(self, check_int, ("log_interval",), 1)
         for name, least in (("latent_state_dim", 1), ("context_dim", 0)):
             if getattr(self, name) is None:
@@ -327,13 +335,13 @@ class Predictor:
             state, next_state: [B, D].
             context: [B, C].
             action: [B, *action shape].
-            fixed_std: in standardized units.
+            fixed_std: in standardized units, of all dimensions [] or of each [D].
 
         Returns:
             Log density [B], termination probability [B], and a dict with `standardized_delta`
             [B, D].
         """
-        std = jnp.asarray(check_std(fixed_std), jnp.float32)
+        std = check_std(fixed_std, self.latent_state_dim)
         return self._standardized_log_prob(ps, state, context, action, next_state, std)
 
     @compiled()
@@ -365,10 +373,10 @@ class Predictor:
         raw = buffers.as_replay(buffer).buffer
         return buffers.sample_partial_trajectories(raw, key, batch_size, n_steps)
 
-    def loss(self, ps, batch, model_batch, *, params=None):
+    @abc.abstractmethod
+    def loss(self, ps, batch, model_batch, *, params=None) -> Any:
         """Loss and individual terms; see the subclasses."""
-        raise NotImplementedError(f"{type(self).__name__} does not define loss.")
 
-    def learn(self, ps, buffer, n_steps, batch_size, model_batch_size, n_total_env_steps):
+    @abc.abstractmethod
+    def learn(self, ps, buffer, n_steps, batch_size, model_batch_size, n_total_env_steps) -> Any:
         """Make updates; see the subclasses."""
-        raise NotImplementedError(f"{type(self).__name__} does not define learn.")

@@ -107,6 +107,20 @@ def _bind(part: Any, offered: dict[str, Any]) -> Any:
         for name, value in offered.items()
         if name not in held and (name in parameters or (takes_all and name != "goal_indices"))
     }
+    skipped = len(part.args) if isinstance(part, _Partial) else 0
+    missing = [
+        p.name
+        for p in list(parameters.values())[skipped:]
+        if p.default is p.empty
+        and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+        and p.name not in held
+        and p.name not in wanted
+    ]
+    if missing:
+        raise TypeError(
+            f"{getattr(func, '__name__', func)} needs {missing}, but a PredictorFactory calls it "
+            f"with keywords alone, of {sorted(offered)}: name its parameters so."
+        )
     return part(**wanted)
 
 

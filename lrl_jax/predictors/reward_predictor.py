@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from lrl_jax import buffers
 from lrl_jax.models import masked_covariance, standardizer_loss, update_running_std
@@ -53,7 +54,9 @@ class RewardPredictor(Predictor):
             the value and the reward.
         delta_standardizer_lr, encoder_lr, reward_lr, model_lr, value_lr: learning rates of Adam;
             a number, which becomes a leaf of the state, or a schedule of environment steps.
-        encoder_warm_up: the first so many calls of `learn` only count.
+        encoder_warm_up: number of first calls of `learn` that only count: nothing is learned, the
+            encoder included, as in LayeredRL's code. They return 0.0 and {}, or zeros where `learn`
+            is traced.
         delta_standardizer: whether W is learned; it stays the identity otherwise.
         clip_grad_max_norm: largest norm of each tensor's gradient; None for no clipping.
         smdp_discount: discount by gamma^elapsed_env_steps, not by gamma for each decision.
@@ -313,7 +316,8 @@ class RewardPredictor(Predictor):
             model_mask_fn: maps rows [B] to bool [B], rows the model learns from.
 
         Returns:
-            The new state, and (loss, info), means over the gradient steps.
+            The new state, and (loss, info), means over the gradient steps; 0.0 and {} during
+            `encoder_warm_up`, zeros where the call is traced.
         """
         sizes: dict[str, Any] = {
             "n_steps": check_int("n_steps", n_steps, 1),
@@ -321,7 +325,22 @@ class RewardPredictor(Predictor):
             "model_batch_size": check_int("model_batch_size", model_batch_size, 1),
         }
         sizes["n_total_env_steps"] = jnp.asarray(n_total_env_steps, jnp.float32)
-        return self._learn(ps, buffers.as_replay(buffer), model_mask_fn=model_mask_fn, **sizes)
+        ps, result = self._learn(
+            ps, buffers.as_replay(buffer), model_mask_fn=model_mask_fn, **sizes
+        )
+        return ps, self._told(ps, *result)
+
+    def _told(self, ps: PredictorState, loss: Any, info: dict[str, Any]) -> tuple[Any, dict]:
+        """Loss and info as `learn` returns them; written where that is due and on the host."""
+        if isinstance(loss, Tracer) or not (self.encoder_warm_up or self.writer):
+            return loss, info
+        n_calls = int(ps.n_learn_calls)
+        if n_calls <= self.encoder_warm_up:
+            return 0.0, {}
+        if self.writer is not None and n_calls % self.log_interval == 0:
+            for name, value in info.items():
+                self.writer.add_scalar(f"predictor/{name}", float(value), int(ps.n_total_env_steps))
+        return loss, info
 
     @compiled("n_steps", "batch_size", "model_batch_size", "model_mask_fn")
     def _learn(
@@ -342,9 +361,11 @@ class RewardPredictor(Predictor):
             return self._update(ps.replace(key=key), batch, model_batch, active, key_model)
 
         if n_steps == 1:
-            return step(ps, None)
-        ps, (loss, info) = jax.lax.scan(step, ps, None, length=n_steps)
-        return ps, jax.tree.map(jnp.mean, (loss, info))
+            ps, told = step(ps, None)
+        else:
+            ps, told = jax.lax.scan(step, ps, None, length=n_steps)
+            told = jax.tree.map(jnp.mean, told)
+        return ps, jax.tree.map(lambda x: jnp.where(active, x, 0.0), told)
 
     def _disturbed(self, ps, model_batch, key):
         """The batch with noise on the states it starts from; consumes `key`."""

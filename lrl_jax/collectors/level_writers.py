@@ -1,0 +1,50 @@
+"""Scalars that levels want in writers of their own, written by the host loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lrl_jax.collectors.stats import Collected
+from lrl_jax.hierarchies import Hierarchy
+
+
+class LevelWriters:
+    """Writes the metrics of updates to the writers that levels bring along (`Level.own_writer`).
+
+    Args:
+        hierarchy: whose levels learn.
+        n_calls: updates that each level has made so far; changed in place.
+        n_env_steps: environment steps before the call that is logged.
+    """
+
+    def __init__(self, hierarchy: Hierarchy, n_calls: dict[int, int], n_env_steps: int):
+        pairs = zip(hierarchy.levels, hierarchy.specs, strict=True)
+        found = {i: level.own_writer(spec) for i, (level, spec) in enumerate(pairs)}
+        self._writers = {i: writer for i, writer in found.items() if writer is not None}
+        self._n_calls, self._n_env_steps, self._n_seen = n_calls, n_env_steps, 0
+
+    def write(self, collected: Collected) -> None:
+        """Write what is due of the records that came since the last call."""
+        new, self._n_seen = collected.records[self._n_seen :], len(collected.records)
+        if not self._writers:
+            return
+        for record in new:
+            for tick, n_steps in enumerate(record.steps.tolist()):
+                self._n_env_steps += n_steps
+                if record.metrics:
+                    self._write(record.metrics, tick)
+
+    def _write(self, metrics: dict[str, Any], tick: int) -> None:
+        for i, (writer, interval) in self._writers.items():
+            updates = metrics[f"level{i}/n_updates"]
+            if tick >= len(updates):
+                continue
+            before = self._n_calls.get(i, 0)
+            self._n_calls[i] = before + int(updates[tick])
+            if self._n_calls[i] // interval == before // interval:
+                continue
+            for name, values in metrics.items():
+                level, _, short = name.partition("/")
+                if level == f"level{i}" and short != "n_updates":
+                    value = float(values[tick])
+                    writer.add_scalar(f"predictor/{short}", value, self._n_env_steps)
