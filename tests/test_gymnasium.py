@@ -259,7 +259,7 @@ def test_wrong_calls_are_refused():
         ({"n_steps": 3, "max_steps": 5}, "goes with n_episodes"),
         ({"n_episodes": 3, "max_steps": 0}, "max_steps"),
         ({"n_steps": 3, "episode_allocation": "quota"}, "goes with n_episodes"),
-        ({"n_episodes": 3, "episode_allocation": "all"}, "unknown"),
+        ({"n_episodes": 3, "episode_allocation": "all"}, "must be one of"),
         ({"n_episodes": 3, "n_steps_start": 1}, "goes with n_steps"),
         ({"n_steps": 3, "random": True, "learn": True}, "cannot learn"),
         ({"n_steps": 3, "render": -1.0}, "render"),
