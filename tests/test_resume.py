@@ -229,6 +229,9 @@ def test_another_function_of_the_same_name_is_refused(tmp_path):
         lrl.train(other, run, False, resume=True)
     same = dataclasses.replace(half, obs_maps=(lambda obs: 2 * obs,), total_steps=80)
     assert lrl.train(same, run, False, resume=True).env_steps == 80
+    # What the new config is made of is known in the folder whose learner it begins with.
+    lrl.train(half, tmp_path / "plain", False, learners=[run], classes=same.obs_maps)
+    lrl.train(same, tmp_path / "again", False, learners=[run])
 
 
 def test_learners_of_another_run_begin_a_run(tmp_path, whole):

@@ -79,14 +79,16 @@ def load_trainer(
     return trainer, state
 
 
-def learners_of(learners: Sequence[Any] | None) -> tuple[Any, ...] | None:
+def learners_of(
+    learners: Sequence[Any] | None, classes: Iterable[Any] = ()
+) -> tuple[Any, ...] | None:
     """Learners to begin with; in place of the folder of a run, its learner at the same place."""
     if learners is None:
         return None
     found = []
     for i, learner in enumerate(learners):
         if isinstance(learner, str | Path):
-            _, state, _, _ = load_run(learner)
+            _, state, _, _ = load_run(learner, classes=classes)
             if state.active_level.ndim > 1:
                 raise ValueError(
                     f"{learner} is of several agents: pass take_seed(state, j).levels[{i}].learner."

@@ -23,7 +23,7 @@ from lrl_jax.collectors import check_finite
 from lrl_jax.env_spec import is_gymnasium
 from lrl_jax.envs import GYMNASIUM
 from lrl_jax.training import folder, loading, sessions
-from lrl_jax.training.config import CONFIG, TrainConfig
+from lrl_jax.training.config import CONFIG, TrainConfig, own_classes
 from lrl_jax.training.drawing import draw_run
 from lrl_jax.training.logging import RunLog
 from lrl_jax.training.sessions import Session
@@ -126,7 +126,8 @@ def train(
         raise FileExistsError(
             f"{run} already holds a run: choose another folder, or go on with it (resume=True)."
         )
-    trainer = Trainer.build(config, loading.learners_of(learners))
+    known = [*classes, *own_classes(config)]
+    trainer = Trainer.build(config, loading.learners_of(learners, known))
     devices.wait_for_processes(f"run {run}")  # before the first of them writes there
     if jax.process_index() == 0:
         folder.claim(run, trainer.config)
