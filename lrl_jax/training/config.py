@@ -323,8 +323,8 @@ def from_json(text: str, classes: Iterable[Any] = (), env: Any = None) -> TrainC
     data: dict[str, Any] = json.loads(text)
     if "agent" in data:
         raise ValueError(
-            "the run was made by lrl_jax 0.2 or earlier, whose configs named an agent in place of "
-            "its levels: load it with that version, or train again."
+            "the run was made by lrl_jax up to commit b770d6f, whose configs named an agent in "
+            "place of its levels: load it with that version, or train again."
         )
     if data.get("format") != FORMAT:
         raise ValueError(
