@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from lrl_jax.setting_trees import OfRun, full_path, get, with_settings
+from lrl_jax.setting_trees import OfRun, full_path, get, walk, with_settings
 from lrl_jax.training import TrainConfig
 
 #: Mappings of a config: an option for each of their names.
@@ -32,6 +32,7 @@ def parse(config: TrainConfig, args: Sequence[str], prog: str, about: str) -> Tr
         ValueError, TypeError: for values that the settings refuse.
         SystemExit: for options that do not exist, and for --help.
     """
+    _refuse_agents(config, args)
     config, rest = _mappings(config, list(args))
     rest = [_full_name(config, option) for option in rest]
     config, rest = _numbers_for_schedules(config, rest)
@@ -39,6 +40,19 @@ def parse(config: TrainConfig, args: Sequence[str], prog: str, about: str) -> Tr
     parsed = tyro.cli(tyro.conf.AvoidSubcommands[mirror], args=rest, prog=prog, description=about)
     changes = dict(_changes(config, parsed, ""))
     return _changed(config, changes)
+
+
+def _refuse_agents(config: TrainConfig, args: Sequence[str]) -> None:
+    """Refuse `--agent.NAME`, which was an option up to 0.1, with what it is now."""
+    for option in args:
+        if option.startswith("--agent."):
+            name = option.removeprefix("--agent.").partition("=")[0].replace("-", "_")
+            found = [p for p, _ in walk(config) if p.rpartition(".")[2] == name]
+            now = " or ".join(f"--{p.replace('_', '-')}" for p in found)
+            raise ValueError(
+                f"{option.partition('=')[0]}: agents are gone, settings are those of their levels: "
+                f"{now or 'see --help for all of them'}."
+            )
 
 
 def _changed(config: TrainConfig, changes: dict[str, Any]) -> TrainConfig:

@@ -178,6 +178,13 @@ def test_environments_that_need_arguments_have_to_be_given_again():
     assert from_json(to_json(config), env=maze) == config
 
 
+def test_agents_of_before_are_named_with_what_replaces_them():
+    for name in ("PlannerAgent", "SkillAgent", "SACAgent", "DQNAgent", "TDMPC2Agent"):
+        with pytest.raises(ImportError, match=f"{name} .* gone: .*TrainConfig\\(levels="):
+            exec(f"from lrl_jax.training import {name}")
+    assert not hasattr(lrl.training, "flying")
+
+
 # -------------------------------------------------------------- fractions of a run
 
 
@@ -298,7 +305,8 @@ def test_a_config_of_ones_own(asked, monkeypatch):
         (["pendulum-sca"], "did you mean pendulum-sac "),
         (["smoke", "--levels.0.optimizer.horizont", "3"], "--levels.0.optimizer.horizon INT"),
         (["smoke", "--levels.2.n-updates", "3"], "Unrecognized options: --levels.2.n-updates"),
-        (["smoke", "--agent.horizon", "3"], "Unrecognized options: --agent.horizon"),
+        (["smoke", "--agent.horizon", "3"], "of their levels: --levels.0.optimizer.horizon."),
+        (["smoke", "--agent.planner-updates=3"], "--agent.planner-updates: agents are gone"),
         (["smoke", "--levels.0.optimizer.horizon", "2.5"], "2.5 is not a whole number"),
         (["smoke", "--levels.0.optimizer.horizon", "0"], "horizon must be"),
         (["smoke", "--levels.0.mode", "median"], "mode must be one of"),

@@ -12,6 +12,20 @@ from lrl_jax.training.train import Trainer, make_train, take_seed
 #: The name of `train` in earlier versions.
 run_training = train
 
+_AGENTS = ("DQNAgent", "PlannerAgent", "SACAgent", "SkillAgent", "TDMPC2Agent")
+
+
+def __getattr__(name: str) -> object:
+    """Say what has taken the place of names of earlier versions."""
+    if name in _AGENTS:
+        raise ImportError(
+            f"{name} is gone: a run is of levels, lrl.TrainConfig(levels=(...), env=...). Presets "
+            f"have those that agents built, lrl_jax.training.preset('smoke'); change their "
+            f"settings by path, with_settings(config, {{'levels.0.optimizer.horizon': 20}})."
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
     "DEFAULT_PRESET",
     "PRESETS",
