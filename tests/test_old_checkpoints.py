@@ -22,7 +22,7 @@ def test_every_preset_of_that_version_is_there():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_are_refused_with_the_way_out(name):
-    says = r"lrl_jax 0\.2 or earlier.* named an agent .*load it with that version, or train again"
+    says = r"up to commit b770d6f.* named an agent .*load it with that version, or train again"
     with pytest.raises(ValueError, match=says):
         lrl.load_run(RUNS / name)
     with pytest.raises(ValueError, match=says):
