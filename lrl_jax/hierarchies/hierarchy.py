@@ -239,8 +239,8 @@ class Hierarchy:
 
     def _make_state(self, key: jax.Array, n: int, with_buffers: bool = True) -> HierarchyState:
         specs = self.specs_for(n, check=with_buffers)
-        learners = self.init_learners(key, specs)
-        key = jax.random.split(key, self.n_levels + 1)[0]
+        key, *keys = jax.random.split(key, self.n_levels + 1)
+        learners = self.init_learners(keys, specs)
         levels = [self._make_level_state(i, learners, specs, n) for i in range(self.n_levels)]
         state = HierarchyState(
             levels=tuple(levels),
@@ -261,16 +261,15 @@ class Hierarchy:
         return state.replace(levels=tuple(levels))
 
     def init_learners(
-        self, key: jax.Array, specs: Sequence[Any] | None = None, levels: Sequence[Any] = ()
+        self, keys: Sequence[Any], specs: Sequence[Any] | None = None, levels: Sequence[Any] = ()
     ) -> list[Any]:
-        """The learners that `init` begins with; can be traced. Consumes `key`.
+        """The learners that a state begins with; can be traced.
 
         Args:
-            key: typed random key.
+            keys: typed, one for each level; consumed.
             specs: of the levels; those of one instance if None.
             levels: in place of the hierarchy's own, with settings that may be traced.
         """
-        keys = jax.random.split(key, self.n_levels + 1)[1:]
         levels, specs = levels or self.levels, specs or self.specs
         # Copies, so that no two leaves are one array: all of them may be donated.
         return [

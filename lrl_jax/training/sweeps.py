@@ -56,7 +56,8 @@ def swept(
 def _arrays(hierarchy: Hierarchy, key: jax.Array, specs: Any, levels: Any) -> list[jax.Array]:
     """What a state takes from its levels' settings."""
     found = []
-    learners = hierarchy.init_learners(key, specs, levels)
+    keys = jax.random.split(key, hierarchy.n_levels + 1)[1:]  # as `init` does
+    learners = hierarchy.init_learners(list(keys), specs, levels)
     for level, learner in zip(levels, learners, strict=True):
         limits = (level.learn_from, level.learn_until)
         found += [*jax.tree.leaves(learner), *(jnp.asarray(x, jnp.float32) for x in limits)]
