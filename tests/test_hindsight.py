@@ -3,18 +3,20 @@
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnax.environments import environment
+from gymnax.environments import spaces as gymnax_spaces
 
 import lrl_jax as lrl
 from lrl_jax import buffers
 from lrl_jax.algorithms import SAC, Hindsight
 from lrl_jax.buffers import Replay
-from lrl_jax.levels import ConstantLevel, Context, SACLevel
+from lrl_jax.levels import ActionRepeatLevel, ConstantLevel, Context, SACLevel
 from lrl_jax.spaces import Box
 
 SPACE = Box(-1, 1, (1,))
@@ -200,6 +202,58 @@ def test_of_env():
     assert hash(hindsight) == hash(Hindsight.of_env(lrl.make("Maze2D-Medium-v0")[0], ratio=0.5))
     with pytest.raises(TypeError, match="compute_reward"):
         Hindsight.of_env(lrl.make("Pendulum-v1")[0])
+
+
+def test_of_env_above_a_level_is_of_the_scale_of_its_rows():
+    """Rows of three steps with rewards of -1 are worth -3, relabelled or not; 0 at the goal."""
+    env = Point()
+    fields = {}
+    for ratio in (0.0, 1.0):
+        level = SACLevel(
+            SAC(hidden=(4,)),
+            batch_size=64,
+            buffer_size=64,
+            warm_up_steps=1e6,
+            hindsight=Hindsight(ratio=ratio),
+        )
+        agent = lrl.Hierarchy([level, ActionRepeatLevel(3)], env)
+        collector = lrl.Collector(agent, n_env_instances=2)
+        collector.collect(n_steps=18, learn=True)
+        replay = Replay(collector.state.levels[0].buffer)
+        rows, _ = agent.levels[0].sample(replay, jax.random.key(0))
+        fields[ratio] = set(np.asarray(rows.rew).tolist())
+    assert fields[0.0] == {-3.0} and fields[1.0] == {-3.0, 0.0}
+    discounted = dataclasses.replace(level, reward_discount=0.9)
+    with pytest.raises(ValueError, match="reward_discount weighs them"):
+        lrl.Hierarchy([discounted, ActionRepeatLevel(3)], env)
+    lrl.Hierarchy([discounted], env)  # rows of one step
+
+
+class Point(environment.Environment):
+    """Moves up by one a step, for nine steps; the goal is out of reach."""
+
+    default_params = environment.EnvParams(max_steps_in_episode=9)
+    goal_indices: ClassVar = {"achieved_goal": (0, 1), "desired_goal": (1, 2)}
+
+    def get_obs(self, state, params=None, key=None):
+        return jnp.stack([state.time.astype(jnp.float32), jnp.float32(99)])
+
+    def reset_env(self, key, params):
+        state = environment.EnvState(time=jnp.int32(0))
+        return self.get_obs(state), state
+
+    def step_env(self, key, state, action, params):
+        state = environment.EnvState(time=state.time + 1)
+        return self.get_obs(state), state, jnp.float32(-1), jnp.bool_(False), {}
+
+    def compute_reward(self, achieved_goal, desired_goal, info):
+        return jnp.where((achieved_goal == desired_goal).all(-1), 0.0, -1.0)
+
+    def action_space(self, params=None):
+        return gymnax_spaces.Box(-1, 1, (1,))
+
+    def observation_space(self, params=None):
+        return gymnax_spaces.Box(0, 99, (2,))
 
 
 @pytest.mark.parametrize(

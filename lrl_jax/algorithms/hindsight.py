@@ -18,13 +18,19 @@ from lrl_jax.settings import check_float, check_function, check_range, optional,
 
 @dataclasses.dataclass(frozen=True)
 class RewardOf:
-    """`compute_reward` of an environment; equal for equal environments, as methods are not."""
+    """`compute_reward` of an environment, on the scale of rows that take several of its steps.
+
+    Of such a row only the end is known: each of its steps counts as the last one does. Equal for
+    equal environments, as methods are not.
+    """
 
     env: Any
 
     def __call__(self, achieved_goal, desired_goal, info) -> jax.Array:
         """Rewards [B] of achieved and desired goals [B, G]."""
-        return self.env.compute_reward(achieved_goal, desired_goal, info)
+        rew = self.env.compute_reward(achieved_goal, desired_goal, info)
+        steps = info.get("elapsed_env_steps")
+        return rew if steps is None else rew * steps.astype(rew.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +42,15 @@ class Hindsight:
     get the same goal.
 
     Without `reward_fn` and goals it takes those of the hierarchy's environment, which must be
-    goal based and have `compute_reward`; the level must then see the whole observation.
+    goal based and have `compute_reward`; the level must then see the whole observation. A row of
+    several environment steps gets the reward of its end, times their number.
 
     Attributes:
         reward_fn: (achieved goals [B, G], desired goals [B, G], info) -> rewards [B], as
             Gymnasium's `compute_reward`. The achieved goals are those of the next observation; info
             is a dict of the rows' other fields, [B, ...]. Stored rewards are sums over
             `info["elapsed_env_steps"]` environment steps: above a level that holds control for
-            several, `reward_fn` must be on that scale.
+            several, a `reward_fn` of your own must be on that scale.
         achieved_goal: [start, stop) of the achieved goal in the (mapped, flat) observation, as
             `lrl_jax.envs.goal_indices` gives it.
         desired_goal: the same of the desired goal; None if the level's input is the goal. In that
@@ -101,14 +108,20 @@ class Hindsight:
         found = Hindsight.of_env(env, self.ratio)
         return dataclasses.replace(found, terminated_fn=self.terminated_fn)
 
-    def check(self, obs_dim: int, input_dim: int | None) -> None:
+    def check(self, obs_dim: int, input_dim: int | None, is_discounted: bool = False) -> None:
         """Refuse entries that an observation of that size, or a level's input, does not have.
 
         Args:
             obs_dim: entries of the mapped observation.
             input_dim: entries of the level's input, None without one.
+            is_discounted: whether rewards inside rows of several steps are.
         """
         assert self.achieved_goal is not None, "bind_env comes first"
+        if is_discounted and isinstance(self.reward_fn, RewardOf):
+            raise ValueError(
+                "hindsight with the environment's own reward adds it up over the steps of a row, "
+                "but reward_discount weighs them: give a reward_fn on that scale."
+            )
         stop = max(self.achieved_goal[1], (self.desired_goal or (0, 0))[1])
         if stop > obs_dim:
             raise ValueError(

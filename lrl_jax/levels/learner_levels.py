@@ -130,7 +130,9 @@ class LearnerLevel(Level):
         if self.hindsight is not None:
             space = self.level_input_space
             is_box = isinstance(space, Box)
-            self.hindsight.check(math.prod(spec.obs_shape), space.dim if is_box else None)
+            is_discounted = self.reward_discount != 1.0 and spec.decision_env_steps != 1
+            input_dim = space.dim if is_box else None
+            self.hindsight.check(math.prod(spec.obs_shape), input_dim, is_discounted)
         rows, n = self.algorithm.sequence_length, spec.n_env_instances
         if self.n_updates and rows > max(self.buffer_size // n, 1):
             raise ValueError(
