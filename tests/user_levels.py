@@ -52,7 +52,7 @@ class PolicyOverOptions(Level):
         q, option = learner["q"], steps.level_input
         arrival, *_ = value_on_arrival(q, ctx.below.learner["ends"], steps.obs_next, option)
         error = steps.rew + jnp.where(steps.terminated, 0, arrival) - q[(*place(steps.obs), option)]
-        count = jnp.zeros_like(q).at[(*place(steps.obs), option)].add(mask)
+        count = jnp.zeros_like(q).at[(*place(steps.obs), option)].add(mask.astype(q.dtype))
         total = jnp.zeros_like(q).at[(*place(steps.obs), option)].add(jnp.where(mask, error, 0))
         return {"q": q + self.rate * total / jnp.maximum(count, 1)}, {"children": mask.mean()}
 

@@ -91,6 +91,12 @@ class Features:
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
 
 
+def optimised(optimiser: Any, *args: Any) -> Any:
+    """`optimiser.update` of optax, which mixes types of numbers also where JAX is to be strict."""
+    with jax.numpy_dtype_promotion("standard"):
+        return optimiser.update(*args)
+
+
 _WIDE = 1e6  # half the distance between bounds of an observation that is warned of
 
 
@@ -187,7 +193,7 @@ def init_settings(
     """
     values = {name: getattr(algorithm, name) for name in names} | more
     schedules = {name for name, value in values.items() if callable(value)}
-    leaves = {name: _at(value, jnp.zeros(())) for name, value in values.items()}
+    leaves = {name: _at(value, jnp.zeros((), jnp.float32)) for name, value in values.items()}
     return {
         "settings": {name: leaves[name] for name in values if name not in schedules},
         "scheduled": {name: leaves[name] for name in values if name in schedules},

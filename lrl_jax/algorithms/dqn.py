@@ -17,8 +17,10 @@ from lrl_jax.algorithms.base import (
     Scheduled,
     init_settings,
     observe_schedules,
+    optimised,
     present_settings,
 )
+from lrl_jax.algorithms.masked import shares
 from lrl_jax.nets import MLP, DuelingMLP, activation_fn, apply_function, check_hidden
 from lrl_jax.schedules import RampSchedule, check_setting
 from lrl_jax.settings import (
@@ -128,7 +130,7 @@ class DQN:
         """Create the state for features of these sizes; consumes `key`."""
         self.check(action_space)
         assert isinstance(action_space, Discrete)
-        x = jnp.zeros((1, obs_dim + condition_dim))
+        x = jnp.zeros((1, obs_dim + condition_dim), jnp.float32)
         params = self._network(action_space).init(key, x)["params"]
         return DQNState(
             params=params,
@@ -173,11 +175,14 @@ class DQN:
             Action [], an integer of the action space, and the memory.
         """
         space = state.action_space
-        q = self.q_values(state.params, space, jnp.concatenate([obs, condition]))
+        q = self.q_values(state.params, space, jnp.concatenate([obs, condition], dtype=jnp.float32))
         action = jnp.argmax(q, -1).astype(space.dtype)
         if explores is not False:
             key_explore, key_action = jax.random.split(key)
-            explore = jax.random.uniform(key_explore) < present_settings(state)["epsilon"]
+            explore = (
+                jax.random.uniform(key_explore, (), jnp.float32)
+                < present_settings(state)["epsilon"]
+            )
             action = jnp.where(explore & explores, space.sample(key_action), action)
         return action, memory
 
@@ -189,7 +194,7 @@ class DQN:
 
     def next_value(self, state: DQNState, obs: jax.Array, condition: jax.Array) -> jax.Array:
         """Value [B] of features [B, X], [B, C] that targets take; see `double`."""
-        x, space = jnp.concatenate([obs, condition], -1), state.action_space
+        x, space = jnp.concatenate([obs, condition], -1, dtype=jnp.float32), state.action_space
         q = self.q_values(state.target_params, space, x)
         if not self.double:
             return q.max(-1)
@@ -222,8 +227,8 @@ class DQN:
         if targets is None:
             targets = self.targets(state, batch, key)
         targets = jax.lax.stop_gradient(targets)
-        x = jnp.concatenate([batch.obs, batch.condition], -1)
-        weight = batch.mask / jnp.maximum(batch.mask.sum(), 1.0)
+        x = jnp.concatenate([batch.obs, batch.condition], -1, dtype=jnp.float32)
+        weight = shares(batch.mask)
 
         def loss_fn(params):
             q = _of_action(self.q_values(params, state.action_space, x), batch.act)
@@ -235,7 +240,7 @@ class DQN:
         if self.max_grad_norm is not None:
             scale = jnp.minimum(1.0, self.max_grad_norm / (optax.global_norm(grads) + 1e-12))
             grads = jax.tree.map(lambda g: g * scale, grads)
-        updates, opt = _ADAM.update(grads, state.opt)
+        updates, opt = optimised(_ADAM, grads, state.opt)
         settings = present_settings(state)
         rate = settings["learning_rate"]
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)

@@ -155,7 +155,7 @@ class Hindsight:
 
         goal = flat_obs(later.obs_next, 1)[..., achieved]
         goal = jnp.broadcast_to(goal, (*lead, goal.shape[-1]))
-        chosen = jax.random.uniform(key_ratio, lead[-1:]) < self.ratio
+        chosen = jax.random.uniform(key_ratio, lead[-1:], jnp.float32) < self.ratio
         chosen = jnp.broadcast_to(chosen, lead)
         if self.desired_goal is None:
             old = rows.level_input.reshape(goal.shape)

@@ -94,7 +94,7 @@ class LatentPlanner(LatentModel):
         fit, memory = planner.search(memory, policy_plans, draws, value_fn, temperature)
         unit = planner.exploit(fit)
         if explores is not False:
-            gumbel = jax.random.gumbel(key_elite, (planner.num_elites,))
+            gumbel = jax.random.gumbel(key_elite, (planner.num_elites,), jnp.float32)
             unit = jnp.where(explores, planner.explore(fit, gumbel, action_noise), unit)
         return from_unit(state.action_space, unit), memory
 
@@ -117,10 +117,10 @@ class LatentPlanner(LatentModel):
         keeps their parameters, and the products with them, in common.
         """
         if self.n_critics == 2:
-            return jnp.full((2,), 0.5)
+            return jnp.full((2,), 0.5, jnp.float32)
         first, second = two_of(self.n_critics, key)
         index = jnp.arange(self.n_critics)
-        return 0.5 * ((index == first) | (index == second))
+        return 0.5 * ((index == first) | (index == second)).astype(jnp.float32)
 
     def policy_plans(
         self, state: Any, latent: jax.Array, conditions: jax.Array, noise: jax.Array
@@ -180,10 +180,10 @@ class LatentPlanner(LatentModel):
         steps = jnp.stack(latents)
         c = jnp.broadcast_to(conditions[:, None], (horizon + 1, n, conditions.shape[-1]))
         _, rewards = self.reward(params, steps[:-1], jnp.moveaxis(plans, 1, 0), c[:-1])
-        discount = gamma ** jnp.arange(horizon + 1)[:, None]
+        discount = gamma ** jnp.arange(horizon + 1, dtype=jnp.float32)[:, None]
         if self.learn_termination:
             goes_on = jax.nn.sigmoid(-self.termination(params, steps[1:], c[1:]))
-            alive = jnp.concatenate([jnp.ones((1, n)), jnp.cumprod(goes_on, 0)])
+            alive = jnp.concatenate([jnp.ones((1, n), jnp.float32), jnp.cumprod(goes_on, 0)])
             discount = discount * alive
         if n_steps is None:
             end = horizon
@@ -202,7 +202,7 @@ class LatentPlanner(LatentModel):
 def normals(key: jax.Array, *shapes: tuple[int, ...]) -> list[jax.Array]:
     """Standard normal draws of several shapes by one call; consumes `key`."""
     sizes = [math.prod(shape) for shape in shapes]
-    flat = jax.random.normal(key, (sum(sizes),))
+    flat = jax.random.normal(key, (sum(sizes),), jnp.float32)
     out, start = [], 0
     for size, shape in zip(sizes, shapes, strict=True):
         out.append(flat[start : start + size].reshape(shape))

@@ -6,9 +6,19 @@ import jax
 import jax.numpy as jnp
 
 
+def n_valid(mask: jax.Array) -> jax.Array:
+    """Number of rows that count, float32 [], at least 1."""
+    return jnp.maximum(mask.sum(dtype=jnp.float32), 1.0)
+
+
+def shares(mask: jax.Array) -> jax.Array:
+    """Weight of each row in a mean over those that count, float32; 0 where none does."""
+    return mask.astype(jnp.float32) / n_valid(mask)
+
+
 def row_means(x: jax.Array, mask: jax.Array) -> jax.Array:
     """Means [T] of x [T, B] over rows that count; 0 where none does."""
-    return jnp.where(mask, x, 0.0).sum(1) / jnp.maximum(mask.sum(1), 1)
+    return jnp.where(mask, x, 0.0).sum(1) / jnp.maximum(mask.sum(1, dtype=jnp.float32), 1.0)
 
 
 def update_scale(scale: jax.Array, values: jax.Array, mask: jax.Array, tau: jax.Array) -> jax.Array:
@@ -22,13 +32,13 @@ def update_scale(scale: jax.Array, values: jax.Array, mask: jax.Array, tau: jax.
     Returns:
         [] float32.
     """
-    n = mask.sum()
+    n = mask.sum(dtype=jnp.int32)
     ordered = jnp.sort(jnp.where(mask, values, jnp.inf))
 
     def percentile(q):
-        place = q * jnp.maximum(n - 1, 0)
+        place = q * jnp.maximum(n - 1, 0).astype(jnp.float32)
         below = jnp.floor(place).astype(jnp.int32)
-        share = place - below
+        share = place - below.astype(jnp.float32)
         above = jnp.minimum(below + 1, jnp.maximum(n - 1, 0))
         return ordered[below] + share * (ordered[above] - ordered[below])
 

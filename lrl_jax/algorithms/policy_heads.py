@@ -51,7 +51,7 @@ class CategoricalHead:
             return best
         # One uniform number through the inverse of the cumulative probabilities.
         cumulative = jnp.cumsum(jax.nn.softmax(out))
-        drawn = (cumulative <= jax.random.uniform(key) * cumulative[-1]).sum()
+        drawn = (cumulative <= jax.random.uniform(key, (), jnp.float32) * cumulative[-1]).sum()
         drawn = jnp.minimum(drawn, self.space.n - 1).astype(self.space.dtype)
         return jnp.where(explores, drawn, best)
 
@@ -111,7 +111,7 @@ class GaussianHead:
     ) -> jax.Array:
         """Action [*shape] for means [D]; the mean unless `explores`. Consumes `key`."""
         if explores is not False:
-            noise = jnp.exp(log_std) * jax.random.normal(key, out.shape)
+            noise = jnp.exp(log_std) * jax.random.normal(key, out.shape, jnp.float32)
             out = out + jnp.where(explores, noise, 0.0)
         return from_unit(self.space, out)
 

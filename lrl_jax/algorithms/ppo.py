@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from lrl_jax import struct
 from lrl_jax.algorithms.base import Scheduled, init_settings, observe_schedules, present_settings
+from lrl_jax.algorithms.masked import n_valid
 from lrl_jax.algorithms.on_policy import advantages, permutations
 from lrl_jax.algorithms.policy_heads import PolicyHead, policy_head
 from lrl_jax.nets import activation_fn, check_hidden
@@ -280,7 +281,9 @@ class PPO:
         value, next_value = self.values(state, batch)
         settings = present_settings(state)
         gamma = settings["gamma"]
-        discount = gamma**batch.elapsed_env_steps if self.smdp_discount else gamma
+        discount = (
+            gamma ** batch.elapsed_env_steps.astype(jnp.float32) if self.smdp_discount else gamma
+        )
         advantage, target = advantages(
             batch.rew,
             value,
@@ -313,14 +316,19 @@ class PPO:
         size = rows.shape[0]
         per_minibatch = math.ceil(size / self.n_minibatches)
         missing = per_minibatch * self.n_minibatches - size
-        rows = jnp.concatenate([rows, jnp.zeros((missing, rows.shape[1]))]) if missing else rows
+        rows = (
+            jnp.concatenate([rows, jnp.zeros((missing, rows.shape[1]), jnp.float32)])
+            if missing
+            else rows
+        )
         order = permutations(key, self.n_epochs, len(rows)).reshape(-1, per_minibatch)
-        steps = jnp.arange(len(order))
+        steps = jnp.arange(len(order), dtype=jnp.int32)
         n_rows = jnp.maximum(rows[:, MASK].at[order].get(mode="promise_in_bounds").sum(1), 1.0)
         count = state.opt.count + 1 + steps
+        n_steps = count.astype(jnp.float32)
         settings = present_settings(state)
-        rate = settings["learning_rate"] * jnp.sqrt(1.0 - BETA2**count) / (1.0 - BETA1**count)
-        epsilon = self.adam_epsilon * jnp.sqrt(1.0 - BETA2**count)
+        rate = settings["learning_rate"] * jnp.sqrt(1.0 - BETA2**n_steps) / (1.0 - BETA1**n_steps)
+        epsilon = self.adam_epsilon * jnp.sqrt(1.0 - BETA2**n_steps)
         params, unravel = ravel_pytree(state.params)
 
         def step(carry, minibatch):
@@ -361,7 +369,7 @@ class PPO:
         value, advantage, target = self.advantages(state, batch)
         mask = batch.mask
         if self.normalise_advantages:
-            n = jnp.maximum(mask.sum(), 1)
+            n = n_valid(mask)
             advantage = advantage - advantage.sum() / n
             variance = jnp.where(mask, advantage**2, 0.0).sum() / n
             advantage = advantage / (jnp.sqrt(variance) + 1e-8)
@@ -410,9 +418,11 @@ class PPO:
 
         # All sums over the batch are one product.
         away = jnp.abs(ratio - 1.0)
-        each = (policy_loss, 0.5 * error, entropy, ratio - 1.0 - log_ratio, away > clip)
-        each = (*each, away * present, log_prob_error)
-        means = jnp.stack([jnp.where(mask > 0, x, 0.0) for x in each]) @ (mask / n_rows)
+        each = (policy_loss, 0.5 * error, entropy, ratio - 1.0 - log_ratio)
+        each = (*each, (away > clip).astype(jnp.float32), away * present, log_prob_error)
+        means = jnp.stack([jnp.where(mask > 0, x, 0.0) for x in each]) @ (
+            mask.astype(jnp.float32) / n_rows
+        )
         loss = (
             means[0]
             + settings["value_coefficient"] * means[1]

@@ -19,9 +19,11 @@ from lrl_jax.algorithms.base import (
     from_unit,
     init_settings,
     observe_schedules,
+    optimised,
     present_settings,
     to_unit,
 )
+from lrl_jax.algorithms.masked import shares
 from lrl_jax.nets import (
     MLP,
     TanhGaussianPolicy,
@@ -147,8 +149,8 @@ class SAC:
         self.check(action_space)
         assert isinstance(action_space, Box)
         key_actor, key_critic = jax.random.split(key)
-        x = jnp.zeros((1, obs_dim + condition_dim))
-        action = jnp.zeros((1, action_space.dim))
+        x = jnp.zeros((1, obs_dim + condition_dim), jnp.float32)
+        action = jnp.zeros((1, action_space.dim), jnp.float32)
         actor = self._actor(action_space.dim).init(key_actor, x)["params"]
         critics = jax.vmap(
             lambda k: self._critic.init(k, jnp.concatenate([x, action], -1))["params"]
@@ -204,11 +206,11 @@ class SAC:
         Returns:
             Action [*A] in units of the action space, and the memory.
         """
-        mean, log_std = self._policy(state, jnp.concatenate([obs, condition]))
+        mean, log_std = self._policy(state, jnp.concatenate([obs, condition], dtype=jnp.float32))
         if explores is False:
             unit = jnp.tanh(mean)
         else:
-            noise = jax.random.normal(key, mean.shape) * explores
+            noise = jnp.where(explores, jax.random.normal(key, mean.shape, jnp.float32), 0.0)
             unit, _ = tanh_gaussian(mean, log_std, noise)
         return from_unit(state.action_space, unit), memory
 
@@ -220,7 +222,7 @@ class SAC:
 
     def q_values(self, critics: Any, x: jax.Array, unit_action: jax.Array) -> jax.Array:
         """Values [n_critics, B] of actions [B, A] in [-1, 1] for features [B, X + C]."""
-        inputs = jnp.concatenate([x, unit_action], -1)
+        inputs = jnp.concatenate([x, unit_action], -1, dtype=jnp.float32)
         return jax.vmap(lambda p: apply_function(self._critic, p, inputs)[..., 0])(critics)
 
     def soft_value(
@@ -236,9 +238,11 @@ class SAC:
         Returns:
             min Q(x, a) - temperature * log pi(a | x), [B].
         """
-        x = jnp.concatenate([obs, condition], -1)
+        x = jnp.concatenate([obs, condition], -1, dtype=jnp.float32)
         mean, log_std = self._policy(state, x)
-        action, log_prob = tanh_gaussian(mean, log_std, jax.random.normal(key, mean.shape))
+        action, log_prob = tanh_gaussian(
+            mean, log_std, jax.random.normal(key, mean.shape, jnp.float32)
+        )
         return least(self.q_values(state.target_critics, x, action)) - state.temperature * log_prob
 
     def targets(self, state: SACState, batch: Batch, key: jax.Array) -> jax.Array:
@@ -266,9 +270,9 @@ class SAC:
             targets = self.targets(state, batch, key_target)
         targets = jax.lax.stop_gradient(targets)
         settings, temperature = present_settings(state), state.temperature
-        x = jnp.concatenate([batch.obs, batch.condition], -1)
+        x = jnp.concatenate([batch.obs, batch.condition], -1, dtype=jnp.float32)
         action = to_unit(state.action_space, batch.act)
-        weight = batch.mask / jnp.maximum(batch.mask.sum(), 1.0)
+        weight = shares(batch.mask)
 
         def critic_loss(critics):
             q = self.q_values(critics, x, action)
@@ -276,7 +280,7 @@ class SAC:
 
         (loss, q), grads = jax.value_and_grad(critic_loss, has_aux=True)(state.critics)
         critics, critic_opt = _step(grads, state.critic_opt, state.critics, settings)
-        noise = jax.random.normal(key_actor, (*x.shape[:-1], state.action_space.dim))
+        noise = jax.random.normal(key_actor, (*x.shape[:-1], state.action_space.dim), jnp.float32)
 
         def actor_loss(actor):
             mean, log_std = self._policy(state.replace(actor=actor), x)
@@ -317,7 +321,7 @@ def least(values: jax.Array) -> jax.Array:
 
 
 def _step(grads, opt_state, params, settings):
-    updates, opt_state = _ADAM.update(grads, opt_state)
+    updates, opt_state = optimised(_ADAM, grads, opt_state)
     rate = settings["learning_rate"]
     return jax.tree.map(lambda p, u: p - rate * u, params, updates), opt_state
 
@@ -326,6 +330,6 @@ def _fit_temperature(state: SACState, log_prob: jax.Array) -> SACState:
     """Raise the temperature where the entropy is below its target, lower it above."""
     grad = -(log_prob + present_settings(state)["target_entropy"])
     update: Any
-    update, opt = _ADAM.update(grad, state.temperature_opt)
+    update, opt = optimised(_ADAM, grad, state.temperature_opt)
     rate = present_settings(state)["temperature_learning_rate"]
     return state.replace(log_temperature=state.log_temperature - rate * update, temperature_opt=opt)

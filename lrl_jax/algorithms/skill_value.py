@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from lrl_jax import struct
+from lrl_jax.algorithms.base import optimised
+from lrl_jax.algorithms.masked import shares
 from lrl_jax.nets import NormedMLP, TwoHot, apply_function
 
 _OPTIMIZER = optax.chain(optax.clip_by_global_norm(20.0), optax.scale_by_adam())
@@ -52,7 +54,10 @@ class SkillValue:
     def init(self, key: jax.Array, latent_dim: int) -> SkillValueState:
         """Create the state for latent states of that size; consumes `key`."""
         key_value, key_converter = jax.random.split(key)
-        x, start = jnp.zeros((1, latent_dim)), jnp.zeros((1, self.start_dim))
+        x, start = (
+            jnp.zeros((1, latent_dim), jnp.float32),
+            jnp.zeros((1, self.start_dim), jnp.float32),
+        )
         params = {
             "value": self._value_net.init(key_value, jnp.concatenate([x, start], -1))["params"],
             "converter": self._converter_net.init(key_converter, x)["params"],
@@ -98,7 +103,7 @@ class SkillValue:
             The state, and scalars for logging.
         """
         latent, start, targets = jax.lax.stop_gradient((latent, start, targets))
-        weight = mask / jnp.maximum(mask.sum(), 1)
+        weight = shares(mask)
 
         def loss_fn(params):
             logits, _ = self.value(params, latent, start)
@@ -110,6 +115,6 @@ class SkillValue:
 
         (_, losses), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         steps: Any
-        steps, opt = _OPTIMIZER.update(grads, state.opt)
+        steps, opt = optimised(_OPTIMIZER, grads, state.opt)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, steps)
         return SkillValueState(params, opt), losses

@@ -16,6 +16,7 @@ from lrl_jax.algorithms.base import (
     check_box_actions,
     init_settings,
     observe_schedules,
+    optimised,
     present_settings,
     to_unit,
 )
@@ -165,7 +166,7 @@ class TDMPC2(LatentPlanner):
             target_q=jax.tree.map(jnp.copy, params["q"]),
             model_opt=self._model_optimizer.init(_without_policy(params)),
             policy_opt=self._policy_optimizer.init(params["policy"]),
-            scale=jnp.ones(()),
+            scale=jnp.ones((), jnp.float32),
             **init_settings(self, _SCHEDULED, temperature=self.planner.temperature),
             action_space=action_space,
             obs_dim=obs_dim,
@@ -226,7 +227,7 @@ class TDMPC2(LatentPlanner):
         """
         key_noise, key_heads = jax.random.split(key)
         shape = (*next_latents.shape[:-1], state.action_space.dim)
-        noise = jax.random.normal(key_noise, shape)
+        noise = jax.random.normal(key_noise, shape, jnp.float32)
         heads = pick_heads(state.target_q, key_heads)
         value = self.next_value(state, heads, next_latents, batch.condition_next, noise)
         discount = batch.discount(present_settings(state)["gamma"], self.smdp_discount)
@@ -286,7 +287,7 @@ class TDMPC2(LatentPlanner):
             "value": value_loss,
         }
         horizon = len(unit_actions)
-        share = settings["rho"] ** jnp.arange(horizon) / horizon
+        share = settings["rho"] ** jnp.arange(horizon, dtype=jnp.float32) / horizon
         losses = {name: share @ row_means(x, batch.mask) for name, x in errors.items()}
         if self.learn_termination:
             logits = self.termination(params, z_next, batch.condition_next)
@@ -330,7 +331,9 @@ class TDMPC2(LatentPlanner):
         scale = update_scale(scale, jax.lax.stop_gradient(value[0]), mask[0], settings["tau"])
         error = settings["entropy_coefficient"] * log_prob - value / scale
         steps = latents.shape[0]
-        loss = (settings["rho"] ** jnp.arange(steps) * row_means(error, mask)).mean()
+        loss = (
+            settings["rho"] ** jnp.arange(steps, dtype=jnp.float32) * row_means(error, mask)
+        ).mean()
         entropy = -row_means(log_prob, mask)[0]
         return loss, (scale, {"policy_loss": loss, "entropy": entropy, "scale": scale})
 
@@ -374,7 +377,7 @@ class TDMPC2(LatentPlanner):
         (loss, (latents, metrics)), grads = jax.value_and_grad(model_loss, has_aux=True)(model)
         metrics |= {"model_loss": loss, "grad_norm": optax.global_norm(grads)}
         steps: Any
-        steps, model_opt = self._model_optimizer.update(grads, state.model_opt)
+        steps, model_opt = optimised(self._model_optimizer, grads, state.model_opt)
         rates = dict.fromkeys(model, settings["learning_rate"])
         rates["encoder"] = rates["encoder"] * settings["encoder_rate_factor"]
         model = {name: _descend(model[name], steps[name], rates[name]) for name in model}
@@ -382,7 +385,7 @@ class TDMPC2(LatentPlanner):
         # A state counts if the row that led there does; conditions behind a piece's end do not.
         conditions = jnp.concatenate([batch.condition[:1], batch.condition_next])
         mask = jnp.concatenate([batch.mask[:1], batch.mask])
-        noise = jax.random.normal(keys[2], (*mask.shape, state.action_space.dim))
+        noise = jax.random.normal(keys[2], (*mask.shape, state.action_space.dim), jnp.float32)
         (_, (scale, more)), grads = jax.value_and_grad(self.policy_loss, has_aux=True)(
             state.params["policy"],
             model,
@@ -394,7 +397,7 @@ class TDMPC2(LatentPlanner):
             noise,
             pick_heads(model["q"], keys[3]),
         )
-        step, policy_opt = self._policy_optimizer.update(grads, state.policy_opt)
+        step, policy_opt = optimised(self._policy_optimizer, grads, state.policy_opt)
         rate = settings["policy_learning_rate"]
         policy = _descend(state.params["policy"], step, rate)
         tau = settings["tau"]

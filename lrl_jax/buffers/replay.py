@@ -127,8 +127,8 @@ class Replay(struct.Node):
             raise ValueError(f'within must be "episode" or "control", got {within!r}.')
         counter = rows.N_STEPS if within == "control" else None
         behind = ring.rows_after(self.buffer, found.id, counter)
-        uniform = jax.random.uniform(key, behind.shape)
-        steps = jnp.minimum((uniform * (behind + 1)).astype(jnp.int32), behind)
+        uniform = jax.random.uniform(key, behind.shape, jnp.float32)
+        steps = jnp.minimum((uniform * (behind + 1).astype(jnp.float32)).astype(jnp.int32), behind)
         return self._rows(ring.ids_after(self.buffer, found.id, steps)), steps
 
     def children(self, found: Row, most: int) -> tuple[Row, jax.Array]:

@@ -42,6 +42,10 @@ def select(mask: Any, new: Any, old: Any) -> Any:
     def pick(a, b):
         if mask is None:
             return jnp.asarray(a, b.dtype)  # and without weak type
+        if jnp.issubdtype(b.dtype, jax.dtypes.prng_key):
+            # As data: the old key may have been consumed on the way to the new one.
+            data = pick(jax.random.key_data(a), jax.random.key_data(b))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(b))
         where = mask.reshape(mask.shape + (1,) * (b.ndim - mask.ndim))
         return jnp.where(where, a.astype(b.dtype) if a.dtype != b.dtype else a, b)
 

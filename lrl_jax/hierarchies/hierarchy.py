@@ -317,15 +317,18 @@ class Hierarchy:
         def example(space):
             return jnp.zeros(space.shape, space.dtype)
 
-        def once(learner, memory, key):
+        def once(learner, memory, keys):
             nonlocal asks
+            key, draft_key, after_key, close_key = keys
             above = None if i == 0 else example(self._obs_spaces[i - 1])
             ctx = stepping.context(
                 self.levels,
                 state,
                 i,
                 key=key,
-                level_input=jnp.zeros(0) if spec.input_space is None else example(spec.input_space),
+                level_input=jnp.zeros(0, jnp.float32)
+                if spec.input_space is None
+                else example(spec.input_space),
                 explores=jnp.ones((), bool),
                 control=None if i == 0 else Control(jnp.zeros((), jnp.int32), above, above),
                 training=True,
@@ -335,7 +338,8 @@ class Hierarchy:
             decision = checks.decided(f"{name}.act", decision, memory, spec)
             asks = _asks(decision)
             if level.draft is not None:
-                drafted, again, needs = level.draft(learner, memory, obs, ctx)
+                of_draft = ctx.replace(key=draft_key)
+                drafted, again, needs = level.draft(learner, memory, obs, of_draft)
                 checks.decided(f"{name}.draft", drafted, memory, spec)
                 checks.shaped(f"{name}.draft: needs_act", needs, ())
                 checks.decided(f"{name}.act", decision.replace(memory=again), memory, spec)
@@ -346,27 +350,30 @@ class Hierarchy:
                 obs=obs,
                 level_input=ctx.level_input,
                 act=jnp.zeros(spec.action_space.shape, spec.action_space.dtype),
-                rew=jnp.zeros(()),
+                rew=jnp.zeros((), jnp.float32),
                 obs_next=obs,
                 terminated=zero > 0,
                 truncated=zero > 0,
                 elapsed_env_steps=zero,
                 n_steps_in_control=zero,
                 hands_back=zero > 0,
-                signals={signal: jnp.zeros(()) for signal in self.signals},
+                signals={signal: jnp.zeros((), jnp.float32) for signal in self.signals},
                 control=None if s.above_obs is None else Control(zero, above, above, above),
                 stored={k: jnp.asarray(x) for k, x in decision.store.items()},
             )
-            out = level.after_transition(learner, decision.memory, row, ctx)
+            of_end = ctx.replace(key=after_key)
+            out = level.after_transition(learner, decision.memory, row, of_end)
             checks.closed(f"{name}.after_transition", out, memory, row.stored)
-            _, whole = stepping.close(level, learner, ctx, decision.memory, row)
+            of_end = ctx.replace(key=close_key)
+            _, whole = stepping.close(level, learner, of_end, decision.memory, row)
             fields = to_fields(whole)
             if s.first_child is not None:
                 fields |= {FIRST_CHILD: zero.astype(jnp.uint32), N_CHILDREN: zero}
             return row, fields
 
         memory = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), s.memory)
-        row, fields = jax.eval_shape(once, s.learner, memory, key)
+        keys = (jax.ShapeDtypeStruct(key.shape, key.dtype),) * 4  # nothing is drawn
+        row, fields = jax.eval_shape(once, s.learner, memory, keys)
         return row, asks, fields
 
     def _make_buffer(self, i: int, fields: Any, n: int) -> Any:

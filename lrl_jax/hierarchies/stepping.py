@@ -371,7 +371,7 @@ def _learn_level(levels, spec, state: HierarchyState, i: int):
         return devices.pin(new, devices.of_learner), sums
 
     learner, sums = jax.lax.fori_loop(0, max_over_batch(n_updates), body, (s.learner, sums))
-    means = jax.tree.map(lambda total: total / jnp.maximum(n_updates, 1), sums)
+    means = jax.tree.map(lambda total: total / jnp.maximum(n_updates, 1).astype(jnp.float32), sums)
     means["n_updates"] = n_updates.astype(jnp.float32)
     buffer = s.buffer
     settled = due > 0

@@ -370,7 +370,7 @@ class PlannerLevel(Level):
         planning = self._next_mode(learner, memory, key_mode, ctx) | ~ctx.explores
         redraw = memory.fresh
         if not self.resample_on_end:
-            coin = jax.random.uniform(key_redraw)
+            coin = jax.random.uniform(key_redraw, (), jnp.float32)
             redraw |= coin < learner.settings["resample_random_action_prob"]
         drawn = jnp.where(redraw, space.sample(key_action), memory.random_action)
         action = jnp.where(planning, memory.random_action, drawn)
@@ -411,7 +411,7 @@ class PlannerLevel(Level):
         steps, settings = ctx.env_steps, learner.settings
         planning = jnp.ones((), bool)
         if self.alternate_with_noise:
-            coin = jax.random.uniform(key)
+            coin = jax.random.uniform(key, (), jnp.float32)
             to_planning = coin < settings["switch_planner_prob"]
             to_planning &= steps > settings["no_planning_steps"]
             goes_on = coin >= settings["switch_random_prob"]

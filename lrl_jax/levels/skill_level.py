@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from lrl_jax import struct
 from lrl_jax.algorithms import SAC, TDMPC2
 from lrl_jax.algorithms.base import init_settings, observe_schedules, present_settings
+from lrl_jax.algorithms.masked import shares
 from lrl_jax.buffers import Replay, Row
 from lrl_jax.levels.base import Context, LevelSpec
 from lrl_jax.levels.learner_levels import AlgorithmLearner, LearnerLevel
@@ -33,7 +34,7 @@ class Moments(struct.Node):
     @classmethod
     def zero(cls) -> Moments:
         """Before the first batch."""
-        return cls(jnp.zeros(()), jnp.ones(()), jnp.zeros((), bool))
+        return cls(jnp.zeros((), jnp.float32), jnp.ones((), jnp.float32), jnp.zeros((), bool))
 
     @property
     def std(self) -> jax.Array:
@@ -42,8 +43,8 @@ class Moments(struct.Node):
 
     def update(self, x: jax.Array, mask: jax.Array, momentum: jax.Array) -> Moments:
         """Move towards the moments of x [B] where `mask` [B]."""
-        weight = mask / jnp.maximum(mask.sum(), 1.0)
-        rate = jnp.where(self.initialised, momentum, 1.0) * mask.any()
+        weight = shares(mask)
+        rate = jnp.where(mask.any(), jnp.where(self.initialised, momentum, 1.0), 0.0)
         mean = self.mean + rate * ((x * weight).sum() - self.mean)
         square = self.square + rate * ((x * x * weight).sum() - self.square)
         return Moments(mean, square, self.initialised | mask.any())
@@ -254,7 +255,7 @@ class SkillLevel(LearnerLevel):
             if isinstance(self.skill_space, Discrete):  # all skills, its own included
                 phi = math.log(n_others) - jax.nn.logsumexp(relative, -1)
             else:
-                relative = jnp.concatenate([jnp.zeros((batch, 1)), relative], -1)
+                relative = jnp.concatenate([jnp.zeros((batch, 1), jnp.float32), relative], -1)
                 phi = math.log(n_others + 1) - jax.nn.logsumexp(relative, -1)
             out.append(jnp.maximum(phi, settings["least_potential"]))
         return tuple(out)
@@ -290,7 +291,7 @@ class SkillLevel(LearnerLevel):
         lead = rows.terminated.shape
         key_skill, key_chosen = jax.random.split(key)
         skills = self.draw_skills(key_skill, *lead)
-        chosen = jax.random.uniform(key_chosen, lead[-1:]) < self.relabel_skills
+        chosen = jax.random.uniform(key_chosen, lead[-1:], jnp.float32) < self.relabel_skills
         if len(lead) == 2:
             # One skill for each stretch of control that a piece passes through.
             assert rows.control is not None

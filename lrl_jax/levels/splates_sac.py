@@ -38,7 +38,7 @@ class OnSAC(struct.Node):
 def init(algorithm: SAC, key: jax.Array, latent: Box) -> OnSAC:
     """Before the first update."""
     del algorithm, key
-    return OnSAC(start=Scale.of(latent), w=jnp.eye(latent.dim))
+    return OnSAC(start=Scale.of(latent), w=jnp.eye(latent.dim, dtype=jnp.float32))
 
 
 def more_conditions(backbone: OnSAC, start: jax.Array, state: jax.Array) -> list[jax.Array]:

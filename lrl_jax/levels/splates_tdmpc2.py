@@ -59,7 +59,7 @@ def decide(level: Any, learner, memory, obs, ctx, k, start, state, explores):
         return _plan(level, learner, memory, x, ctx, k, start, explores)
     c = level.conditions(learner, ctx.level_input, k, start, state)
     space = learner.action_space
-    noise = jax.random.normal(ctx.key, (space.dim,)) * explores
+    noise = jnp.where(explores, jax.random.normal(ctx.key, (space.dim,), jnp.float32), 0.0)
     latent = algorithm.encode(learner.state.params, x)
     unit, _ = algorithm.policy(learner.state.params, latent, c, noise)
     return from_unit(space, unit), memory
@@ -83,8 +83,8 @@ def _plan(level: Any, learner, memory, x, ctx, k, start, explores):
             _, value = heads.value(params, latents, starts)
         else:  # the same skill again, from there
             z = jnp.broadcast_to(learner.hear(skill, ()), (len(starts), level.skill_space.dim))
-            again = jnp.concatenate([z, -jnp.ones((len(starts), 1)), starts], -1)
-            noise = jnp.zeros((len(starts), state.action_space.dim))
+            again = jnp.concatenate([z, -jnp.ones((len(starts), 1), jnp.float32), starts], -1)
+            noise = jnp.zeros((len(starts), state.action_space.dim), jnp.float32)
             unit, _ = algorithm.policy(state.params, latents, again, noise)
             value = algorithm.q_values(state.params["q"], latents, unit, again)[1].mean(0)
         return jnp.where(k + n_steps >= last, value, q)
@@ -156,7 +156,7 @@ def update(level: Any, learner, model: PlannerLearner, rows: Row, mask, key_next
     skills = level.draw_skills(key_skills, *mask.shape)
     condition = level.conditions(learner, skills, jnp.zeros_like(rows.control.steps), now, now)
     latents = algorithm.encode(state.params, batch.obs)
-    noise = jax.random.normal(key_noise, (*mask.shape, learner.action_space.dim))
+    noise = jax.random.normal(key_noise, (*mask.shape, learner.action_space.dim), jnp.float32)
     critics = pick_heads(state.target_q, key_heads)
     value = algorithm.next_value(state, critics, latents, condition, noise)
     backbone = learner.skills.backbone

@@ -252,7 +252,9 @@ class ProbabilisticEnsemble:
         std = jnp.exp(out["log_std"])
         logit = out["term_logit"]
         term_prob = (
-            jnp.zeros(out["log_weight"].shape[:-1]) if logit is None else jax.nn.sigmoid(logit)
+            jnp.zeros(out["log_weight"].shape[:-1], jnp.float32)
+            if logit is None
+            else jax.nn.sigmoid(logit)
         )
         if self.sb_start_duration:
             share = self.network_share(stats)
@@ -313,10 +315,10 @@ class ProbabilisticEnsemble:
         out = self.heads(params, rows["s"], rows["c"], rows["a"])
         delta = (rows["s2"] - rows["s"]) / sigma_d
         # Rows outside the mask may hold anything; NaN would reach the gradient through `where`.
-        delta = jnp.where(rows["m"][..., None] != 0, delta, 0.0)
+        delta = jnp.where(rows["m"].astype(bool)[..., None], delta, 0.0)
         log_q = mixture.log_prob(delta, out["log_weight"], out["mean"], out["log_std"])
         nll = average(jnp.sum(jnp.log(sigma_d)) - log_q)
-        info = {"nll": nll, "termination_loss": jnp.zeros(())}
+        info = {"nll": nll, "termination_loss": jnp.zeros((), jnp.float32)}
         if out["term_logit"] is not None:
             logit, target = out["term_logit"], rows["t"].astype(jnp.float32)
             info["termination_loss"] = average(jax.nn.softplus(logit) - target * logit)

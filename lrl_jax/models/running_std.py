@@ -36,7 +36,7 @@ def update_running_std(
     """
     weight = mask.astype(jnp.float32)
     count = weight.sum()
-    square = jnp.where(mask[:, None] != 0, jnp.square(delta), 0.0)
+    square = jnp.where(mask.astype(bool)[:, None], jnp.square(delta), 0.0)
     batch = square.sum(0) / jnp.maximum(count, 1.0)
     rate = jnp.where(running.initialised, momentum, 1.0)
     rate = jnp.where(count > 0, rate, 0.0)

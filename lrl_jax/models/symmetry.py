@@ -10,7 +10,7 @@ SPREAD_STEPS = 200
 
 def random_rotation(key: jax.Array, dim: int) -> jax.Array:
     """Uniformly distributed orthogonal matrix [dim, dim]; consumes `key`."""
-    q, r = jnp.linalg.qr(jax.random.normal(key, (dim, dim)))
+    q, r = jnp.linalg.qr(jax.random.normal(key, (dim, dim), jnp.float32))
     return q * jnp.where(jnp.diagonal(r) < 0, -1.0, 1.0)
 
 
@@ -27,9 +27,9 @@ def spread_directions(key: jax.Array, dim: int, n: int, axes: bool = False) -> j
     if dim == 1:  # the sphere has two points
         sign = jnp.where(jax.random.bernoulli(key), 1.0, -1.0)
         return (sign * jnp.where(jnp.arange(n) % 2 == 0, 1.0, -1.0))[None, :]
-    start = jax.random.normal(key, (n, dim))
+    start = jax.random.normal(key, (n, dim), jnp.float32)
     start = start / jnp.linalg.norm(start, axis=-1, keepdims=True)
-    other = 1.0 - jnp.eye(n)
+    other = 1.0 - jnp.eye(n, dtype=jnp.float32)
 
     def force(points, opposite):
         diff = points[:, None, :] - opposite[None, :, :]
@@ -41,7 +41,7 @@ def spread_directions(key: jax.Array, dim: int, n: int, axes: bool = False) -> j
         if axes:
             push = push + force(points, -points)
         push = push / (jnp.linalg.norm(push, axis=-1, keepdims=True) + 1e-6)
-        rate = 0.3 * (1.0 - i / SPREAD_STEPS) / n ** (1.0 / (dim - 1))
+        rate = 0.3 * (1.0 - i.astype(jnp.float32) / SPREAD_STEPS) / n ** (1.0 / (dim - 1))
         points = points + rate * push
         return points / jnp.linalg.norm(points, axis=-1, keepdims=True)
 

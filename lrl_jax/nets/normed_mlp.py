@@ -45,8 +45,8 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map [..., D] to [..., D]."""
         size = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones_init(), (size,))
-        bias = self.param("bias", nn.initializers.zeros_init(), (size,))
+        scale = self.param("scale", nn.initializers.ones_init(), (size,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (size,), jnp.float32)
         x = x - x.mean(-1, keepdims=True)
         variance = (x * x).mean(-1, keepdims=True)
         return x * jax.lax.rsqrt(variance + self.epsilon) * scale + bias

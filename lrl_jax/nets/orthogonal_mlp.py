@@ -31,7 +31,7 @@ def orthogonal(key: jax.Array, n_rows: int, n_columns: int) -> jax.Array:
         float32 [n_rows, n_columns].
     """
     few, many = sorted((n_rows, n_columns))
-    drawn = jax.random.normal(key, (few, many))
+    drawn = jax.random.normal(key, (few, many), jnp.float32)
 
     def body(i, rows):
         row = drawn[i]
@@ -39,7 +39,7 @@ def orthogonal(key: jax.Array, n_rows: int, n_columns: int) -> jax.Array:
             row = row - (rows @ row) @ rows
         return rows.at[i].set(row / jnp.linalg.norm(row))
 
-    rows = jax.lax.fori_loop(0, few, body, jnp.zeros((few, many)))
+    rows = jax.lax.fori_loop(0, few, body, jnp.zeros((few, many), jnp.float32))
     return rows if n_rows == few else rows.T
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lrl_jax.nets.mlp import MLP
 
@@ -30,9 +30,9 @@ def tanh_gaussian(
         Actions [..., A] in [-1, 1] and the log of their density, [...].
     """
     raw = mean + jnp.exp(log_std) * noise
-    normal = -0.5 * (noise**2 + np.log(2 * np.pi)) - log_std
+    normal = -0.5 * (noise**2 + math.log(2 * math.pi)) - log_std
     # log(1 - tanh(x)^2) in a form that does not lose its digits for large |x|.
-    slope = 2.0 * (np.log(2.0) - raw - jax.nn.softplus(-2.0 * raw))
+    slope = 2.0 * (math.log(2.0) - raw - jax.nn.softplus(-2.0 * raw))
     return jnp.tanh(raw), (normal - slope).sum(-1)
 
 

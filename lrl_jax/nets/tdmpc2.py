@@ -97,7 +97,7 @@ class LatentModel:
             del sizes["termination"]
         params = {}
         for part, part_key in zip(sizes, jax.random.split(key, len(sizes)), strict=True):
-            net, x = self._net(part, action_dim), jnp.zeros((1, sizes[part]))
+            net, x = self._net(part, action_dim), jnp.zeros((1, sizes[part]), jnp.float32)
             if part == "q":
                 keys = jax.random.split(part_key, self.n_critics)
                 params[part] = jax.vmap(lambda k, net=net, x=x: net.init(k, x)["params"])(keys)
@@ -161,7 +161,7 @@ class LatentModel:
     def termination(self, params: Params, latent: jax.Array, condition: jax.Array) -> jax.Array:
         """Logits [...] of an episode having ended in these states; -inf without the head."""
         if not self.learn_termination:
-            return jnp.full(latent.shape[:-1], -jnp.inf)
+            return jnp.full(latent.shape[:-1], -jnp.inf, jnp.float32)
         x = _inputs(latent, condition)
         return apply_function(self._net("termination"), params["termination"], x)[..., 0]
 
@@ -170,7 +170,7 @@ def _inputs(latent: jax.Array, *parts: jax.Array) -> jax.Array:
     """Put inputs side by side; a condition may lack the leading axes of the latent states."""
     lead = latent.shape[:-1]
     wide = [p if p.shape[:-1] == lead else jnp.broadcast_to(p, (*lead, p.shape[-1])) for p in parts]
-    return jnp.concatenate([latent, *wide], -1)
+    return jnp.concatenate([latent, *wide], -1, dtype=jnp.float32)
 
 
 def _head(heads: Any, i: int) -> Any:
@@ -195,7 +195,7 @@ def pick_heads(heads: Any, key: jax.Array) -> Any:
 
 def two_of(n: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Draw two different indices below `n`, at least 2, uniformly; consumes `key`."""
-    u = jax.random.uniform(key, (2,))
+    u = jax.random.uniform(key, (2,), jnp.float32)
     first = jnp.minimum((u[0] * n).astype(jnp.int32), n - 1)
     step = jnp.minimum((u[1] * (n - 1)).astype(jnp.int32), n - 2)
     return first, (first + 1 + step) % n

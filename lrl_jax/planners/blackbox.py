@@ -109,7 +109,7 @@ def ensemble_disagreement(rollout: Any, plans: jax.Array) -> jax.Array:
     Averaged over particles first, summed over state entries and steps; 0 with a single model.
     """
     del plans
-    total = jnp.zeros(rollout.rew.shape[0])
+    total = jnp.zeros(rollout.rew.shape[0], jnp.float32)
     for state in jax.tree.leaves(rollout.state):
         state = state.reshape(*state.shape[:4], -1)
         total += state.mean(2).var(1)[:, 1:].sum((1, 2))

@@ -219,17 +219,20 @@ class CrossEntropyMethod(abc.ABC):
         sizes, last = self.population, self.n_iterations - 1
         keys = jax.random.split(key, self.n_iterations)
         if len(set(sizes)) > 1:
-            elite_cost = jnp.zeros(())
+            elite_cost = jnp.zeros((), jnp.float32)
             for i, size in enumerate(sizes):
                 flags = (i == 0, i == last)
                 search, elite_cost = self._refit(cost_fn, search, keys[i], space, *flags, size)
             return search, elite_cost
 
         def body(search, x):
-            key, i = x
+            data, i = x
+            key = jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys))
             return self._refit(cost_fn, search, key, space, i == 0, i == last, sizes[0])
 
-        search, elite_cost = jax.lax.scan(body, search, (keys, jnp.arange(self.n_iterations)))
+        # As data: under a vmap JAX takes keys that are scanned over for keys used twice.
+        over = (jax.random.key_data(keys), jnp.arange(self.n_iterations))
+        search, elite_cost = jax.lax.scan(body, search, over)
         return search, elite_cost[-1]
 
     def _refit(self, cost_fn, search, key, space, first, last, size):

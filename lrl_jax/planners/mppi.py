@@ -87,7 +87,7 @@ class MPPI:
 
     def init(self, action_dim: int) -> MPPIMemory:
         """Memory before the first plan."""
-        return MPPIMemory(jnp.zeros((self.horizon, action_dim)), jnp.ones((), bool))
+        return MPPIMemory(jnp.zeros((self.horizon, action_dim), jnp.float32), jnp.ones((), bool))
 
     def start(self, memory: MPPIMemory) -> jax.Array:
         """Mean [H, A] to start from: the last one moved by a step, or 0 if there is none."""
@@ -174,8 +174,8 @@ class MPPI:
         fit = Fit(
             mean=mean,
             std=jnp.full_like(mean, self.max_std),
-            elites=jnp.zeros((self.num_elites, *mean.shape)),
-            score=jnp.zeros((self.num_elites,)),
+            elites=jnp.zeros((self.num_elites, *mean.shape), jnp.float32),
+            score=jnp.zeros((self.num_elites,), jnp.float32),
         )
 
         def body(fit, draws):

@@ -114,8 +114,10 @@ class Predictor(abc.ABC):
     @compiled()
     def _init(self, key):
         keys = jax.random.split(key, 6)
-        state, context = (jnp.zeros((1, d)) for d in (self.latent_state_dim, self.context_dim))
-        action = jnp.zeros((1, self.model.action_dim))
+        state, context = (
+            jnp.zeros((1, d), jnp.float32) for d in (self.latent_state_dim, self.context_dim)
+        )
+        action = jnp.zeros((1, self.model.action_dim), jnp.float32)
         value = init_function(self.val_func, keys[2], state, context)
         reward = init_function(self.rew_func, keys[1], state, context, action)
         params = {
@@ -146,7 +148,7 @@ class Predictor(abc.ABC):
                     "mapped_env_obs_shape=... to the predictor, or use a PredictorFactory."
                 )
             return {}
-        obs = jnp.zeros((1, math.prod(self.mapped_env_obs_shape)))
+        obs = jnp.zeros((1, math.prod(self.mapped_env_obs_shape)), jnp.float32)
         params = init_function(self.encoder, key, obs)
         got = jax.eval_shape(lambda p: apply_function(self.encoder, p, obs), params)
         want = ((1, self.latent_state_dim), (1, self.context_dim))
@@ -192,7 +194,7 @@ class Predictor(abc.ABC):
     def _reward(self, params, state, context, action):
         self._check_bound()
         if self.rew_func is None:
-            return jnp.zeros(state.shape[:-1])
+            return jnp.zeros(state.shape[:-1], jnp.float32)
         return apply_function(self.rew_func, params, state, context, action)
 
     def value(self, ps: PredictorState, state, context, target: bool = False) -> jax.Array:
@@ -203,7 +205,7 @@ class Predictor(abc.ABC):
     def _value(self, params, state, context):
         self._check_bound()
         if self.val_func is None:
-            return jnp.zeros(state.shape[:-1])
+            return jnp.zeros(state.shape[:-1], jnp.float32)
         return apply_function(self.val_func, params, state, context)
 
     @compiled()

@@ -265,7 +265,7 @@ class RewardPredictor(Predictor):
             jnp.where(valid[..., None], x, 0.0) for x in (state, context, batch.act)
         )
         reward, target = (jnp.where(valid, x, 0.0) for x in (batch.rew, batch.value))
-        rew_loss = value_loss = jnp.zeros(())
+        rew_loss = value_loss = jnp.zeros((), jnp.float32)
         if self.rew_func is not None:
             error = self._reward(params["reward"], state, context, act) - reward
             rew_loss = _masked_mean(jnp.square(error), valid)
@@ -369,7 +369,7 @@ class RewardPredictor(Predictor):
 
     def _disturbed(self, ps, model_batch, key):
         """The batch with noise on the states it starts from; consumes `key`."""
-        noise = jax.random.normal(key, model_batch.state.shape)
+        noise = jax.random.normal(key, model_batch.state.shape, jnp.float32)
         state = model_batch.state + self.state_noise * ps.sigma_d * noise
         return model_batch.replace(state=state)
 
@@ -397,7 +397,7 @@ class RewardPredictor(Predictor):
 
 def _masked_mean(x, mask):
     """Sum of `x` over the mask divided by the number of its entries; 0 for an empty one."""
-    return jnp.where(mask, x, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+    return jnp.where(mask, x, 0.0).sum() / jnp.maximum(mask.sum(dtype=jnp.float32), 1.0)
 
 
 def _model_rows(batch: ModelBatch):

@@ -65,10 +65,10 @@ def _sample_step(model, params, stats, linear_map, key, s, c, a):
     """Sampled change of state, and the prediction it was drawn from."""
     out = model.predict(params, stats, s, c, a, linear_map)
     key_mode, key_noise = jax.random.split(key)
-    gumbel = jax.random.gumbel(key_mode, out.log_weight.shape)
+    gumbel = jax.random.gumbel(key_mode, out.log_weight.shape, jnp.float32)
     choice = mixture.one_hot_choice(out.log_weight + gumbel)
     mean, std = mixture.pick(choice, out.mean), mixture.pick(choice, out.std)
-    return mean + std * jax.random.normal(key_noise, mean.shape), out
+    return mean + std * jax.random.normal(key_noise, mean.shape, jnp.float32), out
 
 
 def _lay_out(x: jax.Array, n_models: int, n_particles: int, batch: int) -> jax.Array:
@@ -159,7 +159,7 @@ def rollout_latent(
         if not with_termination:
             return delta, None
         if logit is None:
-            return delta, jnp.zeros(s.shape[:-1])
+            return delta, jnp.zeros(s.shape[:-1], jnp.float32)
         share = model.network_share(stats) if model.sb_start_duration else 1.0
         return delta, share * jax.nn.sigmoid(logit)
 
@@ -208,7 +208,7 @@ def rollout(
         predictor, ps, s, c, act, key, deterministic, n_particles, change
     )
     first = jnp.broadcast_to(s[:, None, None], (batch, n_m, 1, dim))
-    zero = jnp.zeros((batch, 1, dim))
+    zero = jnp.zeros((batch, 1, dim), jnp.float32)
     return Rollout(
         state=states,
         state_mean=jnp.concatenate([first, mean.transpose(2, 1, 0, 3)], 2),
