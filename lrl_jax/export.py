@@ -17,6 +17,7 @@ import numpy as np
 
 from lrl_jax import __version__, policy_loader
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
+from lrl_jax.hierarchies.gating import chunk_of
 from lrl_jax.hierarchies.state import LevelState
 from lrl_jax.policy_loader import Policy
 from lrl_jax.settings import check_int
@@ -65,12 +66,13 @@ def export_policy(
             f"export lrl_jax.take_seed(state, i), one by one."
         )
     n = None if batch_size is None else check_int("batch_size", batch_size, 1)
-    chunked = [i for i, level in enumerate(hierarchy.levels) if level.chunk_size]
+    chunks = [chunk_of(level) for level in hierarchy.levels]
+    chunked = [i for i, chunk in enumerate(chunks) if chunk]
     if chunked and n is None:
         i = chunked[0]
         raise ValueError(
             f"level {i} ({type(hierarchy.levels[i]).__name__}) decides in chunks of "
-            f"{hierarchy.levels[i].chunk_size} instances, so the number of instances must be "
+            f"{chunks[i]} instances, so the number of instances must be "
             f"known: give batch_size=1, or how many there will be."
         )
     hierarchy = hierarchy.eval()

@@ -17,6 +17,7 @@ from tiny import tiny
 import lrl_jax as lrl
 from lrl_jax import policy_loader
 from lrl_jax.algorithms import PPO, SAC
+from lrl_jax.hierarchies.gating import chunk_of
 from lrl_jax.levels import (
     ActionRepeatLevel,
     ActionSequenceLevel,
@@ -80,7 +81,7 @@ def made(name: str) -> tuple[lrl.Hierarchy, int | None]:
     if name in LEVELS:
         return lrl.Hierarchy(LEVELS[name], MAZE, PARAMS, signals=SIGNALS), None
     trainer = Trainer.build(tiny(name))
-    chunks = any(level.chunk_size for level in trainer.hierarchy.levels)
+    chunks = any(chunk_of(level) for level in trainer.hierarchy.levels)
     return trainer.hierarchy, N if chunks else None
 
 

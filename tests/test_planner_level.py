@@ -12,6 +12,7 @@ import pytest
 
 from lrl_jax import buffers
 from lrl_jax.buffers import Replay, Row, rows
+from lrl_jax.hierarchies.gating import chunk_of
 from lrl_jax.hierarchies.stepping import Rewards
 from lrl_jax.levels import Context
 from lrl_jax.levels.base import LevelSpec
@@ -299,10 +300,13 @@ def test_observed_steps_reach_the_predictor():
     assert learner.at(jnp.float32(7)).ps["steps"] == 7
 
 
-def test_chunks_fill_the_matrix_products():
-    assert make()[0].chunk_size == 32
-    assert make(optimizer=CEM(4, 300))[0].chunk_size == 4
-    assert make(chunk_size=5)[0].chunk_size == 5
+def test_chunks_fill_the_device(monkeypatch):
+    assert chunk_of(make()[0]) == 32
+    assert chunk_of(make(optimizer=CEM(4, 300))[0]) == 4
+    assert chunk_of(make(chunk_size=5)[0]) == 5
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert chunk_of(make(optimizer=CEM(4, 300))[0]) == 874
+    assert chunk_of(make(chunk_size=5)[0]) == 5
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,15 @@ predicates are reduced over that axis too, so that they stay scalars and the gat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+# Candidates that fill the matrix products of two cores, and of an accelerator.
+FULL_ON_CPU, FULL_ON_ACCELERATOR = 2**10, 2**18
 
 
 @jax.custom_batching.custom_vmap
@@ -52,6 +56,14 @@ def select(mask: Any, new: Any, old: Any) -> Any:
     return jax.tree.map(pick, new, old)
 
 
+def chunk_of(level: Any) -> int | None:
+    """The `chunk_size` of a level; where it leaves that open and plans, what fills the device."""
+    if level.chunk_size is not None or not level.candidates:
+        return level.chunk_size
+    rows = FULL_ON_CPU if jax.default_backend() == "cpu" else FULL_ON_ACCELERATOR
+    return math.ceil(rows / level.candidates)
+
+
 def gated(
     decide: Callable,
     draft: Callable | None,
@@ -68,7 +80,7 @@ def gated(
         decide: the decision of a batch, (memory, *args) -> (outcome, memory), leaves [B, ...].
         draft: its cheap first half, alike, which also returns memory for `decide` and a bool [B],
             where `decide` is needed; or None.
-        chunk: `chunk_size` of the level: how inactive instances are spared.
+        chunk: what `chunk_of` the level is: how inactive instances are spared.
         mask: bool [n], or None for all.
         kept: previous outcomes [n, ...], kept outside the mask.
         memory: leaves [n, ...].

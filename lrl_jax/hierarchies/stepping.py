@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from lrl_jax import buffers, devices, struct
 from lrl_jax.buffers import Control, Replay, Row, rows
 from lrl_jax.hierarchies import checks
-from lrl_jax.hierarchies.gating import gated, max_over_batch, select
+from lrl_jax.hierarchies.gating import chunk_of, gated, max_over_batch, select
 from lrl_jax.hierarchies.state import HierarchyState, LevelState
 from lrl_jax.levels.base import Context, Decision, Level, Neighbour, discount_of
 from lrl_jax.randomness import Salt
@@ -127,7 +127,7 @@ def _decide(level, ticks, key_impl, shared, rows):
         return *outcome(decision), for_act, needs
 
     first = jax.vmap(draft) if level.draft is not None else None
-    return gated(jax.vmap(act), first, level.chunk_size, decides, kept, memory, args, ticks)
+    return gated(jax.vmap(act), first, chunk_of(level), decides, kept, memory, args, ticks)
 
 
 # ------------------------------------------------------------- closing of rows

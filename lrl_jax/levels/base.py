@@ -170,7 +170,10 @@ class Level:
         control_interval: rows after which control goes back to the level above; None for never.
         chunk_size: how the hierarchy spares inactive instances the work of `act`. 0: cheap,
             computed for all and selected; None: skipped while no instance is active; a number:
-            active instances are gathered and processed that many at a time.
+            active instances are gathered and processed that many at a time. A level with
+            `candidates` that leaves it None gets as many as fill the device.
+        candidates: candidates that a decision compares, which pass through networks together; 0
+            for a level that does not plan.
         needs: what rows keep beside the common fields: "control" (a `Control`), "children" (the
             rows that the level below closes inside).
         reward_discount: a reward i environment steps after the decision counts that to the power
@@ -189,6 +192,7 @@ class Level:
     learn_until: Any = math.inf
     control_interval: int | None = None
     chunk_size: int | None = None
+    candidates: Any = 0
     needs: tuple[str, ...] = ()
     reward_discount: Any = 1.0
     stagger: bool = False

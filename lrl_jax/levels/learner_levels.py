@@ -19,9 +19,6 @@ from lrl_jax.randomness import Salt
 from lrl_jax.settings import check_float, check_int, check_kind, optional, put_checked
 from lrl_jax.spaces import Box, Discrete, Space
 
-# Candidates that fill the matrix products of two cores.
-CANDIDATES_PER_CHUNK = 1024
-
 
 class AlgorithmLearner(struct.Node):
     """What a level with an algorithm shares over instances.
@@ -80,7 +77,7 @@ class LearnerLevel(Level):
         control_interval: rows after which control goes back to the level above; None: never.
         level_input_space: what a level above sends, which conditions the networks. None: no input.
         chunk_size: instances that a costly algorithm decides for at a time. None: all, where it is
-            cheap; where it plans, the least number that has 1,024 candidates together.
+            cheap; where it plans, as many as have candidates enough to fill the device.
         reward_discount: see `Level`.
     """
 
@@ -109,10 +106,11 @@ class LearnerLevel(Level):
         put_checked(self, check_float, ("warm_up_steps",), 0.0)
         put_checked(self, optional(check_kind), ("level_input_space",), Box, Discrete)
         put_checked(self, optional(check_kind), ("hindsight",), Hindsight)
-        planner = self.algorithm.planner if isinstance(self.algorithm, TDMPC2) else None
-        if self.chunk_size is None and planner is not None:
-            size = math.ceil(CANDIDATES_PER_CHUNK / planner.num_samples)
-            object.__setattr__(self, "chunk_size", size)
+
+    @property
+    def candidates(self) -> int:
+        """Plans that a decision compares at a time, where the algorithm plans."""
+        return self.algorithm.planner.num_samples if isinstance(self.algorithm, TDMPC2) else 0
 
     @property
     def learn_from(self) -> float:
@@ -167,7 +165,7 @@ class LearnerLevel(Level):
     @property
     def draft(self) -> Any:
         """Random actions of the warm up, where the algorithm's own are costly."""
-        return self._draft if self.chunk_size else None
+        return self._draft if self.chunk_size or self.candidates else None
 
     def _draft(self, learner, memory, obs, ctx: Context):
         space = learner.action_space

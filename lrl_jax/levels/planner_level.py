@@ -56,9 +56,6 @@ _FLAGS = (
     "pursues_input",
 )
 
-# Rows of candidates that fill the matrix products of two cores.
-ROWS_PER_CHUNK = 1024
-
 DEFAULT_OPTIMIZER = ICEM(horizon=15)
 
 
@@ -199,8 +196,8 @@ class PlannerLevel(Level):
         full_row_env_steps: environment steps of a full row; shorter rows that did not terminate
             are left out of the model's loss. None: what the control intervals below make it;
             1: all rows count.
-        chunk_size: instances that plan at a time; None becomes the least number that has 1,024
-            candidates together.
+        chunk_size: instances that plan at a time. None: as many as have candidates enough, all
+            together, to fill the device.
         level_input_space: what a level above sends, appended to the observation that the
             predictor sees (one-hot if Discrete). None: no input.
         pursues_input: whether the reward is minus the distance between the latent state behind a
@@ -256,9 +253,11 @@ class PlannerLevel(Level):
                 f"level_input_space={self.level_input_space!r}: subgoals need a Box, of the size "
                 f"of the latent state."
             )
-        if self.chunk_size is None:
-            rows = getattr(self.optimizer, "num_samples", ROWS_PER_CHUNK)
-            object.__setattr__(self, "chunk_size", math.ceil(ROWS_PER_CHUNK / rows))
+
+    @property
+    def candidates(self) -> int:
+        """Plans that a decision compares at a time; of an optimiser that does not tell, many."""
+        return getattr(self.optimizer, "num_samples", 1024)
 
     @property
     def acts_randomly(self) -> bool:

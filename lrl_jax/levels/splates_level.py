@@ -59,15 +59,17 @@ class SPlaTESLevel(SkillLevel):
 
     def __post_init__(self):
         put_checked(self, check_choice, ("act_by",), ("mppi", "policy"))
-        all_at_once = self.chunk_size is None and self.act_by == "policy"
         super().__post_init__()
-        if all_at_once:  # one pass through a network is no plan
-            object.__setattr__(self, "chunk_size", None)
         put_checked(self, check_choice, ("reward_mode",), REWARD_MODES)
         put_checked(self, check_flag, ("averaged_value",))
         put_checked(self, check_int, ("n_fresh_skills",), 1)
         if self.control_interval is None:
             raise ValueError("control_interval=None: a skill lasts a number of steps, such as 10.")
+
+    @property
+    def candidates(self) -> int:
+        """One pass through a network is no plan."""
+        return super().candidates if self.act_by == "mppi" else 0
 
     def _backbone_defaults(self, on_sac: bool) -> dict[str, Any]:
         if on_sac:
