@@ -7,7 +7,7 @@ EXTRAS ?= test
 ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: train test bench lint format types clean
+.PHONY: train test bench rehearse accelerator-kit lint format types clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,14 @@ test: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# Little is computed, much compiled: without LLVM's optimisations it takes a third of the time.
+rehearse: $(VENV)/installed
+	XLA_FLAGS="--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0" \
+		$(BIN)/python -m benchmarks.accelerator --rehearse --out runs/rehearsal $(ARGS)
+
+accelerator-kit: $(VENV)/installed
+	$(BIN)/python -m benchmarks.accelerator.kit $(ARGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -67,7 +67,7 @@ def bare_case(env: Any, params: Any, n: int, n_ticks: int):
     return bare_scan(env, params, n, n_ticks), (key, *args)
 
 
-def _level_case(env, params, levels, n, n_ticks):
+def level_case(env, params, levels, n, n_ticks):
     hierarchy = lrl.Hierarchy(levels, env, params)
     carry = lrl.init_carry(hierarchy, jax.random.key(0), n)
 
@@ -82,7 +82,7 @@ def measure(env_id: str, n: int, n_ticks: int, repeats: int, min_seconds: float 
     env, params = lrl.make(env_id)
     functions: dict[str, Any] = {"bare scan": bare_case(env, params, n, n_ticks)}
     for name, levels in hierarchies().items():
-        functions[name] = _level_case(env, params, levels, n, n_ticks)
+        functions[name] = level_case(env, params, levels, n, n_ticks)
     timings = benchmark.compare(functions, repeats, min_seconds=min_seconds)
     rows = []
     for name, timing in timings.items():
