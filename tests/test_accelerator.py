@@ -1,4 +1,4 @@
-"""The script for accelerators: what it runs, stores and takes up again (`make rehearse` runs it)."""
+"""The script for accelerators: what it runs, stores and takes up again; see `make rehearse`."""
 
 import json
 
