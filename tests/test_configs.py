@@ -255,6 +255,11 @@ RATE = "levels.0.algorithm.learning_rate"
         ),
         # Schedules, and fractions of the run.
         ("cartpole-dqn", "--levels.0.algorithm.learning-rate 1e-3", {RATE: 1e-3}),
+        (
+            SPLATES,
+            "--levels.1.algorithm.compute-dtype bfloat16",
+            {"levels.1.algorithm.compute_dtype": "bfloat16"},
+        ),
         ("cartpole-dqn", "--levels.0.algorithm.learning-rate=2e-3", {RATE: 2e-3}),
         (
             "cartpole-dqn",

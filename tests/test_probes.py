@@ -71,6 +71,11 @@ LEARNERS = {
         TDMPC2Level(TDMPC2(**TDMPC2_SETTINGS), **REPLAY, n_updates=2), True, tdmpc2_value
     ),
     "DQN": Learner(DQNLevel(DQN(epsilon=0.5, **NETWORKS), **REPLAY), False, dqn_value),
+    "DQN in bfloat16": Learner(
+        DQNLevel(DQN(epsilon=0.5, compute_dtype="bfloat16", **NETWORKS), **REPLAY),
+        False,
+        dqn_value,
+    ),
 }
 
 

@@ -21,7 +21,14 @@ from lrl_jax.algorithms.base import (
     present_settings,
 )
 from lrl_jax.algorithms.masked import shares
-from lrl_jax.nets import MLP, DuelingMLP, activation_fn, apply_function, check_hidden
+from lrl_jax.nets import (
+    MLP,
+    DuelingMLP,
+    activation_fn,
+    apply_function,
+    check_compute_dtype,
+    check_hidden,
+)
 from lrl_jax.schedules import RampSchedule, check_setting
 from lrl_jax.settings import (
     check_choice,
@@ -80,6 +87,7 @@ class DQN:
             values are far above 1, Huber hardly weighs the rare rows in which they are lost.
         max_grad_norm: gradients are scaled down to this global norm; None for any.
         smdp_discount: bootstrap with gamma to the power of the environment steps that a row took.
+        compute_dtype: "bfloat16" multiplies in it; parameters and results stay float32.
     """
 
     hidden: tuple[int, ...] = (128, 128)
@@ -94,6 +102,7 @@ class DQN:
     loss: str = "squared"
     max_grad_norm: float | None = None
     smdp_discount: bool = False
+    compute_dtype: str = "float32"
 
     #: Rows of a piece of trajectory that an update takes.
     sequence_length = 1
@@ -101,6 +110,7 @@ class DQN:
     def __post_init__(self):
         object.__setattr__(self, "hidden", check_hidden(self.hidden))
         activation_fn(self.activation)
+        check_compute_dtype(self.compute_dtype)
         put_checked(self, check_flag, ("double", "dueling", "smdp_discount"))
         put_checked(self, check_setting, ("gamma", "tau", "epsilon"), 0.0, 1.0)
         put_checked(self, check_setting, ("learning_rate",))
@@ -190,7 +200,8 @@ class DQN:
 
     def q_values(self, params: Any, action_space: Discrete, x: jax.Array) -> jax.Array:
         """Values [..., A] of all actions for features [..., X + C]."""
-        return apply_function(self._network(action_space), params, x)
+        network = self._network(action_space)
+        return apply_function(network, params, x, compute_dtype=self.compute_dtype)
 
     def next_value(self, state: DQNState, obs: jax.Array, condition: jax.Array) -> jax.Array:
         """Value [B] of features [B, X], [B, C] that targets take; see `double`."""

@@ -16,7 +16,7 @@ from lrl_jax.algorithms.base import Scheduled, init_settings, observe_schedules,
 from lrl_jax.algorithms.masked import n_valid
 from lrl_jax.algorithms.on_policy import advantages, permutations
 from lrl_jax.algorithms.policy_heads import PolicyHead, policy_head
-from lrl_jax.nets import activation_fn, check_hidden
+from lrl_jax.nets import activation_fn, check_compute_dtype, check_hidden
 from lrl_jax.nets.orthogonal_mlp import Pair, init_orthogonal, mlp
 from lrl_jax.schedules import check_setting
 from lrl_jax.settings import (
@@ -135,6 +135,7 @@ class PPO:
         smdp_discount: bootstrap with gamma ** elapsed_env_steps.
         adam_epsilon: added to the root of Adam's second moment.
         log_std_start: log of the standard deviation at the start, in units of the actions' bounds.
+        compute_dtype: "bfloat16" multiplies in it; parameters and results stay float32.
     """
 
     hidden: tuple[int, ...] = (64, 64)
@@ -153,10 +154,12 @@ class PPO:
     smdp_discount: bool = False
     adam_epsilon: float = 1e-5
     log_std_start: float = 0.0
+    compute_dtype: str = "float32"
 
     def __post_init__(self):
         object.__setattr__(self, "hidden", check_hidden(self.hidden))
         activation_fn(self.activation)
+        check_compute_dtype(self.compute_dtype)
         put_checked(self, check_setting, ("gamma", "gae_lambda"), 0.0, 1.0)
         coefficients = ("clip", "value_coefficient", "entropy_coefficient")
         put_checked(self, check_setting, ("learning_rate", "max_grad_norm", *coefficients))
@@ -229,7 +232,8 @@ class PPO:
             [] under the policy (of a Box: its density in units of the bounds).
         """
         head = policy_head(state.action_space)
-        out = mlp(state.actor, jnp.concatenate([obs, condition], -1), self.activation)
+        x = jnp.concatenate([obs, condition], -1)
+        out = mlp(state.actor, x, self.activation, self.compute_dtype)
         action = head.sample(out, state.log_std, key, explores)
         log_prob, _ = head.log_prob_entropy(out, state.log_std, head.encode(action))
         return action, log_prob
@@ -237,7 +241,7 @@ class PPO:
     def value(self, state: PPOState, obs: jax.Array, condition: jax.Array) -> jax.Array:
         """Value [*B] of features [*B, X], [*B, C]."""
         x = jnp.concatenate([obs, condition], -1)
-        return mlp(state.critic, x, self.activation)[..., 0]
+        return mlp(state.critic, x, self.activation, self.compute_dtype)[..., 0]
 
     # --------------------------------------------------------------- learning
 
@@ -396,7 +400,7 @@ class PPO:
         dim = columns.shape[0] - head.action_dim - 6
         x, action = columns[:dim], columns[dim : dim + head.action_dim]
         log_prob_old, value_old, advantage, target, mask, present = columns[-6:]
-        out, value = pair.columns(x, self.activation)
+        out, value = pair.columns(x, self.activation, self.compute_dtype)
         value = value[0]
 
         log_prob, entropy = head.log_prob_entropy(out, log_std, action)

@@ -29,6 +29,7 @@ from lrl_jax.nets import (
     TanhGaussianPolicy,
     activation_fn,
     apply_function,
+    check_compute_dtype,
     check_hidden,
     tanh_gaussian,
 )
@@ -96,6 +97,7 @@ class SAC:
         target_entropy: of the policy over actions in [-1, 1]; None for minus their number.
         log_std_min, log_std_max: range of the policy's log std.
         smdp_discount: bootstrap with gamma to the power of the environment steps that a row took.
+        compute_dtype: "bfloat16" multiplies in it; parameters and results stay float32.
     """
 
     hidden: tuple[int, ...] = (256, 256)
@@ -111,6 +113,7 @@ class SAC:
     log_std_min: float = -5.0
     log_std_max: float = 2.0
     smdp_discount: bool = False
+    compute_dtype: str = "float32"
 
     #: Rows of a piece of trajectory that an update takes.
     sequence_length = 1
@@ -118,6 +121,7 @@ class SAC:
     def __post_init__(self):
         object.__setattr__(self, "hidden", check_hidden(self.hidden))
         activation_fn(self.activation)
+        check_compute_dtype(self.compute_dtype)
         put_checked(self, check_int, ("n_critics",), 1)
         put_checked(self, check_setting, ("gamma", "tau"), 0.0, 1.0)
         put_checked(self, check_setting, ("learning_rate", "temperature_learning_rate"))
@@ -216,14 +220,15 @@ class SAC:
 
     def _policy(self, state, x):
         actor = self._actor(state.action_space.dim)
-        return apply_function(actor, state.actor, x)
+        return apply_function(actor, state.actor, x, compute_dtype=self.compute_dtype)
 
     # --------------------------------------------------------------- learning
 
     def q_values(self, critics: Any, x: jax.Array, unit_action: jax.Array) -> jax.Array:
         """Values [n_critics, B] of actions [B, A] in [-1, 1] for features [B, X + C]."""
         inputs = jnp.concatenate([x, unit_action], -1, dtype=jnp.float32)
-        return jax.vmap(lambda p: apply_function(self._critic, p, inputs)[..., 0])(critics)
+        apply = functools.partial(apply_function, self._critic, compute_dtype=self.compute_dtype)
+        return jax.vmap(lambda p: apply(p, inputs)[..., 0])(critics)
 
     def soft_value(
         self, state: SACState, obs: jax.Array, condition: jax.Array, key: jax.Array

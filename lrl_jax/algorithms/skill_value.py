@@ -37,11 +37,13 @@ class SkillValue:
         start_dim: entries D of the features of a start.
         hidden: layers of both.
         two_hot: bins of the value.
+        compute_dtype: what they multiply in, see `LatentModel`.
     """
 
     start_dim: int
     hidden: tuple[int, ...]
     two_hot: TwoHot = TwoHot()
+    compute_dtype: str = "float32"
 
     @property
     def _value_net(self) -> NormedMLP:
@@ -73,12 +75,15 @@ class SkillValue:
             start: features of the start, [..., D].
         """
         x = jnp.concatenate([latent, start], -1)
-        logits = apply_function(self._value_net, params["value"], x)
+        logits = apply_function(
+            self._value_net, params["value"], x, compute_dtype=self.compute_dtype
+        )
         return logits, self.two_hot.decode(logits)
 
     def convert(self, params: dict, latent: jax.Array) -> jax.Array:
         """Features of a start [..., D] at latent states [..., L]."""
-        return apply_function(self._converter_net, params["converter"], latent)
+        net = self._converter_net
+        return apply_function(net, params["converter"], latent, compute_dtype=self.compute_dtype)
 
     def update(
         self,

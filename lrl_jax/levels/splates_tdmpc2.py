@@ -37,7 +37,7 @@ class OnTDMPC2(struct.Node):
 
 def heads_of(algorithm: TDMPC2, start_dim: int) -> SkillValue:
     """The two heads on latent states."""
-    return SkillValue(start_dim, algorithm.hidden, algorithm.two_hot)
+    return SkillValue(start_dim, algorithm.hidden, algorithm.two_hot, algorithm.compute_dtype)
 
 
 def init(algorithm: TDMPC2, key: jax.Array, latent: Box) -> OnTDMPC2:

@@ -17,6 +17,7 @@ from lrl_jax.nets import (
     MixtureNetwork,
     activation_fn,
     apply_function,
+    check_compute_dtype,
     check_hidden,
     check_periods,
     fourier_features,
@@ -81,6 +82,7 @@ class ProbabilisticEnsemble:
             at sqrt(3).
         sb_start_std: its std in model units.
         periods: of the Fourier features of the state, in its units; none by default.
+        compute_dtype: "bfloat16" multiplies in it; parameters and results stay float32.
     """
 
     latent_state_dim: Any = None
@@ -102,6 +104,7 @@ class ProbabilisticEnsemble:
     sb_start_factor: float = math.sqrt(3.0)
     sb_start_std: float = 0.3
     periods: tuple[float, ...] = ()
+    compute_dtype: str = "float32"
 
     def __post_init__(self):
         put_checked(self, check_int, ("n_models", "n_modes", "n_particles"), 1)
@@ -116,6 +119,7 @@ class ProbabilisticEnsemble:
         for name, check in (("hidden", check_hidden), ("periods", check_periods)):
             object.__setattr__(self, name, check(getattr(self, name)))
         activation_fn(self.activation)
+        check_compute_dtype(self.compute_dtype)
         put_checked(self, check_choice, ("deterministic_mode",), MODES)
         put_checked(self, check_flag, ("use_context", "learn_termination", "partition_batch"))
         put_checked(self, check_float, ("log_std_min", "log_std_max"))
@@ -209,7 +213,7 @@ class ProbabilisticEnsemble:
         x = jnp.concatenate([jnp.broadcast_to(p, (*lead, p.shape[-1])) for p in parts], -1)
 
         def apply(p, x):
-            return apply_function(self.network, p, x)
+            return apply_function(self.network, p, x, compute_dtype=self.compute_dtype)
 
         if self.n_models == 1:  # no batched matrix product for the common case
             return apply(params, x)

@@ -7,6 +7,7 @@ from lrl_jax.nets.functions import RewardFunction, ValueFunction
 from lrl_jax.nets.mixture import MixtureNetwork
 from lrl_jax.nets.mlp import ACTIVATIONS, MLP, activation_fn, check_hidden
 from lrl_jax.nets.normed_mlp import NormedMLP, mish
+from lrl_jax.nets.precision import COMPUTE_DTYPES, check_compute_dtype
 from lrl_jax.nets.simnorm import simnorm
 from lrl_jax.nets.tanh_gaussian import TanhGaussianPolicy, squash_log_std, tanh_gaussian
 from lrl_jax.nets.tdmpc2 import LatentModel
@@ -14,6 +15,7 @@ from lrl_jax.nets.two_hot import TwoHot, symexp, symlog
 
 __all__ = [
     "ACTIVATIONS",
+    "COMPUTE_DTYPES",
     "MLP",
     "DuelingMLP",
     "LatentModel",
@@ -25,6 +27,7 @@ __all__ = [
     "ValueFunction",
     "activation_fn",
     "apply_function",
+    "check_compute_dtype",
     "check_hidden",
     "check_periods",
     "fourier_features",

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from lrl_jax.nets.features import check_periods, fourier_features
 from lrl_jax.nets.mlp import MLP, activation_fn, check_hidden
+from lrl_jax.nets.precision import check_compute_dtype
 from lrl_jax.settings import check_flag
 
 
@@ -19,6 +20,7 @@ def _check(function: Any) -> None:
     function.hidden = check_hidden(function.hidden)
     function.periods = check_periods(function.periods)
     activation_fn(function.activation)
+    check_compute_dtype(function.compute_dtype)
 
 
 class RewardFunction(nn.Module):
@@ -28,12 +30,14 @@ class RewardFunction(nn.Module):
         hidden, activation: of the network.
         use_context: whether the context is an input.
         periods: of the Fourier features of the state, in its units; none by default.
+        compute_dtype: "bfloat16" multiplies in it; parameters and results stay float32.
     """
 
     hidden: tuple[int, ...] = (128, 128)
     activation: str | Callable = "relu"
     use_context: bool = True
     periods: tuple[float, ...] = ()
+    compute_dtype: str = "float32"
 
     def __post_init__(self):
         _check(self)
@@ -54,11 +58,13 @@ class ValueFunction(nn.Module):
     Attributes:
         hidden, activation: of the network.
         periods: of the Fourier features of the state, in its units; none by default.
+        compute_dtype: as in `RewardFunction`.
     """
 
     hidden: tuple[int, ...] = (128, 128)
     activation: str | Callable = "relu"
     periods: tuple[float, ...] = ()
+    compute_dtype: str = "float32"
 
     def __post_init__(self):
         _check(self)

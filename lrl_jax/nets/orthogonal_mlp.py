@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from lrl_jax import struct
 from lrl_jax.nets.mlp import activation_fn
+from lrl_jax.nets.precision import einsum, matmul
 
 Layers = tuple[dict[str, jax.Array], ...]
 
@@ -68,11 +69,13 @@ def init_orthogonal(
     )
 
 
-def mlp(layers: Layers, x: jax.Array, activation: str | Callable) -> jax.Array:
+def mlp(
+    layers: Layers, x: jax.Array, activation: str | Callable, compute_dtype: str = "float32"
+) -> jax.Array:
     """Apply an MLP to [..., in]; gives [..., out]."""
     act = activation_fn(activation)
     for i, layer in enumerate(layers):
-        x = x @ layer["kernel"] + layer["bias"]
+        x = matmul(x, layer["kernel"], compute_dtype) + layer["bias"]
         if i + 1 < len(layers):
             x = act(x)
     return x
@@ -114,12 +117,14 @@ class Pair(struct.Node):
 
         return one(0, self.n_first), one(1, self.n_second)
 
-    def columns(self, x: jax.Array, activation: str | Callable) -> tuple[jax.Array, jax.Array]:
+    def columns(
+        self, x: jax.Array, activation: str | Callable, compute_dtype: str = "float32"
+    ) -> tuple[jax.Array, jax.Array]:
         """Apply both to the columns of x [in, B]; gives [out, B] of each."""
         act = activation_fn(activation)
         for i, layer in enumerate(self.layers):
             of_both = "kio,kib->kob" if i else "kio,ib->kob"
-            x = jnp.einsum(of_both, layer["kernel"], x) + layer["bias"][..., None]
+            x = einsum(of_both, layer["kernel"], x, compute_dtype) + layer["bias"][..., None]
             if i + 1 < len(self.layers):
                 x = act(x)
         return x[0, : self.n_first], x[1, : self.n_second]

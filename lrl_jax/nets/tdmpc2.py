@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from lrl_jax.nets.apply import apply_function
 from lrl_jax.nets.mlp import check_hidden
 from lrl_jax.nets.normed_mlp import NormedMLP
+from lrl_jax.nets.precision import check_compute_dtype
 from lrl_jax.nets.simnorm import check_groups
 from lrl_jax.nets.tanh_gaussian import squash_log_std, tanh_gaussian
 from lrl_jax.nets.two_hot import TwoHot
@@ -44,6 +45,7 @@ class LatentModel:
         two_hot: bins of rewards and values.
         learn_termination: whether there is a termination head; without, nothing ever ends.
         log_std_min, log_std_max: range of the policy's log std.
+        compute_dtype: "bfloat16" multiplies in it; parameters and results stay float32.
     """
 
     latent_dim: int = 512
@@ -55,6 +57,7 @@ class LatentModel:
     learn_termination: bool = True
     log_std_min: float = -10.0
     log_std_max: float = 2.0
+    compute_dtype: str = dataclasses.field(default="float32", kw_only=True)
 
     def __post_init__(self):
         put_checked(self, check_int, ("latent_dim", "group_size"), 1)
@@ -68,6 +71,7 @@ class LatentModel:
             object.__setattr__(self, name, hidden)
         put_checked(self, check_kind, ("two_hot",), TwoHot)
         put_checked(self, check_flag, ("learn_termination",))
+        check_compute_dtype(self.compute_dtype)
         check_order(self, "log_std_min", "log_std_max")
 
     def _net(self, part: str, action_dim: int = 0) -> NormedMLP:
@@ -79,6 +83,9 @@ class LatentModel:
         if part in ("reward", "q"):
             return NormedMLP(self.hidden, bins, zero_last=True)
         return NormedMLP(self.hidden, 1 if part == "termination" else 2 * action_dim)
+
+    def _apply(self, net: NormedMLP, params: Any, *args: Any) -> jax.Array:
+        return apply_function(net, params, *args, compute_dtype=self.compute_dtype)
 
     def init_params(
         self, key: jax.Array, obs_dim: int, condition_dim: int, action_dim: int
@@ -107,19 +114,19 @@ class LatentModel:
 
     def encode(self, params: Params, obs: jax.Array) -> jax.Array:
         """Latent states [..., L] of observations [..., X]."""
-        return apply_function(self._net("encoder"), params["encoder"], obs)
+        return self._apply(self._net("encoder"), params["encoder"], obs)
 
     def next_latent(self, params: Params, latent: jax.Array, action: jax.Array) -> jax.Array:
         """Predicted next latent states [..., L] after actions [..., A]."""
         x = jnp.concatenate([latent, action], -1)
-        return apply_function(self._net("dynamics"), params["dynamics"], x)
+        return self._apply(self._net("dynamics"), params["dynamics"], x)
 
     def reward(
         self, params: Params, latent: jax.Array, action: jax.Array, condition: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Reward of actions [..., A]: logits [..., bins] and the number [...]."""
         x = _inputs(latent, action, condition)
-        logits = apply_function(self._net("reward"), params["reward"], x)
+        logits = self._apply(self._net("reward"), params["reward"], x)
         return logits, self.two_hot.decode(logits)
 
     def q_values(
@@ -144,7 +151,7 @@ class LatentModel:
         net = self._net("q")
         # Heads one by one: a product of two matrices each, which CPUs do faster than a batched one.
         logits = jnp.stack([
-            apply_function(net, _head(heads, i), x, None if keep is None else keep[i])
+            self._apply(net, _head(heads, i), x, None if keep is None else keep[i])
             for i in range(len(jax.tree.leaves(heads)[0]))
         ])  # fmt: skip
         return logits, self.two_hot.decode(logits)
@@ -155,7 +162,7 @@ class LatentModel:
         """Actions [..., A] for standard normal `noise` [..., A] and their log density [...]."""
         x = _inputs(latent, condition)
         net = self._net("policy", noise.shape[-1])
-        mean, raw = jnp.split(apply_function(net, params["policy"], x), 2, -1)
+        mean, raw = jnp.split(self._apply(net, params["policy"], x), 2, -1)
         return tanh_gaussian(mean, squash_log_std(raw, self.log_std_min, self.log_std_max), noise)
 
     def termination(self, params: Params, latent: jax.Array, condition: jax.Array) -> jax.Array:
@@ -163,7 +170,7 @@ class LatentModel:
         if not self.learn_termination:
             return jnp.full(latent.shape[:-1], -jnp.inf, jnp.float32)
         x = _inputs(latent, condition)
-        return apply_function(self._net("termination"), params["termination"], x)[..., 0]
+        return self._apply(self._net("termination"), params["termination"], x)[..., 0]
 
 
 def _inputs(latent: jax.Array, *parts: jax.Array) -> jax.Array:
