@@ -162,6 +162,7 @@ TABLE = {
             "rate": "gamma tau learning_rate temperature_learning_rate",
             "real": "temperature target_entropy log_std_min log_std_max",
             "flag": "learn_temperature smdp_discount",
+            "choice": "compute_dtype",
         },
     ),
     algorithms.DQN: (
@@ -172,7 +173,7 @@ TABLE = {
             "flag": "double dueling smdp_discount",
             "rate": "gamma tau learning_rate epsilon",
             "whole": "target_interval",
-            "choice": "loss",
+            "choice": "loss compute_dtype",
             "real": "max_grad_norm",
         },
     ),
@@ -185,6 +186,7 @@ TABLE = {
             "learning_rate value_clip",
             "whole": "n_epochs n_minibatches",
             "flag": "normalise_advantages smdp_discount",
+            "choice": "compute_dtype",
             "real": "adam_epsilon log_std_start",
         },
     ),
@@ -195,6 +197,7 @@ TABLE = {
             "whole": "latent_dim group_size n_critics",
             "kind": "two_hot planner",
             "flag": "learn_termination smdp_discount",
+            "choice": "compute_dtype",
             "real": "log_std_min log_std_max consistency_weight reward_weight value_weight "
             "termination_weight dropout max_grad_norm",
             "rate": "gamma tau rho learning_rate encoder_rate_factor policy_learning_rate "
@@ -261,7 +264,7 @@ TABLE = {
             "flag": "use_context learn_termination partition_batch",
             "real": "log_std_min log_std_max running_std_momentum sb_start_duration "
             "sb_start_factor sb_start_std",
-            "choice": "deterministic_mode",
+            "choice": "deterministic_mode compute_dtype",
             "periods": "periods",
         },
     ),
@@ -310,11 +313,17 @@ TABLE = {
             "activation": "activation",
             "flag": "use_context",
             "periods": "periods",
+            "choice": "compute_dtype",
         },
     ),
     nets.ValueFunction: (
         nets.ValueFunction,
-        {"widths": "hidden", "activation": "activation", "periods": "periods"},
+        {
+            "widths": "hidden",
+            "activation": "activation",
+            "periods": "periods",
+            "choice": "compute_dtype",
+        },
     ),
     nets.TwoHot: (nets.TwoHot, {"whole": "num_bins", "real": "low high"}),
     schedules.ConstantSchedule: (
