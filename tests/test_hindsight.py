@@ -189,6 +189,15 @@ def test_a_level_learns_from_relabelled_rows():
     assert np.isfinite(metrics["critic_loss"])
 
 
+def test_relabelled_rows_terminate_where_the_environment_would():
+    env, _ = lrl.make("Maze2D-Medium-v0", terminate_at_goal=True)
+    ends = Hindsight(ratio=0.5).bind_env(env).terminated_fn
+    goals = jnp.array([[1.5, 1.5], [6.5, 6.5]])
+    np.testing.assert_array_equal(ends(goals, goals[:1], {}), [True, False])
+    own = Hindsight(ratio=0.5, terminated_fn=lambda achieved, desired, info: None)
+    assert own.bind_env(env).terminated_fn is own.terminated_fn
+
+
 def test_of_env():
     env, _ = lrl.make("Maze2D-Medium-v0")
     hindsight = Hindsight.of_env(env, ratio=0.5)

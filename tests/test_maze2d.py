@@ -35,11 +35,11 @@ def gap_to_walls(layout, x, y):
     return min(gaps)
 
 
-def oracle_move(layout, x, y, action):
+def oracle_move(layout, x, y, action, step_size=0.1):
     """New position, what happened, and how close the decision was to going the other way."""
     vx, vy = (min(max(float(v), -1.0), 1.0) for v in action)
-    new_x = min(max(x + 0.1 * vx, 0.15), len(layout[0]) - 0.15)
-    new_y = min(max(y + 0.1 * vy, 0.15), len(layout) - 0.15)
+    new_x = min(max(x + step_size * vx, 0.15), len(layout[0]) - 0.15)
+    new_y = min(max(y + step_size * vy, 0.15), len(layout) - 0.15)
     margin = math.inf
     candidates = {"free": (new_x, new_y), "x": (new_x, y), "y": (x, new_y)}
     for kind, candidate in candidates.items():
@@ -70,15 +70,19 @@ def walk(env, n, steps, seed, hold=8):
     return positions, actions, np.asarray(state.goal), *map(np.asarray, (obs, reward, success))
 
 
-@pytest.mark.parametrize("env_id", IDS)
+# Fine control hardly meets a wall in so few steps: a small room does.
+FINE = Maze2D(ROOM, starts=[(1.16, 1.17), (3.8, 2.8)], goals=[(2.5, 1.5)], step_size=0.02)
+
+
+@pytest.mark.parametrize("env_id", [*(name for name in IDS if "x" not in name), "fine"])
 def test_moves_rewards_and_success_equal_oracle(env_id):
-    env, _ = make(env_id)
+    env = FINE if env_id == "fine" else make(env_id)[0]
     positions, actions, goals, obs, rewards, successes = walk(env, 4, 280, seed=3)
     diameter = math.sqrt(len(env.layout) ** 2 + len(env.layout[0]) ** 2)
     kinds = {"free": 0, "x": 0, "y": 0, "stay": 0}
     for t, i in itertools.product(range(len(actions)), range(4)):
         before, after = positions[t, i].tolist(), positions[t + 1, i].tolist()
-        expected, kind, margin = oracle_move(env.layout, *before, actions[t, i])
+        expected, kind, margin = oracle_move(env.layout, *before, actions[t, i], env.step_size)
         if margin < 3e-6:  # float32 cannot tell which side of the limit it is on
             continue
         kinds[kind] += 1
@@ -127,6 +131,36 @@ def test_sparse_reward_and_success_are_of_the_new_position():
         assert reward == float(inside) and info["is_success"] == inside
         assert reward.dtype == jnp.float32 and info["is_success"].dtype == bool
         assert not terminated and not truncated
+
+
+def test_episodes_end_at_goals_where_that_is_asked_for():
+    env, params = make("Maze2D-Medium-v0", terminate_at_goal=True)
+    state = state_at(jnp.array([1.5, 1.15]), jnp.array([1.5, 1.5]))
+    _, _, _, terminated, truncated, info = env.step(
+        jax.random.key(0), state, jnp.array([0.0, 1.0]), params
+    )
+    assert terminated and info["terminated"] and info["is_success"] and not truncated
+    _, _, _, terminated, _, info = env.step(jax.random.key(0), state, jnp.array([0.0, 0.0]), params)
+    assert not terminated and not info["is_success"]
+    goals = jnp.array([[1.5, 1.5], [6.5, 6.5]])
+    np.testing.assert_array_equal(env.compute_terminated(goals, goals[::-1]), [False, False])
+    np.testing.assert_array_equal(env.compute_terminated(goals, goals), [True, True])
+    plain, _ = make("Maze2D-Medium-v0")
+    assert not plain.compute_terminated(goals, goals).any() and plain != env
+    assert make("Maze2D-Medium-x10-v0")[0].step_size == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"step_size": 0.0}, ValueError, "step_size"),
+        ({"step_size": 0.9}, ValueError, "0.5"),
+        ({"terminate_at_goal": 1}, TypeError, "terminate_at_goal"),
+    ],
+)
+def test_bad_settings_of_steps_and_ends(settings, error, message):
+    with pytest.raises(error, match=message):
+        Maze2D(ROOM, **settings)
 
 
 def reset_many(env, n=20_000):

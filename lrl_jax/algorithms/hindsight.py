@@ -34,6 +34,17 @@ class RewardOf:
 
 
 @dataclasses.dataclass(frozen=True)
+class TerminationOf:
+    """`compute_terminated` of an environment."""
+
+    env: Any
+
+    def __call__(self, achieved_goal, desired_goal, info) -> jax.Array:
+        """Whether achieved and desired goals [B, G] terminate, bool [B]."""
+        return self.env.compute_terminated(achieved_goal, desired_goal, info)
+
+
+@dataclasses.dataclass(frozen=True)
 class Hindsight:
     """Relabels a fraction of the sampled rows as if a goal reached later had been the desired one.
 
@@ -57,7 +68,8 @@ class Hindsight:
             case the reward of all rows comes from `reward_fn`.
         ratio: fraction of rows, or pieces, that are relabelled.
         terminated_fn: like `reward_fn`, whether rows terminate, bool [B], where `reward_fn` is
-            used; `info["terminated"]` is what is stored. None keeps that.
+            used; `info["terminated"]` is what is stored. None keeps that; from the environment, its
+            `compute_terminated` where it has one.
     """
 
     reward_fn: Callable[[jax.Array, jax.Array, dict[str, jax.Array]], jax.Array] | None = None
@@ -99,14 +111,21 @@ class Hindsight:
                 f"entries of both goals."
             )
         indices = goal_indices(env)
-        return cls(RewardOf(env), indices["achieved_goal"], indices["desired_goal"], ratio)
+        ends = callable(getattr(env, "compute_terminated", None))
+        return cls(
+            RewardOf(env),
+            indices["achieved_goal"],
+            indices["desired_goal"],
+            ratio,
+            TerminationOf(env) if ends else None,
+        )
 
     def bind_env(self, env: Any) -> Hindsight:
         """With the reward and the goals of an environment, where none are given; see `of_env`."""
         if self.reward_fn is not None:
             return self
         found = Hindsight.of_env(env, self.ratio)
-        return dataclasses.replace(found, terminated_fn=self.terminated_fn)
+        return dataclasses.replace(found, terminated_fn=self.terminated_fn or found.terminated_fn)
 
     def check(self, obs_dim: int, input_dim: int | None, is_discounted: bool = False) -> None:
         """Refuse entries that an observation of that size, or a level's input, does not have.

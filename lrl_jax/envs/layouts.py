@@ -59,6 +59,21 @@ LARGE = """
 ############
 """
 
+GIANT = """
+################
+#.#......##....#
+#.#.##.#.#..##.#
+#...#..#...#...#
+#.###.######.#.#
+#...#...#....#.#
+###.#.#..#.#.###
+#...#..#...#...#
+#.#.#.######.#.#
+#.###...#...##.#
+#.....#...#....#
+################
+"""  # OGBench's giant map
+
 EMPTY = """
 ########
 #......#
@@ -77,6 +92,14 @@ BUILTIN: dict[str, dict[str, Any]] = {
     "Maze2D-Medium-v0": dict(layout=MEDIUM, starts=_CORNERS, goals=_CORNERS),
     "Maze2D-Corridor-v0": dict(layout=CORRIDOR, starts=((1.5, 2.5),), goals=((18.5, 2.5),)),
     "Maze2D-Large-v0": dict(layout=LARGE, max_steps=800),
+    "Maze2D-Giant-v0": dict(layout=GIANT, max_steps=800),
+    # Finer control: the same world in more and smaller steps.
+    "Maze2D-Medium-x10-v0": dict(
+        layout=MEDIUM, starts=_CORNERS, goals=_CORNERS, max_steps=4_000, step_size=0.01
+    ),
+    "Maze2D-Medium-x30-v0": dict(
+        layout=MEDIUM, starts=_CORNERS, goals=_CORNERS, max_steps=12_000, step_size=0.1 / 30
+    ),
     "Maze2D-Empty-v0": dict(layout=EMPTY, starts=_CORNERS, goals=_CORNERS),
 }
 """Settings of `Maze2D` behind each built-in id."""

@@ -13,11 +13,12 @@ from flax import struct
 from gymnax.environments import environment, spaces
 
 from lrl_jax.envs.layouts import check_points, free_centres, parse_layout, wall_distance
-from lrl_jax.settings import check_int
+from lrl_jax.settings import check_flag, check_float, check_int
 
 BODY_RADIUS = 0.15
 GOAL_RADIUS = 0.3
-STEP_SIZE = 0.1
+STEP_SIZE = 0.1  # unless asked otherwise
+LARGEST_STEP = 0.5  # with the radius less than a cell: only neighbouring walls can be met
 
 # A body that touches a wall does not overlap it. Float32 rounds a touching position by up to 1e-6
 # at 20 cells from the origin, so contact is judged with that tolerance: otherwise a body at 1.15
@@ -63,18 +64,18 @@ class Maze2DParams(environment.EnvParams):
 class Maze2D(environment.Environment[Maze2DState, Maze2DParams]):
     """A disc with velocity control that has to reach a goal in a maze.
 
-    The world is as wide and high as the layout has columns and rows; the cell in row y and column
-    x spans [x, x + 1] x [y, y + 1], row 0 being the first line. The body is a disc of radius 0.15.
-    An action v in [-1, 1]^2 (clipped) asks for the move p' = p + 0.1 v, clipped to the world minus
-    the radius. A move that would bring the centre closer to a wall cell than the radius is tried
-    along x alone, then along y alone; if both fail the body stays.
+    The world is as wide and high as the layout has columns and rows; the cell in row y and column x
+    spans [x, x + 1] x [y, y + 1], row 0 being the first line. The body is a disc of radius 0.15. An
+    action v in [-1, 1]^2 (clipped) asks for the move p' = p + step_size v, clipped to the world
+    minus the radius. A move that would bring the centre closer to a wall cell than the radius is
+    tried along x alone, then along y alone; if both fail the body stays.
 
     Observation: float32 `[6]`, achieved_goal (x, y), desired_goal (x, y), observation (x, y); the
     first and the last are the position. Reward: minus the distance to the goal over the world's
     diagonal, or, sparse, 1 within 0.3 of the goal and else 0. `info["is_success"]`: whether the new
-    position is within 0.3 of the goal. Episodes never terminate; they are truncated after
-    `max_steps`. A reset draws the goal uniformly, then the start uniformly among the starts that
-    are farther from it than 0.3.
+    position is within 0.3 of the goal. Episodes do not terminate unless `terminate_at_goal`; they
+    are truncated after `max_steps`. A reset draws the goal uniformly, then the start uniformly
+    among the starts that are farther from it than 0.3.
 
     Instances are hashable and equal if their settings are, so jitted functions that take one as a
     static argument do not trace again for another with the same settings.
@@ -86,6 +87,9 @@ class Maze2D(environment.Environment[Maze2DState, Maze2DParams]):
         goals: likewise, of possible goals.
         dense_reward: whether the reward is the negative distance, or sparse.
         max_steps: steps after which an episode is truncated.
+        terminate_at_goal: whether an episode terminates where it succeeds, as in OGBench. Success
+            at the last step is success at any step then: do not report one for the other.
+        step_size: distance that an action of 1 moves the body by, at most 0.5.
 
     Raises:
         ValueError: for a layout that is ragged, open at its border or without free cells, points
@@ -106,6 +110,8 @@ class Maze2D(environment.Environment[Maze2DState, Maze2DParams]):
         goals: Any = None,
         dense_reward: bool = True,
         max_steps: int = 400,
+        terminate_at_goal: bool = False,
+        step_size: float = STEP_SIZE,
     ):
         super().__init__()
         self.layout = parse_layout(layout)
@@ -115,7 +121,17 @@ class Maze2D(environment.Environment[Maze2DState, Maze2DParams]):
         self.goals = self._points(goals, "goal")
         self.dense_reward = bool(dense_reward)
         self.max_steps = check_int("max_steps", max_steps, 1)
-        self._settings = (self.layout, self.starts, self.goals, self.dense_reward, self.max_steps)
+        self.terminate_at_goal = check_flag("terminate_at_goal", terminate_at_goal)
+        self.step_size = check_float("step_size", step_size, 1e-6, LARGEST_STEP)
+        self._settings = (
+            self.layout,
+            self.starts,
+            self.goals,
+            self.dense_reward,
+            self.max_steps,
+            self.terminate_at_goal,
+            self.step_size,
+        )
         self._hash = hash(self._settings)  # numbers only: the same in every process
         self._start_array = np.array(self.starts, np.float32)
         self._goal_array = np.array(self.goals, np.float32)
@@ -226,8 +242,7 @@ class Maze2D(environment.Environment[Maze2DState, Maze2DParams]):
         """Step without a reset; `key` is not used.
 
         Returns:
-            obs `[6]`, state, reward float32 `[]`, terminated (always False), and info with
-            is_success.
+            obs `[6]`, state, reward float32 `[]`, terminated bool `[]`, and info with is_success.
         """
         position = self._move(state.position, action)
         state = Maze2DState(position=position, goal=state.goal, time=state.time + 1)
@@ -236,7 +251,8 @@ class Maze2D(environment.Environment[Maze2DState, Maze2DParams]):
         reward = self._reward(distance)
         obs = self.observe(key, state, action, params)
         obs, state = self._apply_transition_gradient_policy(obs, state)
-        return obs, state, reward, jnp.zeros((), bool), {"is_success": success}
+        terminated = success if self.terminate_at_goal else jnp.zeros((), bool)
+        return obs, state, reward, terminated, {"is_success": success}
 
     def compute_reward(
         self, achieved_goal: jax.Array, desired_goal: jax.Array, info: Any = None
@@ -244,6 +260,13 @@ class Maze2D(environment.Environment[Maze2DState, Maze2DParams]):
         """Reward [...] of achieving [..., 2] where [..., 2] is desired; `info` is not used."""
         del info
         return self._reward(_distance(achieved_goal, desired_goal))
+
+    def compute_terminated(
+        self, achieved_goal: jax.Array, desired_goal: jax.Array, info: Any = None
+    ) -> jax.Array:
+        """Whether achieving [..., 2] where [..., 2] is desired terminates; `info` is not used."""
+        del info
+        return (_distance(achieved_goal, desired_goal) < GOAL_RADIUS) & self.terminate_at_goal
 
     def _reward(self, distance: jax.Array) -> jax.Array:
         if self.dense_reward:
@@ -285,9 +308,9 @@ class Maze2D(environment.Environment[Maze2DState, Maze2DParams]):
         return self.observe(key, state, None, params)
 
     def is_terminated(self, state: Maze2DState, params: Maze2DParams) -> jax.Array:
-        """Always False."""
-        del state, params
-        return jnp.zeros((), bool)
+        """Whether the body is at a goal that terminates."""
+        del params
+        return self.compute_terminated(state.position, state.goal)
 
     def free_positions(self, key: jax.Array, n: int, margin: float = 0.0) -> np.ndarray:
         """Positions [n, 2] of the body, uniform over where it fits; consumes `key` (host only).
@@ -318,8 +341,8 @@ class Maze2D(environment.Environment[Maze2DState, Maze2DParams]):
         # Components apart: arrays of [n] vectorise, arrays of [n, 2] hardly do.
         x, y = position[0], position[1]
         action = jnp.clip(jnp.asarray(action, jnp.float32), -1.0, 1.0)
-        new_x = jnp.clip(x + STEP_SIZE * action[0], BODY_RADIUS, self.width - BODY_RADIUS)
-        new_y = jnp.clip(y + STEP_SIZE * action[1], BODY_RADIUS, self.height - BODY_RADIUS)
+        new_x = jnp.clip(x + self.step_size * action[0], BODY_RADIUS, self.width - BODY_RADIUS)
+        new_y = jnp.clip(y + self.step_size * action[1], BODY_RADIUS, self.height - BODY_RADIUS)
         # A step plus the radius is shorter than a cell, so only the neighbours of the present cell
         # can be met: one look-up for all candidates.
         column, row = jnp.floor(x), jnp.floor(y)

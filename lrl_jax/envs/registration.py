@@ -17,7 +17,14 @@ from lrl_jax.envs.maze2d import Maze2D
 GYMNASIUM = "gymnasium/"
 """What the ids of Gymnasium's environments begin with."""
 
-_MAZE_SETTINGS = ("starts", "goals", "dense_reward", "max_steps")
+_MAZE_SETTINGS = (
+    "starts",
+    "goals",
+    "dense_reward",
+    "max_steps",
+    "terminate_at_goal",
+    "step_size",
+)
 
 
 def make(env_id: str, **settings: Any) -> tuple[Any, Any]:
