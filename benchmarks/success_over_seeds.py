@@ -1,6 +1,6 @@
 """What a preset reaches over seeds in the final test, and how long training takes.
 
-The return always, and success where the environment tells it. One run after another, or all seeds
+The return always, and success, at any step and at the last one, where the environment tells it. One run after another, or all seeds
 in one vmapped call:
 
 `python -m benchmarks.success_over_seeds --preset maze2d-medium-planner --seeds 5 [--vmapped]`
@@ -27,7 +27,7 @@ from lrl_jax.training import DEFAULT_PRESET, PRESETS, Summary, TrainConfig, to_j
 from lrl_jax.training.statistics import bootstrap_interval, interquartile_mean
 
 RESULTS = Path(__file__).parent / "results"
-CURVE = ("env_steps", "seconds", "test_success", "test_return")
+CURVE = ("env_steps", "seconds", "test_success", "test_success_at_end", "test_return")
 
 
 def one_seed(config: TrainConfig, progress: bool) -> dict[str, Any]:
@@ -72,6 +72,8 @@ def _reached(summary: Summary, i: int, table: list[dict[str, str]]) -> dict[str,
     result: dict[str, Any] = {"seed": summary.seeds[i], "env_steps": summary.env_steps}
     if summary.success_of_seeds is not None:
         result["test_success"] = summary.success_of_seeds[i]
+    if summary.success_at_end_of_seeds is not None:
+        result["test_success_at_end"] = summary.success_at_end_of_seeds[i]
     result |= {"test_return": summary.return_of_seeds[i], "test_episodes": summary.test_episodes}
     # The tests between chunks are a look at few episodes; the final test has many.
     result["learning_curve"] = [
@@ -83,7 +85,7 @@ def _reached(summary: Summary, i: int, table: list[dict[str, str]]) -> dict[str,
 def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Over the seeds done so far; times where each seed has its own."""
     summary: dict[str, Any] = {"n_seeds": len(results)}
-    for name in ("success", "return"):
+    for name in ("success", "success_at_end", "return"):
         values = [result[f"test_{name}"] for result in results if f"test_{name}" in result]
         if values:
             low, high = bootstrap_interval(values)
@@ -158,7 +160,10 @@ def measure(
 
 
 def _line(result: dict[str, Any]) -> str:
-    success = f"success {result['test_success']:.3f}, " if "test_success" in result else ""
+    success = ""
+    if "test_success" in result:
+        at_end = result["test_success_at_end"]
+        success = f"success {result['test_success']:.3f}, at the last step {at_end:.3f}, "
     line = (
         f"seed {result['seed']}: {success}return {result['test_return']:.1f} over "
         f"{result['test_episodes']} episodes after {result['env_steps']:,} steps"
@@ -170,7 +175,7 @@ def _line(result: dict[str, Any]) -> str:
 
 def _closing(summary: dict[str, Any]) -> str:
     parts = []
-    for name, digits in (("success", 3), ("return", 1)):
+    for name, digits in (("success", 3), ("success_at_end", 3), ("return", 1)):
         if f"mean_{name}" in summary:
             low, high = summary[f"interval_{name}"]
             parts.append(
