@@ -1,7 +1,7 @@
 """What a preset reaches over seeds in the final test, and how long training takes.
 
-The return always, and success, at any step and at the last one, where the environment tells it. One run after another, or all seeds
-in one vmapped call:
+The return always, and success, at any step and at the last one, where the environment tells it. One
+run after another, or all seeds in one vmapped call:
 
 `python -m benchmarks.success_over_seeds --preset maze2d-medium-planner --seeds 5 [--vmapped]`
 """
