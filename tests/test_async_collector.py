@@ -9,6 +9,7 @@ import pytest
 from scripted_gym import ScriptedGym
 
 import lrl_jax as lrl
+from lrl_jax.collectors import EnvError
 from lrl_jax.levels import ActionRepeatLevel, RandomLevel
 
 
@@ -127,7 +128,7 @@ def test_errors_in_an_environment_surface():
     fns = functions(n=2, fail_at=3)
     collector = lrl.AsyncCollector(lrl.RandomHierarchy(ScriptedGym(0, [5])), fns, 1)
     with collector:
-        with pytest.raises(RuntimeError, match="the environment broke"):
+        with pytest.raises(EnvError, match="environment [01] raised RuntimeError: the env.* broke"):
             collector.collect(n_total_steps=50)
         # All begin anew in the next call, and break again where they do.
         with pytest.raises(RuntimeError, match="the environment broke"):

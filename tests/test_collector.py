@@ -345,7 +345,7 @@ def test_verbose_and_video(capfd):
             frames.append(int(state.time))
 
     new_collector().collect(n_steps=6, video_logger=Video())
-    assert len(frames) == 6 and frames[0] == 1
+    assert frames == [0, 1, 2, 3, 0, 1, 2, 0, 1]  # before each episode, and after each step
     assert not capfd.readouterr().err
     new_collector().collect(n_steps=6, verbose=True)
     assert "6/6" in capfd.readouterr().err

@@ -99,7 +99,8 @@ def test_an_interrupt_at_a_line(made):
     n_lines = interrupted_at(None, collect)
     assert n_lines is not None
     rng = random.Random(0)
-    for line in sorted(rng.sample(range(1, n_lines - 5), 12)):
+    # Processes answer together or one by one, which makes a few lines more or less.
+    for line in sorted(rng.sample(range(1, n_lines - 60), 12)):
         assert interrupted_at(line, collect) is None
         check(collector, unit)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

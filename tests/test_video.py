@@ -1,13 +1,16 @@
 """Videos of both kinds of environments, plans drawn in mazes."""
 
 import imageio.v3 as imageio
+import jax
 import numpy as np
 import pytest
-from gymnasium.vector import SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnax.environments import CartPole
 from scripted_gym import ScriptedGym
 
 import lrl_jax as lrl
 from lrl_jax.collectors import VideoLogger
+from lrl_jax.envs.pictures import check_drawable, picture
 from lrl_jax.envs.rendering import PLANNED_COLOUR
 from lrl_jax.levels import ActionRepeatLevel, PlannerLevel
 from lrl_jax.planners import CEM
@@ -19,11 +22,11 @@ def test_gymnasium_frames_as_mp4(tmp_path):
     collector = lrl.Collector(lrl.RandomHierarchy(env), env)
     video = VideoLogger(tmp_path / "rollout.mp4", fps=10)
     collector.collect(n_steps=5, video_logger=video)
-    assert len(video.frames) == 5 and video.frames[0].shape == (21, 31, 3)
+    assert len(video.frames) == 6 and video.frames[0].shape == (21, 31, 3)
     frames = imageio.imread(video.save(), plugin="pyav")
-    assert frames.shape == (5, 20, 30, 3)  # even sides
+    assert frames.shape == (6, 20, 30, 3)  # even sides
     # The environment paints as many columns as it has taken steps, and one more.
-    assert [int((frame[10, :, 0] > 128).sum()) for frame in frames] == [2, 3, 4, 5, 6]
+    assert [int((frame[10, :, 0] > 128).sum()) for frame in frames] == [1, 2, 3, 4, 5, 6]
     assert not video.frames
 
 
@@ -44,8 +47,9 @@ def test_plans_are_drawn_in_mazes(tmp_path):
         near = [np.abs(f.astype(int) - PLANNED_COLOUR).max(-1) < 60 for f in frames]
         return [int(pixels.sum()) for pixels in near]
 
-    assert min(planned(with_plans.frames)) > 20 and max(planned(without.frames)) < 10
-    assert imageio.imread(with_plans.save()).shape[0] == 3
+    # The first frame is that of before the first decision.
+    assert min(planned(with_plans.frames[1:])) > 20 and max(planned(without.frames)) < 10
+    assert imageio.imread(with_plans.save()).shape[0] == 4
 
 
 def test_wrong_uses(tmp_path):
@@ -70,10 +74,10 @@ def test_rendering_waits_and_calls_the_environment():
     env.render = lambda: seen.append(env.time)
     vector = SyncVectorEnv([lambda: env])
     lrl.Collector(lrl.RandomHierarchy(vector), vector).collect(n_steps=3, render=0.0)
-    assert seen == [1, 2, 3]
+    assert seen == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Catch-bsuite", "Pong-misc", "Pendulum-v1"])
+@pytest.mark.parametrize("env_id", ["Swimmer-misc", "BernoulliBandit-misc"])
 def test_what_cannot_be_shown_is_refused_before_a_step(env_id, tmp_path):
     env, params = lrl.make(env_id)
     collector = lrl.Collector(lrl.RandomHierarchy(env, env_params=params))
@@ -82,3 +86,98 @@ def test_what_cannot_be_shown_is_refused_before_a_step(env_id, tmp_path):
         with pytest.raises(TypeError, match="render.*give VideoLogger a render_fn"):
             collector.collect(n_steps=1, **shown)
     assert collector.collect_step == 0 and collector.state.stream.tick == before
+
+
+class Numbered(ScriptedGym):
+    """Draws the number of its step."""
+
+    def render(self):
+        return np.full((16, 16, 3), self.time, np.uint8)
+
+
+def numbered(n, **settings):
+    fns = [lambda: Numbered(0, [3, 2], render_mode="rgb_array")] * n
+    return SyncVectorEnv(fns, **settings)
+
+
+@pytest.mark.parametrize("mode", [*AutoresetMode, None])
+def test_every_frame_of_every_episode(mode, tmp_path):
+    env = Numbered(0, [3, 2], render_mode="rgb_array") if mode is None else None
+    env = numbered(2, autoreset_mode=mode) if env is None else env
+    collector = lrl.Collector(lrl.RandomHierarchy(env), env)
+    film = VideoLogger(tmp_path / "film.gif")
+    collector.collect(n_steps=4, video_logger=film)
+    collector.collect(n_steps=1, video_logger=film)  # the same film goes on
+    assert [int(frame[0, 0, 0]) for frame in film.frames] == [0, 1, 2, 3, 0, 1, 2]
+
+
+def test_an_end_by_the_user_is_a_last_frame(tmp_path):
+    def cut(**data):
+        return {"truncated": data["obs_next"][:, 2] >= 2} if "rew" in data else {}
+
+    env = numbered(1)
+    collector = lrl.Collector(lrl.RandomHierarchy(env), env, preprocess_fn=cut)
+    film = VideoLogger(tmp_path / "film.gif")
+    collector.collect(n_steps=3, video_logger=film)
+    assert [int(frame[0, 0, 0]) for frame in film.frames] == [0, 1, 2, 0, 1]
+
+
+@pytest.mark.parametrize("render", [lambda self, s: s, lambda self, s, params: s])
+def test_every_frame_on_the_device(render, tmp_path, monkeypatch):
+    monkeypatch.setattr(CartPole, "render", render, raising=False)
+    env, params = lrl.make("CartPole-v1", max_steps_in_episode=3)
+    collector = lrl.Collector(lrl.RandomHierarchy(env, env_params=params), n_env_instances=2)
+    film = VideoLogger(tmp_path / "film.gif", lambda env, s: np.full((8, 8, 3), int(s.time)))
+    collector.collect(n_steps=4, video_logger=film)
+    collector.collect(n_steps=2, random=True, video_logger=film)
+    times = [int(frame[0, 0, 0]) for frame in film.frames]
+    assert times == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "env_id",
+    ["CartPole-v1", "Pendulum-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Acrobot-v1",
+     "Breakout-MinAtar", "Catch-bsuite", "FourRooms-misc", "Pong-misc", "Maze2D-Empty-v0"],
+)  # fmt: skip
+def test_pictures_show_the_state(env_id):
+    env, params = lrl.make(env_id)
+    check_drawable(env)
+    _, state = env.reset(jax.random.key(0), params)
+    image = picture(env, state)
+    assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] == 3
+    assert len(np.unique(image.reshape(-1, 3), axis=0)) > 1
+    for i in range(8):  # something moves
+        action = env.action_space(params).sample(jax.random.key(i))
+        _, state, *_ = env.step_env(jax.random.key(i), state, action, params)[:2]
+    assert not np.array_equal(image, picture(env, state))
+
+
+def test_renderers_of_all_sorts(tmp_path):
+    import matplotlib.pyplot as plt
+
+    for draw, error in (
+        (lambda s: np.ones((4, 5, 3)), None),
+        (lambda s, params: plt.subplots(), None),
+        (lambda s: plt.subplots()[0], None),
+        (lambda s: plt.subplots()[1].imshow(np.eye(2)), None),
+        (lambda s: None, ValueError),
+        (lambda s: "drawn", ValueError),
+        (lambda s, a, b: None, TypeError),
+    ):
+        env = type("Own", (), {"render": staticmethod(draw), "default_params": None})()
+        if error is None:
+            image = picture(env, None)
+            assert image.dtype == np.uint8 and image.shape[-1] == 3 and image.max() == 255
+        else:
+            with pytest.raises(error, match="render"):
+                picture(env, None)
+    assert not plt.get_fignums()
+
+
+def test_a_gymnasium_environment_without_a_render_mode_is_refused_before_a_step(tmp_path):
+    env = ScriptedGym(0, [5])
+    env.render = lambda: None  # as Gymnasium's own without a render_mode
+    collector = lrl.Collector(lrl.RandomHierarchy(env))
+    with pytest.raises(ValueError, match="render_mode='rgb_array'"):
+        collector.collect(n_steps=1, video_logger=VideoLogger(tmp_path / "film.gif"))
+    assert env.steps == 0

@@ -16,6 +16,7 @@ from lrl_jax.collectors.stats import (
 from lrl_jax.collectors.tick import RolloutCarry, init_carry, shard, tick
 from lrl_jax.collectors.video import VideoLogger
 from lrl_jax.collectors.worker_data import decompress, weights_of
+from lrl_jax.envs.vector_processes import EnvError
 
 __all__ = [
     "AsyncCollector",
@@ -25,6 +26,7 @@ __all__ = [
     "CollectStatsBase",
     "CollectionSettings",
     "Collector",
+    "EnvError",
     "Episodes",
     "LevelTransitions",
     "RolloutCarry",

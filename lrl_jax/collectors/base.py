@@ -270,14 +270,15 @@ class BaseCollector:
     def _check_open(self) -> None:
         """Raise if the collector was closed: one that does not close its environments never is."""
 
-    def _ready(self) -> Engine:
+    def _ready(self, reset_kwargs: dict[str, Any] | None = None) -> Engine:
+        """The engine, after a reset: a call that makes the first gives it those of the call."""
         if not self._is_reset:
-            self.reset(reset_buffer=False)
+            self.reset(reset_buffer=False, gym_reset_kwargs=reset_kwargs)
         return self._engine
 
     def _numbered(self, request: Request) -> Request:
         """The request with ticks numbered from those taken so far."""
-        self._ready()
+        self._ready(request.gym_reset_kwargs)
         return request.numbered_from(-(-self._n_env_steps // self.n_env_instances))
 
     def _acting(self, learn: bool) -> Hierarchy:
@@ -300,7 +301,7 @@ class BaseCollector:
                 after(t, progress)
 
         with interrupts.held():
-            engine = self._ready()
+            engine = self._ready(request.gym_reset_kwargs)
             acting = self._acting(request.way.learn)
             try:
                 carry_out(request, acting, engine, collected, after_chunk)

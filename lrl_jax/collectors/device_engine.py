@@ -21,12 +21,13 @@ from lrl_jax.collectors.tick import (
     Step,
     begun,
     decide_and_step,
+    decided,
     full_tick,
     is_traced,
     restarted,
     settle,
 )
-from lrl_jax.envs.stepping import reset_all
+from lrl_jax.envs.stepping import final_states, reset_all
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
 from lrl_jax.hierarchies.gating import select
 from lrl_jax.randomness import Salt, Stream, key_of
@@ -41,6 +42,8 @@ class _Taken(struct.Node):
         step: what came of it.
         levels: what the levels did, or None.
         bad: whose step is not finite, bool [n]; None where nobody looks.
+        frame: state of the first instance's environment after it, before any reset; None where no
+            frame is drawn, or it cannot be had.
     """
 
     obs: Any
@@ -48,11 +51,19 @@ class _Taken(struct.Node):
     step: Step
     levels: Any
     bad: Any
+    frame: Any
 
 
 def _take(hierarchy, env, way, preprocess, params, carry, mask):
     """First half of a tick: the carry, and the step taken."""
     obs, active = carry.obs, carry.hierarchy.active_level
+    frame = None
+    if way.frames:
+        _, action = decided(hierarchy, carry, mask, way.random)
+        keys = carry.stream.instance_keys(carry.n_env_instances, salt=Salt.STEP)
+        action = hierarchy.action_space.clip(action)
+        frame = final_states(env, keys, carry.env_state, action, params)
+        frame = jax.tree.map(lambda x: x[0], frame)
     carry, step, action = decide_and_step(
         hierarchy, env, params, carry, mask, way.random, preprocess
     )
@@ -61,7 +72,7 @@ def _take(hierarchy, env, way, preprocess, params, carry, mask):
     if way.checks:
         bad = nonfinite((step.rew, step.signals, step.obs_next, carry.obs))
         bad = bad if mask is None else bad & mask
-    return carry, _Taken(obs, action, step, levels, bad)
+    return carry, _Taken(obs, action, step, levels, bad, frame)
 
 
 def _settled(hierarchy, way, owned, owed, taken, mask):
@@ -88,6 +99,7 @@ def _settled(hierarchy, way, owned, owed, taken, mask):
         transitions=transitions if way.record else None,
         levels=levels,
         obs_next=transitions.obs_next if way.capacity == 1 else None,
+        frame=taken.frame,
     )
     return (carry, store), owed.after(way.mode, episodes.finished), out
 
@@ -181,7 +193,8 @@ def _recorded_ticks(hierarchy, env, n_ticks, params, carry):
 def _ticks_of(out: Record, n_ticks: int) -> Record:
     """The record of the first ticks."""
     record: Record = jax.tree.map(lambda x: x[:n_ticks], out)
-    return record if record.obs_next is None else record.replace(obs_next=record.obs_next[-1])
+    last = jax.tree.map(lambda x: x[-1], (record.obs_next, record.frame))
+    return record.replace(obs_next=last[0], frame=last[1])
 
 
 class DeviceEngine:
@@ -367,6 +380,11 @@ class DeviceEngine:
     def frame(self) -> Any:
         """State of the first instance's environment."""
         return jax.tree.map(lambda x: x[0], self.carry.env_state)
+
+    @property
+    def first_begins(self) -> bool:
+        """Whether the first instance is at the start of an episode."""
+        return not int(self.carry.sums.length[0])
 
     @property
     def obs(self) -> Any:

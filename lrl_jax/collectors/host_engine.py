@@ -32,7 +32,7 @@ from lrl_jax.collectors.requests import Way
 from lrl_jax.collectors.stats import Collected, Dropped, Record
 from lrl_jax.collectors.store import add
 from lrl_jax.collectors.tick import restarted, signals_of
-from lrl_jax.envs.gymnasium_adapter import success_in
+from lrl_jax.envs.vector_infos import success_in
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
 from lrl_jax.randomness import Salt, Stream, key_of
 from lrl_jax.spaces import Box
@@ -299,6 +299,11 @@ class HostEngine:
         """Gymnasium environments draw themselves."""
         return None
 
+    @property
+    def first_begins(self) -> bool:
+        """Whether the first instance is at the start of an episode."""
+        return not self._sums.length[0]
+
     def differentiable(self, *_: Any) -> Any:
         """Refused."""
         raise ValueError("no_grad=False: Gymnasium environments have no gradients.")
@@ -308,17 +313,19 @@ class HostEngine:
     def begin(
         self, hierarchy: Hierarchy, way: Way, owed: Owed, reset_kwargs: dict[str, Any] | None
     ) -> Owed:
-        """Before the first tick of a call; `reset_kwargs["options"]` goes to resets on the way.
+        """Before the first tick of a call; `reset_kwargs` are those of resets on the way.
 
         After an error, and where instances that sat out cannot be reset alone, all are reset.
         """
         kwargs = reset_arguments(reset_kwargs)
-        self.source.options = kwargs.pop("options", None)
-        if kwargs:
+        if "seed" in kwargs:
             raise ValueError(
-                f"gym_reset_kwargs has {sorted(kwargs)}, but single instances are reset with "
-                f"options only: pass the rest to reset."
+                "gym_reset_kwargs has a seed, but resets on the way take options only: pass the "
+                "rest to reset."
             )
+        if not kwargs.get("options"):
+            kwargs.pop("options", None)
+        self.source.reset_kwargs = kwargs
         self._recover(hierarchy)
         return owed
 
@@ -330,7 +337,7 @@ class HostEngine:
     def _recover(self, hierarchy: Hierarchy) -> None:
         """Reset all instances where some of them cannot go on and cannot be reset alone."""
         if self._broken or self.source.spoiled:
-            self._begin_anew(hierarchy.reset(self.state()), None)
+            self._begin_anew(hierarchy.reset(self.state()), None, **self.source.reset_kwargs)
 
     def run(self, hierarchy: Hierarchy, way: Way, out: Collected, n_ticks: int) -> None:
         """Take up to `n_ticks` ticks; adds their record to `out`, and what is still owed.
@@ -487,6 +494,8 @@ class HostEngine:
         following, done = answer.obs, (terminated | truncated) & ready
         early = done & ~fresh
         if early.any():
+            if early[0] and self.source.lockstep and self.source.before_reset is not None:
+                self.source.before_reset()
             following = _merged(early, self.source.reset_some(early), following)
         following = _merged(done, following, obs_next)
         if done.any():

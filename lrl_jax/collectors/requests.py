@@ -36,6 +36,7 @@ class Way:
         capacity: most ticks of a chunk; 1 also keeps the next observation. It does not depend on
             how much is asked for, so that any amount compiles once.
         checks: whether steps that are not finite are kept out.
+        frames: whether frames are drawn of the first instance.
     """
 
     mode: str = "n_steps"
@@ -44,6 +45,7 @@ class Way:
     random: bool = False
     capacity: int = _MAX_CHUNK
     checks: bool = False
+    frames: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +136,8 @@ class Request:
         looked_at = ("post_step_callback", "video_logger", "render")
         one_by_one = any(more.get(name) is not None for name in looked_at)
         capacity = 1 if one_by_one else max(1, min(_MAX_CHUNK, 2**20 // n))
-        way = Way(mode, learn, record, random, capacity, nan != "allow")
+        frames = any(more.get(name) is not None for name in ("video_logger", "render"))
+        way = Way(mode, learn, record, random, capacity, nan != "allow", frames)
         return cls(way, amount - start, start, limit, nan=nan, **more)
 
     def numbered_from(self, tick: int) -> Request:
@@ -215,7 +218,7 @@ def carry_out(
         after: called after tick t with (t, progress bar) where something may be due.
     """
     way, t = request.way, request.start
-    shown = Frames(hierarchy, engine.env, request.video_logger, request.render, not way.random)
+    shown = Frames(hierarchy, engine, request.video_logger, request.render, not way.random)
     out.owed = engine.begin(hierarchy, way, out.owed, request.gym_reset_kwargs)
     end = request.limit if way.mode == "n_steps" else None
     bar = tqdm(total=end, initial=t, disable=not request.verbose, unit="tick")
@@ -224,7 +227,7 @@ def carry_out(
             while t < request.limit:
                 stop = request.next_stop(t)
                 with interrupts.let_through():
-                    shown.before(engine, out.owed)
+                    shown.before(out.owed)
                 began, before = time.monotonic(), out.n_ticks
                 try:
                     engine.run(hierarchy, way, out, stop - t)
@@ -239,11 +242,12 @@ def carry_out(
                     if way.capacity == 1:
                         if request.post_step_callback is not None:
                             request.post_step_callback(t - 1, record.obs_next)
-                        shown.after(engine, bool(record.episodes.finished[-1, 0]))
+                        shown.after(record)
                     if after is not None and t == stop:
                         after(t - 1, progress)
                 if not np.any(out.owed.active):
                     break
     finally:  # also where a callback fails
+        shown.end()
         if way.random:  # the environments have moved on under the hierarchy: it starts anew
             engine.set_state(hierarchy, hierarchy.reset(engine.state()))

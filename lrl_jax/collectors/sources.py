@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
-import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,11 +13,76 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from lrl_jax import interrupts
-from lrl_jax.envs.gymnasium_adapter import HostEnv, HostStep, flatten_batch, merged, success_in
+from lrl_jax.envs.gymnasium_adapter import HostEnv, HostStep, fitted, flatten_batch
+from lrl_jax.envs.vector_infos import merged, success_in
+from lrl_jax.envs.vector_processes import ANEW, EnvError, raised
+
+
+class _Seat:
+    """An environment that is made, reset, stepped and closed in one thread, its own.
+
+    Renderers, databases and the like may be used in the thread alone that they were made in.
+
+    Args:
+        index: of the instance.
+        env_fn: makes it.
+        dtype: of the observations.
+        processes: whether it lives in a process of its own, started again where it is lost.
+    """
+
+    def __init__(self, index: int, env_fn: Callable[[], Any], dtype: Any, processes: bool):
+        self._index, self._dtype = index, dtype
+        self._make: Callable[..., VectorEnv] = SyncVectorEnv
+        self._fn = env_fn
+        if processes:  # not forked: JAX has threads
+            self._make = functools.partial(AsyncVectorEnv, context="forkserver")
+            self._fn = _deaf_to_interrupts(env_fn)
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, f"environment-{index}")
+        self._env: HostEnv | None = None
+        self._reset_kwargs: dict[str, Any] = {}
+
+    def begin(self, name: str, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
+        """Call a method of the environment, a HostEnv, without waiting for it."""
+        return self._thread.submit(self._call, name, *args, **kwargs)
+
+    def vector(self) -> VectorEnv:
+        """The vector environment of one instance; made if there is none."""
+        return self._thread.submit(self._made).result().vector
+
+    def _made(self) -> HostEnv:
+        if self._env is None:
+            vector = self._make([self._fn], autoreset_mode=AutoresetMode.DISABLED)
+            self._env = HostEnv(vector, self._dtype, is_single=isinstance(vector, SyncVectorEnv))
+            self._env.reset_kwargs = self._reset_kwargs
+        return self._env
+
+    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return getattr(self._made(), name)(*args, **kwargs)
+        except EnvError as error:  # the first of one
+            self._env = None if error.died else self._env
+            what = error.what.removesuffix(ANEW) + AGAIN
+            raise EnvError(self._index, what) from error.__cause__
+        except BaseException as error:
+            raise EnvError(self._index, raised(error)) from error
+
+    def set_reset_kwargs(self, kwargs: dict[str, Any]) -> None:
+        """Arguments of resets on the way, also of one that a step under way may bring."""
+        if self._env is not None:
+            self._env.reset_kwargs = kwargs
+        self._reset_kwargs = kwargs
+
+    def close(self) -> None:
+        """Close the environment and end the thread."""
+        try:
+            if self._env is not None:
+                self._thread.submit(self._env.vector.close).result()
+        finally:
+            self._thread.shutdown()
 
 
 class Futures:
-    """A list of environment functions, each environment stepped by a thread of its own.
+    """A list of environment functions, each environment with a thread of its own.
 
     Args:
         env_fns: functions without arguments that make one Gymnasium environment each.
@@ -39,34 +103,27 @@ class Futures:
         wait_num: int | None = None,
         timeout: float | None = None,
     ):
-        make: Callable[..., VectorEnv] = SyncVectorEnv
-        if processes:  # not forked: JAX has threads
-            make = functools.partial(AsyncVectorEnv, context="forkserver")
-        self._envs: list[HostEnv] = []
         self._flying: dict[concurrent.futures.Future[Any], int] = {}
         self._resetting: list[concurrent.futures.Future[Any]] = []
-        self._pool = concurrent.futures.ThreadPoolExecutor(max(1, len(env_fns)))
+        self._seats = [_Seat(i, fn, dtype, processes) for i, fn in enumerate(env_fns)]
         self.n, self.spoiled = len(env_fns), False
         self.stale = np.zeros(self.n, bool)  # who sits out is not stepped
         self._wait_num, self._timeout = wait_num or self.n, timeout
+        self._reset_kwargs: dict[str, Any] = {}
         try:
             if self._wait_num > self.n:
                 raise ValueError(f"wait_num={wait_num}, but there are {self.n} environments.")
-            for fn in env_fns:
-                if processes:
-                    fn = functools.partial(_deaf_to_interrupts, fn)
-                self._envs.append(HostEnv(make([fn], autoreset_mode=AutoresetMode.DISABLED), dtype))
-            self._check_alike()
+            self._check_alike([seat.vector() for seat in self._seats])
         except BaseException:
             self.close()
             raise
 
-    def _check_alike(self) -> None:
+    def _check_alike(self, vectors: list[Any]) -> None:
         """Refuse environments of different spaces."""
-        self.spec_env = self._envs[0].vector
-        for i, env in enumerate(self._envs):
+        self.spec_env = vectors[0]
+        for i, vector in enumerate(vectors):
             for name in ("single_observation_space", "single_action_space"):
-                mine, first = getattr(env.vector, name), getattr(self.spec_env, name)
+                mine, first = getattr(vector, name), getattr(self.spec_env, name)
                 if mine != first:
                     raise ValueError(
                         f"environment {i} has {name} {mine}, but the first has {first}: all must "
@@ -81,17 +138,23 @@ class Futures:
         return busy
 
     @property
-    def options(self) -> dict[str, Any] | None:
+    def reset_kwargs(self) -> dict[str, Any]:
         """Of resets on the way."""
-        return self._envs[0].options
+        return self._reset_kwargs
 
-    @options.setter
-    def options(self, options: dict[str, Any] | None) -> None:
-        for env in self._envs:
-            env.options = options
+    @reset_kwargs.setter
+    def reset_kwargs(self, kwargs: dict[str, Any]) -> None:
+        self._reset_kwargs = kwargs
+        for seat in self._seats:
+            seat.set_reset_kwargs(kwargs)
 
-    def reset(self, seed: int | None, **kwargs: Any) -> np.ndarray:
-        """Wait for what the instances are doing, forget it, reset them; observations [n, ...]."""
+    def reset(self, seed: Any, **kwargs: Any) -> np.ndarray:
+        """Wait for what the instances are doing, forget it, reset them; observations [n, ...].
+
+        Args:
+            seed: of the first, the others count up; or a list of n; or None.
+            **kwargs: further arguments of each environment's reset.
+        """
         running = list(self._flying)
         _wait(running)
         self._flying.clear()
@@ -106,26 +169,28 @@ class Futures:
     def reset_some(self, mask: np.ndarray) -> np.ndarray:
         """Reset the idle instances in the mask [n]; observations [n, ...], true there."""
         ids = np.flatnonzero(mask)
-        kwargs = {"options": self.options} if self.options else {}
-        obs = self._resets(ids, None, **kwargs)
+        obs = self._resets(ids, None, **self._reset_kwargs)
         out = np.zeros((self.n, *obs.shape[1:]), obs.dtype)
         out[ids] = obs
         self.stale &= ~mask
         return out
 
-    def _resets(self, ids: Any, seed: int | None, **kwargs: Any) -> np.ndarray:
+    def _resets(self, ids: Any, seed: Any, **kwargs: Any) -> np.ndarray:
         _wait(self._resetting)  # of a call that was interrupted
-        self._resetting = resets = [
-            self._pool.submit(self._envs[i].reset, None if seed is None else seed + i, **kwargs)
-            for i in ids
-        ]
+        if seed is None or isinstance(seed, int | np.integer):
+            seeds = [None if seed is None else int(seed) + i for i in range(self.n)]
+        else:
+            seeds = list(seed)
+            if len(seeds) != self.n:
+                raise ValueError(f"{len(seeds)} seeds were given for {self.n} environments.")
+        self._resetting = resets = [self._seats[i].begin("reset", seeds[i], **kwargs) for i in ids]
         _wait(resets)
         return np.concatenate([future.result() for future in resets])
 
     def send(self, action: np.ndarray, mask: np.ndarray | None) -> None:
         """Begin steps of the idle instances in the mask."""
         for i in range(self.n) if mask is None else np.flatnonzero(mask).tolist():
-            self._flying[self._pool.submit(self._envs[i].step, action[i : i + 1])] = i
+            self._flying[self._seats[i].begin("step", action[i : i + 1])] = i
 
     def receive(self) -> HostStep:
         """Wait for `wait_num` steps, or for one if `timeout` seconds have passed."""
@@ -155,16 +220,31 @@ class Futures:
         """Wait for what is under way, close the environments."""
         concurrent.futures.wait(self._flying)
         self._flying.clear()
-        self._pool.shutdown()
         with contextlib.ExitStack() as stack:  # all of them, also where one raises
-            for env in self._envs:
-                stack.callback(env.vector.close)
+            for seat in self._seats:
+                stack.callback(seat.close)
 
 
-def _deaf_to_interrupts(env_fn: Callable[[], Any]) -> Any:
-    """Make the environment of a process that Ctrl-C, which reaches all of them, does not end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return env_fn()
+#: What is said instead of `ANEW` where the collector has the functions to do so.
+AGAIN = "The next call makes it anew."
+
+
+def _deaf_to_interrupts(env_fn: Callable[[], Any]) -> Callable[[], Any]:
+    """A function for a process that Ctrl-C, which reaches all of them, does not end.
+
+    Gymnasium also calls it in its own process, to look at the spaces: that one goes on hearing.
+    It is passed by value, as a closure without globals, so that the process needs no JAX.
+    """
+
+    def make():
+        import multiprocessing
+        import signal
+
+        if multiprocessing.parent_process() is not None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return env_fn()
+
+    return make
 
 
 def _wait(futures: list[concurrent.futures.Future[Any]]) -> None:
@@ -200,7 +280,6 @@ class Envpool:
     """
 
     lockstep, can_pause = False, False
-    options: dict[str, Any] | None = None
 
     def __init__(self, env: Any, dtype: Any):
         self._env = env
@@ -218,11 +297,23 @@ class Envpool:
         self._flying = np.zeros(self.n, bool)  # envpool owes an answer
         self._unseen = np.zeros(self.n, bool)  # nobody wants that answer
         self._ended: dict[int, dict[str, Any]] = {}  # last steps whose reset is not answered yet
+        # Where a batch is all of them, envpool takes their actions in one call only.
+        self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
 
     @property
     def busy(self) -> np.ndarray:
         """Instances whose steps have not been received, bool [n]."""
         return self._flying & ~self._unseen
+
+    @property
+    def reset_kwargs(self) -> dict[str, Any]:
+        """None: envpool's resets take no arguments."""
+        return {}
+
+    @reset_kwargs.setter
+    def reset_kwargs(self, kwargs: dict[str, Any]) -> None:
+        if kwargs:
+            raise ValueError(f"envpool's resets take no arguments, got {sorted(kwargs)}.")
 
     def reset_some(self, mask: np.ndarray) -> np.ndarray:
         """Refused: envpool resets an instance where its episode ends, or all."""
@@ -245,6 +336,11 @@ class Envpool:
         return obs[np.argsort(ids)]
 
     def _recv(self) -> tuple[Any, ...]:
+        if self._waiting:
+            ids, actions = (np.concatenate(x) for x in zip(*self._waiting, strict=True))
+            self._waiting.clear()
+            order = np.argsort(ids)
+            self._env.send(actions[order], ids[order])
         obs, rew, terminated, truncated, info = self._env.recv()
         ids = np.asarray(info["env_id"])
         self._flying[ids] = False
@@ -254,8 +350,13 @@ class Envpool:
     def _fly(self, ids: np.ndarray, actions: np.ndarray | None = None) -> None:
         if len(ids):
             actions = self._idle[ids] if actions is None else actions
-            self._env.send(np.ascontiguousarray(actions, self._idle.dtype), ids.astype(np.int32))
-            self._flying[ids] = True
+            actions = fitted(actions, self.spec_env.action_space)
+            actions = np.ascontiguousarray(actions, self._idle.dtype)
+            self._flying[ids], ids = True, ids.astype(np.int32)
+            if self._batch == self.n:
+                self._waiting.append((ids, actions))
+            else:
+                self._env.send(actions, ids)
 
     def send(self, action: np.ndarray, mask: np.ndarray | None) -> None:
         """Begin steps of the idle instances in the mask."""
@@ -303,11 +404,6 @@ class Envpool:
     def close(self) -> None:
         """End the environment."""
         self._env.close()
-
-
-#: Environments on the host, in lockstep or answering when they are ready. `stale` [n]: instances to
-#: be reset before their next use; `spoiled`: whether all instances need a reset.
-Source = HostEnv | Futures | Envpool
 
 
 class _Spaces(gymnasium.Env):

@@ -229,6 +229,8 @@ class Record(struct.Node):
         transitions: leaves [ticks, n, ...], or None.
         levels: one per level, leaves [ticks, n, ...], or None.
         obs_next: [n, ...] of the last tick where ticks are taken one by one, else None.
+        frame: state of the first instance's JAX environment after the last tick, before any reset,
+            where it is drawn and can be had.
     """
 
     episodes: Episodes
@@ -238,6 +240,7 @@ class Record(struct.Node):
     transitions: Transitions | None = None
     levels: tuple[LevelTransitions, ...] | None = None
     obs_next: Any = None
+    frame: Any = None
 
     @property
     def n_ticks(self) -> int:

@@ -318,6 +318,16 @@ def signals_of(hierarchy: Hierarchy, info: dict[str, Any], n: int) -> dict[str, 
     return out
 
 
+def decided(
+    hierarchy: Hierarchy, carry: RolloutCarry, mask: jax.Array | None, random: bool
+) -> tuple[HierarchyState, jax.Array]:
+    """The hierarchy's state and actions [n, ...] of the next step; random ones leave it alone."""
+    if not random:
+        return hierarchy.get_action(carry.hierarchy, carry.obs, mask)
+    keys = carry.stream.instance_keys(carry.n_env_instances, salt=Salt.RANDOM_ACTION)
+    return carry.hierarchy, jax.vmap(hierarchy.action_space.sample)(keys)
+
+
 def decide_and_step(
     hierarchy: Hierarchy,
     env: Any,
@@ -329,11 +339,7 @@ def decide_and_step(
 ) -> tuple[RolloutCarry, Step, jax.Array]:
     """First half of a tick: decide and step the environments; see `tick`. Returns also actions."""
     n, space = carry.n_env_instances, hierarchy.action_space
-    if random:
-        state = carry.hierarchy
-        action = jax.vmap(space.sample)(carry.stream.instance_keys(n, salt=Salt.RANDOM_ACTION))
-    else:
-        state, action = hierarchy.get_action(carry.hierarchy, carry.obs, mask)
+    state, action = decided(hierarchy, carry, mask, random)
     keys = carry.stream.instance_keys(n, salt=Salt.STEP)
     obs, env_state, rew, terminated, truncated, info = step_all(
         env, keys, carry.env_state, space.clip(action), params

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrl_jax.envs import Maze2D, render_maze
 from lrl_jax.envs.gymnasium_adapter import is_gymnasium
+from lrl_jax.envs.pictures import as_image, check_drawable, picture
 from lrl_jax.hierarchies import Hierarchy
 
 
@@ -25,8 +25,9 @@ class VideoLogger:
         path: file to write: `.gif`, or `.mp4` with the extra "video".
         render_fn: (env, state of one instance) -> uint8 [H, W, 3], where the default is not wanted:
             a maze is drawn with the present plan, a Gymnasium environment by its `render` (made
-            with render_mode="rgb_array"; of a vector environment the first), any other by
-            `env.render(state)`. For Gymnasium environments the state is None.
+            with render_mode="rgb_array"; of a vector environment the first), and of gymnax's the
+            classics and boards; any other by `env.render(state)` or `env.render(state, params)`.
+            For Gymnasium environments the state is None.
         fps: frames per second.
         every: take one frame out of so many.
         max_frames: further frames are left out, None for no limit.
@@ -102,50 +103,27 @@ class VideoLogger:
 
 def _frame(env: Any, env_state: Any, plan: Any = None) -> np.ndarray:
     """The default picture of an environment."""
-    if isinstance(env, Maze2D):
-        return render_maze(env, env_state, planned=None if plan is None else [plan])
-    if is_gymnasium(env):
-        frame = env.render()
-        frame = frame[0] if isinstance(frame, tuple | list) and len(frame) else frame
-        if not isinstance(frame, np.ndarray):
-            raise ValueError(
-                f"{type(env).__name__}.render() returned {type(frame).__name__}, not an "
-                f"array: make the environment with render_mode='rgb_array'."
-            )
-        return frame
-    check_drawable(env)
-    return np.asarray(env.render(env_state))
-
-
-def check_drawable(env: Any) -> None:
-    """Refuse environments that have no default picture, before a step is taken.
-
-    Raises:
-        TypeError: by name, with the way out.
-    """
-    if isinstance(env, Maze2D) or is_gymnasium(env):
-        return
-    name, render = type(env).__name__, getattr(env, "render", None)
-    if not callable(render):
-        raise TypeError(
-            f"{name} has no method render(state), so it cannot be shown: give VideoLogger a "
-            f"render_fn of (env, state)."
+    if not is_gymnasium(env):
+        return picture(env, env_state, plan)
+    frame = env.render()
+    frame = frame[0] if isinstance(frame, tuple | list) and len(frame) else frame
+    if not isinstance(frame, np.ndarray):
+        raise ValueError(
+            f"{type(env).__name__}.render() returned {type(frame).__name__}, not an array: make "
+            f"the environment with render_mode='rgb_array'."
         )
-    try:
-        inspect.signature(render).bind(None)
-    except TypeError as error:
-        raise TypeError(
-            f"{name}.render does not take the state alone ({error}): give VideoLogger a render_fn "
-            f"of (env, state)."
-        ) from error
+    return as_image(frame, type(env).__name__)
 
 
 class Frames:
     """Shows and keeps the frames of instance 0, with its plans where it plans in a maze.
 
+    Each episode's first frame comes before its first step, and one more after each step; the last
+    is of the state in which the episode ends, before the reset.
+
     Args:
         hierarchy: acts.
-        env: that it acts in.
+        engine: of the environments.
         video: keeps the frames, or None.
         render: seconds between frames that are shown; None for none.
         plans: whether the highest level decides at all.
@@ -154,47 +132,85 @@ class Frames:
     def __init__(
         self,
         hierarchy: Hierarchy,
-        env: Any,
+        engine: Any,
         video: VideoLogger | None,
         render: float | None,
         plans: bool = True,
     ):
-        self._hierarchy, self._env, self._video, self._render = hierarchy, env, video, render
-        if render is not None or not getattr(video, "draws", True):
-            check_drawable(env)
+        self._hierarchy, self._engine, self._env = hierarchy, engine, engine.env
+        self._video, self._render = video, render
+        self._draws = video is not None or render is not None
+        is_drawn = render is not None or not getattr(video, "draws", True)
+        if is_drawn and not is_gymnasium(self._env):  # Gymnasium's first frame tells
+            check_drawable(self._env)
         planned = hierarchy.levels[0].planned_states
-        in_maze = planned is not None and hasattr(env, "layout")
+        in_maze = planned is not None and hasattr(self._env, "layout")
         self._plans = plans and in_maze and video is not None
         self._plan: Any = None
         self._decides, self._obs = False, None
-        self._steps = True
+        self._steps, self._is_drawn = True, False
+        # The first frame is that of before the first step, but for a film that goes on.
+        self._is_new = not getattr(video, "frames", None)
+        source = getattr(engine, "source", None)
+        self._source = source if self._draws else None
+        if self._source is not None:
+            if self._source.hides_last_frame:
+                warnings.warn(
+                    "an AsyncVectorEnv in mode SAME_STEP does not show the last frame of an "
+                    "episode: use autoreset_mode=AutoresetMode.NEXT_STEP.",
+                    stacklevel=5,
+                )
+            self._source.before_reset = self._at_end
 
-    def before(self, engine: Any, owed: Any) -> None:
+    def before(self, owed: Any) -> None:
         """Before a tick, in which those step that are owed something."""
-        if self._video is None and self._render is None:
+        if not self._draws:
             return
-        self._steps = bool(owed.active[0])
-        if self._steps and self._plans:
-            self._decides = int(engine.state().active_level[0]) == 0
-            self._obs = self._hierarchy.see(0, jnp.asarray(engine.obs)[:1])[0]
-
-    def after(self, engine: Any, ended: bool) -> None:
-        """After a tick; `ended`: whether it ended instance 0's episode."""
+        self._steps, self._is_drawn = bool(owed.active[0]), False
         if not self._steps:
             return
-        if ended:  # the next episode is shown, which has no plan yet
-            self._plan, self._decides = None, False
-        if self._decides:
-            level = engine.state().levels[0]
+        if self._is_new or self._engine.first_begins:
+            self._draw(self._engine.frame())
+        self._is_new = False
+        if self._plans:
+            self._decides = int(self._engine.state().active_level[0]) == 0
+            self._obs = self._hierarchy.see(0, jnp.asarray(self._engine.obs)[:1])[0]
+
+    def _at_end(self) -> None:
+        """After the last step of an episode, before the environment's reset."""
+        if self._steps:
+            self._draw(None)
+            self._is_drawn = True
+
+    def after(self, record: Any) -> None:
+        """After a tick and its record."""
+        if not self._draws or not self._steps:
+            return
+        ended = bool(record.episodes.finished[-1, 0])
+        if self._decides and not ended:
+            level = self._engine.state().levels[0]
             memory = jax.tree.map(lambda x: x[0], level.memory)
             plan = self._hierarchy.jitted(_planned)(level.learner, memory, self._obs)
             self._plan, self._decides = np.asarray(plan), False
+        if record.frame is not None:
+            self._draw(record.frame)
+        elif not (ended or self._is_drawn):
+            self._draw(self._engine.frame())
+        if ended:  # what would be drawn now is the next episode, which has no plan yet
+            self._plan = None
+
+    def _draw(self, env_state: Any) -> None:
         if self._video is not None:
             plan = () if self._plan is None else (self._plan,)
-            self._video.record(self._env, engine.frame(), *plan)
+            self._video.record(self._env, env_state, *plan)
         if self._render is not None:
-            _show(self._env, engine.frame())
+            _show(self._env, env_state)
             time.sleep(self._render)
+
+    def end(self) -> None:
+        """After the last tick."""
+        if self._source is not None:
+            self._source.before_reset = None
 
 
 def _planned(hierarchy, learner, memory, obs):

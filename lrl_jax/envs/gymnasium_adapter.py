@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import multiprocessing.connection
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -14,6 +14,9 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from lrl_jax import interrupts
 from lrl_jax.env_spec import flat_space, is_gymnasium, parts_of  # noqa: F401
+from lrl_jax.envs.vector_infos import rows_of, tolerate_differing, with_final
+from lrl_jax.envs.vector_processes import Processes
+from lrl_jax.envs.vector_resets import Masked, keeping, refuse_wrappers, resetting
 
 
 def flatten_batch(space: gymnasium.Space, obs: Any, dtype: Any) -> np.ndarray:
@@ -39,6 +42,20 @@ def _columns(space: gymnasium.Space, obs: Any) -> np.ndarray:
         return values.reshape(len(values), -1)
     rows: list[Any] = [gymnasium.spaces.flatten(space, one) for one in obs]
     return np.stack(rows)
+
+
+def fitted(action: np.ndarray, space: gymnasium.Space) -> np.ndarray:
+    """Actions [n, ...] in the type of an environment's space, and inside its bounds.
+
+    A bound of float64, rounded to the hierarchy's float32, may lie outside.
+
+    Args:
+        action: as the hierarchy decides.
+        space: of ONE instance's actions.
+    """
+    if not isinstance(space, gymnasium.spaces.Box):
+        return action
+    return np.clip(action.astype(space.dtype, copy=False), space.low, space.high)
 
 
 @dataclasses.dataclass
@@ -68,16 +85,16 @@ class HostEnv:
     """A Gymnasium vector environment that has reset itself after every step that ended episodes.
 
     All three modes of resetting look alike from here: `step` returns the true final observation and
-    that after the reset, and no step is a fake one. Single instances are reset with a mask, which
-    Gymnasium's `RecordEpisodeStatistics` for vector environments takes for a reset of all: its
-    figures are right in mode SAME_STEP only (those of CollectStats always are).
+    that after the reset, and no step is a fake one.
 
     Args:
         env: Gymnasium environment, single or vector.
         dtype: of the observations.
+        is_single: whether a vector environment is of a single one, whose resets may take more.
 
     Attributes:
-        options: of resets after the end of an episode, or None.
+        reset_kwargs: of resets on the way: `options`, and of a single environment also others.
+        before_reset: called when an episode of the first instance has ended, before it is reset.
         lockstep: all instances step together.
         busy: instances whose steps have not been received; none between ticks.
         stale: instances that were stepped without anybody looking, bool [n]: they need a reset.
@@ -87,23 +104,26 @@ class HostEnv:
     """
 
     lockstep = True
+    before_reset: Callable[[], None] | None = None
 
-    def __init__(self, env: Any, dtype: Any = np.float32):
+    def __init__(self, env: Any, dtype: Any = np.float32, is_single: bool = False):
         self.env = env
         self.vector: Any = env
+        self._is_single = is_single or not isinstance(env, VectorEnv)
         if not isinstance(env, VectorEnv):
             self.vector = SyncVectorEnv([lambda: env], autoreset_mode=AutoresetMode.DISABLED)
         self.n = self.vector.num_envs
         self.busy, self.stale = np.zeros(self.n, bool), np.zeros(self.n, bool)
         self._sent: np.ndarray | None = None
-        self._options: dict[str, Any] | None = None
+        self._reset_kwargs: dict[str, Any] = {}
         self.dtype = np.dtype(dtype)
         self.space = self.vector.single_observation_space
-        base = self.vector.unwrapped
+        self._base = base = self.vector.unwrapped
         # The metadata are shared by all environments of a class: the last one made writes them.
         mode = getattr(base, "autoreset_mode", None)
         mode = self.vector.metadata.get("autoreset_mode") if mode is None else mode
         self.mode = AutoresetMode(AutoresetMode.NEXT_STEP if mode is None else mode)
+        refuse_wrappers(self.vector, self.mode)
         self.can_pause = isinstance(base, SyncVectorEnv | AsyncVectorEnv)
         if not self.can_pause and self.mode is not AutoresetMode.SAME_STEP:
             raise TypeError(
@@ -117,6 +137,9 @@ class HostEnv:
                 "an AsyncVectorEnv without shared memory cannot reset single instances in mode "
                 "NEXT_STEP: use shared_memory=True or autoreset_mode=AutoresetMode.SAME_STEP."
             )
+        self._processes = Processes(base) if isinstance(base, AsyncVectorEnv) else None
+        if self.can_pause:
+            tolerate_differing(base)
         self._obs: np.ndarray | None = None
         self._splits = isinstance(self.vector, AsyncVectorEnv) and all(
             getattr(type(self.vector), name) is getattr(AsyncVectorEnv, name)
@@ -130,10 +153,25 @@ class HostEnv:
             seed: of the vector environment; an int or a list of n.
             **kwargs: further arguments of its `reset`.
         """
-        obs, _ = self._called_reset(seed=seed, **kwargs)
+        kwargs, keywords = self._split_off(kwargs)
+        with resetting(self._base, keywords):
+            obs, _ = self._called_reset(seed=seed, **kwargs)
         self._obs = flatten_batch(self.space, obs, self.dtype)
         self.stale[:] = False
         return self._obs
+
+    def _split_off(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Arguments of the vector environment's reset, and of a single environment's alone."""
+        if not self._is_single:
+            return kwargs, {}
+        return {k: v for k, v in kwargs.items() if k == "options"}, {
+            k: v for k, v in kwargs.items() if k != "options"
+        }
+
+    @property
+    def hides_last_frame(self) -> bool:
+        """Whether the first instance resets itself where nothing is called before."""
+        return self.mode is AutoresetMode.SAME_STEP and not isinstance(self._base, SyncVectorEnv)
 
     @property
     def spoiled(self) -> bool:
@@ -141,18 +179,24 @@ class HostEnv:
         return not self.can_pause and bool(self.stale.any())
 
     @property
-    def options(self) -> dict[str, Any] | None:
+    def reset_kwargs(self) -> dict[str, Any]:
         """Of resets on the way."""
-        return self._options
+        return self._reset_kwargs
 
-    @options.setter
-    def options(self, options: dict[str, Any] | None) -> None:
-        if options and self.mode is AutoresetMode.SAME_STEP:
+    @reset_kwargs.setter
+    def reset_kwargs(self, kwargs: dict[str, Any]) -> None:
+        if kwargs and self.mode is AutoresetMode.SAME_STEP:
             raise ValueError(
                 "gym_reset_kwargs: an environment in mode SAME_STEP resets itself, without "
                 "options: make it with autoreset_mode=AutoresetMode.DISABLED."
             )
-        self._options = options
+        rest = sorted(set(kwargs) - {"options"})
+        if rest and not self._is_single:
+            raise ValueError(
+                f"gym_reset_kwargs has {rest}, but single instances are reset with options only: "
+                f"pass the rest to reset."
+            )
+        self._reset_kwargs = kwargs
 
     def reset_some(self, mask: np.ndarray) -> np.ndarray:
         """Reset the instances in `mask` [n]; returns observations of all [n, ...].
@@ -173,7 +217,10 @@ class HostEnv:
                 f"{type(self.vector.unwrapped).__name__} cannot reset single instances: collect "
                 f"n_steps, or make it with vectorization_mode='sync'."
             )
-        obs, _ = self._called_reset(options={**(self.options or {}), "reset_mask": mask.copy()})
+        kwargs, keywords = self._split_off(self._reset_kwargs)
+        options = Masked(**(kwargs.get("options") or {}), reset_mask=mask.copy())
+        with resetting(self._base, keywords), keeping(self.vector, mask):
+            obs, _ = self._called_reset(options=options)
         fresh = flatten_batch(self.space, obs, self.dtype)
         assert self._obs is not None
         # Others keep what they had: some environments return nothing new for them.
@@ -185,19 +232,27 @@ class HostEnv:
         self._sent = mask
         if mask is not None:
             self.stale |= ~mask
-        if self._splits:
-            self.vector.step_async(action)
-        else:
-            with self._interruptible():
-                self._answer = self.vector.step(action)
+        action = fitted(action, self.vector.single_action_space)
+        with self._watched():
+            if self._splits:
+                self.vector.step_async(action)
+            else:
+                with self._interruptible(), self._resets_in_step():
+                    self._answer = self.vector.step(action)
+
+    def _resets_in_step(self) -> contextlib.AbstractContextManager[None]:
+        """A step in which environments may reset themselves."""
+        if self.mode is not AutoresetMode.SAME_STEP or self.before_reset is None:
+            return contextlib.nullcontext()
+        return resetting(self._base, {}, self.before_reset)
 
     def receive(self) -> HostStep:
         """The step that was begun."""
-        if self._splits:
-            self._wait_for_answers()
-            self._answer = self.vector.step_wait()
-        answer = self._answer
-        raw, rew, terminated, truncated, info = answer
+        if self._splits and self._processes is not None:
+            with self._watched():
+                self._processes.wait()
+                self._answer = self.vector.step_wait()
+        raw, rew, terminated, truncated, info = self._answer
         obs_next = flatten_batch(self.space, raw, self.dtype)
         done = terminated | truncated
         self._obs = obs_next
@@ -208,8 +263,10 @@ class HostEnv:
                 for i in np.flatnonzero(done):
                     final = _first(self.space, info["final_obs"][i])
                     obs_next[i] = flatten_batch(self.space, final, self.dtype)[0]
-                info = _with_final(info, done)
+                info = with_final(info, done)
             else:
+                if done[0] and self.before_reset is not None:
+                    self.before_reset()
                 obs = self._reset_some(done)
         if self._sent is not None:
             info = rows_of(info, self._sent)
@@ -218,28 +275,26 @@ class HostEnv:
 
     def _called_reset(self, **kwargs: Any) -> Any:
         """The vector environment's reset; what was begun before an interrupt is heard out first."""
-        if not self._splits:
-            with self._interruptible():
-                return self.vector.reset(**kwargs)
-        try:
-            self.vector.reset_async(**kwargs)
-        except AlreadyPendingCallError as error:
-            self._wait_for_answers()
-            getattr(self.vector, f"{error.name}_wait")()
-            self.vector.reset_async(**kwargs)
-        self._wait_for_answers()
-        return self.vector.reset_wait()
+        with self._watched():
+            if not self._splits or self._processes is None:
+                with self._interruptible():
+                    return self.vector.reset(**kwargs)
+            try:
+                self.vector.reset_async(**kwargs)
+            except AlreadyPendingCallError as error:
+                self._processes.wait()
+                getattr(self.vector, f"{error.name}_wait")()
+                self.vector.reset_async(**kwargs)
+            self._processes.wait()
+            return self.vector.reset_wait()
 
-    def _wait_for_answers(self) -> None:
-        """Wait until an AsyncVectorEnv can read all answers: an interrupt here loses none."""
-        waiting = {pipe for pipe in self.vector.parent_pipes if pipe is not None}
-        with interrupts.let_through():
-            while waiting:
-                waiting.difference_update(multiprocessing.connection.wait(waiting))
+    def _watched(self) -> contextlib.AbstractContextManager[None]:
+        """A block in which processes, if there are some, may be lost."""
+        return contextlib.nullcontext() if self._processes is None else self._processes.watched()
 
     def _interruptible(self) -> contextlib.AbstractContextManager[None]:
         """Environments in this process can be interrupted anywhere, but not half a conversation."""
-        if isinstance(self.vector.unwrapped, AsyncVectorEnv):
+        if self._processes is not None:
             return contextlib.nullcontext()
         return interrupts.let_through()
 
@@ -258,67 +313,3 @@ def _first(space: gymnasium.Space, obs: Any) -> Any:
         parts = {key: _first(part, obs[key]) for key, part in parts_of(space)}
         return parts if isinstance(space, gymnasium.spaces.Dict) else list(parts.values())
     return np.asarray(obs)[None]
-
-
-def _with_final(info: dict[str, Any], done: np.ndarray) -> dict[str, Any]:
-    """What SAME_STEP keeps under `final_info`, at its usual place for the steps that ended."""
-    final = info.get("final_info")
-    if not isinstance(final, dict):
-        return info
-    merged = dict(info)
-    for name, values in final.items():
-        if not isinstance(values, np.ndarray):
-            continue
-        old = info.get(name)
-        if isinstance(old, np.ndarray) and old.shape == values.shape:
-            mask = done.reshape(-1, *[1] * (values.ndim - 1))
-            merged[name] = np.where(mask, values, old)
-        elif old is None:
-            merged[name] = values
-    return merged
-
-
-def rows_of(info: dict[str, Any], mask: np.ndarray) -> dict[str, Any]:
-    """A vector environment's info of the instances in `mask` [n] alone."""
-    if mask.all():
-        return info
-
-    def rows(values):
-        if isinstance(values, dict):
-            return rows_of(values, mask)
-        is_rows = isinstance(values, np.ndarray) and values.shape[:1] == mask.shape
-        return values[mask] if is_rows else values
-
-    return {name: rows(values) for name, values in info.items()}
-
-
-def merged(infos: list[dict[str, Any]]) -> dict[str, Any]:
-    """Infos of vector environments of one instance each as that of one with all of them.
-
-    Entries that some lack are left out of it, but for their mask, as vector environments have it.
-    """
-    shared = set.intersection(*map(set, infos)) if infos else set()
-    return {
-        name: np.concatenate([np.asarray(info[name]) for info in infos])
-        for name in sorted(shared)
-        if all(isinstance(info[name], np.ndarray) for info in infos)
-    }
-
-
-def success_in(info: dict[str, Any], n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Success in a vector environment's info, and whether anything tells it, new bools [n].
-
-    It is `is_success` or `success`, one flag an instance; text, dicts and several flags tell none.
-    """
-    success, told = np.zeros(n, bool), np.zeros(n, bool)
-    for name in ("is_success", "success"):
-        values, said = info.get(name), info.get(f"_{name}", np.ones(n, bool))
-        if not isinstance(values, np.ndarray | list) or len(values) != n or len(said) != n:
-            continue
-        for i in np.flatnonzero(said):
-            flag = np.asarray(values[i])
-            if flag.size == 1 and flag.dtype.kind in "biuf":
-                success[i], told[i] = bool(flag.item()), True
-        if told.any():
-            break
-    return success, told

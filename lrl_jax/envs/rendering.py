@@ -69,13 +69,13 @@ def render_maze(
     image = _background(grid, int(size)).astype(np.float32)
     scale = size / longest
     for point in _points(goal, "goal"):
-        _draw_disc(image, point * scale, GOAL_RADIUS * scale, GOAL_COLOUR, 0.75)
+        draw_disc(image, point * scale, GOAL_RADIUS * scale, GOAL_COLOUR, 0.75)
     for i, path in enumerate(_paths(paths, "paths")):
-        _draw_line(image, path * scale, PATH_COLOURS[i % len(PATH_COLOURS)], 0.9)
+        draw_line(image, path * scale, PATH_COLOURS[i % len(PATH_COLOURS)], 0.9)
     for path in _paths(planned, "planned"):
-        _draw_line(image, path * scale, PLANNED_COLOUR, 0.8)
+        draw_line(image, path * scale, PLANNED_COLOUR, 0.8)
     for point in _points(positions, "positions"):
-        _draw_disc(image, point * scale, BODY_RADIUS * scale, BODY_COLOUR, 1.0)
+        draw_disc(image, point * scale, BODY_RADIUS * scale, BODY_COLOUR, 1.0)
     return np.rint(image).astype(np.uint8)
 
 
@@ -113,7 +113,7 @@ def _paths(paths: Any, name: str) -> Sequence[np.ndarray]:
     return [_points(path, f"{name}[{i}]") for i, path in enumerate(paths)]
 
 
-def _draw_disc(
+def draw_disc(
     image: np.ndarray, centre: np.ndarray, radius: float, colour: tuple, alpha: float
 ) -> None:
     """Draw an antialiased disc, in place; `centre` (x, y) and `radius` in pixels."""
@@ -131,7 +131,7 @@ def _draw_disc(
     window += cover.astype(np.float32)[..., None] * (np.array(colour, np.float32) - window)
 
 
-def _draw_line(image: np.ndarray, points: np.ndarray, colour: tuple, alpha: float) -> None:
+def draw_line(image: np.ndarray, points: np.ndarray, colour: tuple, alpha: float) -> None:
     """Draw an antialiased polyline through `points` `[T, 2]` in pixels, in place."""
     if not len(points):
         return

@@ -70,6 +70,25 @@ def _step(env: Any, key: jax.Array, state: Any, action: jax.Array, params: Any) 
     return obs, state_next, rew, terminated, truncated, info
 
 
+def final_states(env: Any, keys: jax.Array, env_state: Any, action: jax.Array, params: Any) -> Any:
+    """States [n, ...] in which the step of `step_all` ends, before any reset, for pictures.
+
+    Args:
+        env, keys, env_state, action, params: those of the step.
+
+    Returns:
+        The states; None where the environment's `step` is not that of gymnax.
+    """
+    if not _is_older(env):
+        return None
+
+    def step(key, state, action, params):
+        return env.step_env(jax.random.split(key)[0], state, action, params)[1]
+
+    axes = params_axes(env, params, keys.shape[0])
+    return jax.vmap(step, in_axes=(0, 0, 0, axes))(keys, env_state, action, params)
+
+
 _ENDS = ("terminated", "truncated")
 
 
