@@ -31,7 +31,7 @@ def test_builtin_ids_are_known_here_and_to_gymnax(env_id):
 def test_importing_twice_is_safe():
     before = list(gymnax.registered_envs)
     importlib.reload(envs)
-    envs.register_mazes()
+    envs.register_own()
     assert gymnax.registered_envs == before
 
 

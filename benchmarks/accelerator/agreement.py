@@ -100,6 +100,7 @@ def precision(sizes: Sizes) -> Found:
             hierarchy = trainer.hierarchy.eval()
             carry = lrl.init_carry(hierarchy, jax.random.key(0), 16)
             _, out = lrl.rollout(hierarchy, carry, 10, record=True)
+            assert out.transitions is not None  # recorded
             return jax.device_get(out.transitions.act)
 
     highest, default = plans("highest"), plans(None)

@@ -110,13 +110,22 @@ def _flops(jaxpr: Any) -> float:
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             (left, _), _ = equation.params["dimension_numbers"]
-            inner = np.prod([equation.invars[0].aval.shape[i] for i in left])
-            total += 2.0 * float(inner) * float(np.prod(equation.outvars[0].aval.shape))
+            summed = np.prod([equation.invars[0].aval.shape[i] for i in left])
+            total += 2.0 * float(summed) * float(np.prod(equation.outvars[0].aval.shape))
         times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        branches = [_flops(x) for x in jax.core.jaxprs_in_params(equation.params)]
+        inner = [x for value in equation.params.values() for x in _jaxprs(value)]
+        branches = [_flops(x) for x in inner]
         is_choice = equation.primitive.name == "cond"
         total += times * (max(branches) if is_choice and branches else sum(branches))
     return total
+
+
+def _jaxprs(value: Any) -> list[Any]:
+    """Those in a parameter of an equation."""
+    if isinstance(value, tuple | list):
+        return [x for one in value for x in _jaxprs(one)]
+    value = getattr(value, "jaxpr", value)  # of a closed one
+    return [value] if hasattr(value, "eqns") else []
 
 
 def _batch(lead: tuple[int, ...]) -> Batch:

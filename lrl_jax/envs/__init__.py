@@ -1,6 +1,6 @@
-"""Environments: Maze2D, making environments by id, goals in observations, pictures.
+"""Environments: Maze2D, a swimmer, making environments by id, goals in observations, pictures.
 
-Importing this package registers the built-in mazes with gymnax.
+Importing this package registers the library's own environments with gymnax.
 """
 
 from lrl_jax.env_spec import goal_indices
@@ -8,10 +8,11 @@ from lrl_jax.envs.adapted import AdaptedEnvironment
 from lrl_jax.envs.adapters import BraxEnvironment
 from lrl_jax.envs.layouts import BUILTIN, parse_layout
 from lrl_jax.envs.maze2d import Maze2D, Maze2DParams, Maze2DState
-from lrl_jax.envs.registration import GYMNASIUM, make, register_mazes
+from lrl_jax.envs.registration import GYMNASIUM, make, register_own
 from lrl_jax.envs.rendering import render_maze
+from lrl_jax.envs.swimmer import Swimmer, SwimmerParams, SwimmerState
 
-register_mazes()
+register_own()
 
 __all__ = [
     "BUILTIN",
@@ -21,9 +22,12 @@ __all__ = [
     "Maze2D",
     "Maze2DParams",
     "Maze2DState",
+    "Swimmer",
+    "SwimmerParams",
+    "SwimmerState",
     "goal_indices",
     "make",
     "parse_layout",
-    "register_mazes",
+    "register_own",
     "render_maze",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -13,6 +14,7 @@ import gymnax
 from lrl_jax.envs.adapters import LIBRARIES
 from lrl_jax.envs.layouts import BUILTIN
 from lrl_jax.envs.maze2d import Maze2D
+from lrl_jax.envs.swimmer import Swimmer
 
 GYMNASIUM = "gymnasium/"
 """What the ids of Gymnasium's environments begin with."""
@@ -56,8 +58,8 @@ def make(env_id: str, **settings: Any) -> tuple[Any, Any]:
     library, _, name = env_id.partition("/")
     if name and library in LIBRARIES:
         factory = functools.partial(LIBRARIES[library], name)
-    elif env_id in BUILTIN:
-        factory = functools.partial(make_maze, env_id)
+    elif env_id in OWN:
+        factory = OWN[env_id]
     elif env_id in gymnax.registered_envs:
         factory = functools.partial(_gymnax_env, env_id)
     else:
@@ -82,11 +84,18 @@ def make_maze(env_id: str, **settings: Any) -> Maze2D:
     return Maze2D(**{**BUILTIN[env_id], **settings})
 
 
-def register_mazes() -> None:
-    """Register the built-in mazes with gymnax, those that are not yet."""
-    for env_id in BUILTIN:
+OWN: dict[str, Callable[..., Any]] = {
+    **{env_id: functools.partial(make_maze, env_id) for env_id in BUILTIN},
+    "Swimmer-Open-v0": Swimmer,
+}
+"""Constructors of the library's own environments by id."""
+
+
+def register_own() -> None:
+    """Register the library's own environments with gymnax, those that are not yet."""
+    for env_id, factory in OWN.items():
         if env_id not in gymnax.registered_envs:
-            gymnax.register(env_id, functools.partial(make_maze, env_id))
+            gymnax.register(env_id, factory)
 
 
 def _gymnasium_env(env_id: str, **settings: Any) -> Any:
@@ -139,14 +148,14 @@ def _is_of_arguments(error: TypeError) -> bool:
 
 
 def _unknown_id(env_id: str) -> str:
-    ids = list(dict.fromkeys([*BUILTIN, *gymnax.registered_envs]))
+    ids = list(dict.fromkeys([*OWN, *gymnax.registered_envs]))
     lower = {known.lower(): known for known in ids}
     close = difflib.get_close_matches(env_id.lower(), lower, n=4, cutoff=0.5)
     hint = f"did you mean {' or '.join(lower[c] for c in close)}? " if close else ""
     libraries = ", ".join(f"{library}/<name>" for library in LIBRARIES)
-    others = [known for known in ids if known not in BUILTIN]
+    others = [known for known in ids if known not in OWN]
     return (
-        f"unknown environment {env_id!r}: {hint}There are {', '.join(BUILTIN)}; of gymnax "
+        f"unknown environment {env_id!r}: {hint}There are {', '.join(OWN)}; of gymnax "
         f"{', '.join(others)}; and {libraries}. Pass a Gymnasium environment "
         f"directly to Collector instead."
     )
