@@ -74,14 +74,16 @@ LEVEL = {"whole": "buffer_size chunk_size"}
 LEARNER = {
     "kind": "algorithm hindsight",
     "whole": "buffer_size update_interval n_updates batch_size control_interval chunk_size",
-    "real": "warm_up_steps",
+    "real": "warm_up_steps normaliser_clip",
+    "flag": "running_normaliser reward_scaling",
     "discount": "reward_discount",
 }
 SKILLS = {
     "whole": LEARNER["whole"] + " n_alternatives",
-    "real": "warm_up_steps least_potential momentum offset relabel_skills freeze_after_steps",
+    "real": "warm_up_steps least_potential momentum offset relabel_skills freeze_after_steps "
+    "normaliser_clip",
     "rate": "fixed_std",
-    "flag": "standardize centre",
+    "flag": "standardize centre running_normaliser reward_scaling",
     "kind": "algorithm hindsight skill_space",
     "discount": "reward_discount",
 }
@@ -123,7 +125,7 @@ TABLE = {
         SKILLS
         | {
             "whole": SKILLS["whole"] + " n_fresh_skills",
-            "flag": "standardize centre averaged_value",
+            "flag": SKILLS["flag"] + " averaged_value",
             "choice": "reward_mode act_by",
         },
     ),
@@ -133,6 +135,8 @@ TABLE = {
             "kind": "algorithm level_input_space",
             "whole": "rollout_length control_interval",
             "steps": "learn_from learn_until",
+            "flag": LEARNER["flag"],
+            "real": "normaliser_clip",
             "discount": "reward_discount",
         },
     ),
@@ -142,12 +146,12 @@ TABLE = {
             "function": "predictor_factory",
             "optimizer": "optimizer",
             "flag": "deterministic use_value use_termination alternate_with_noise only_noise "
-            "resample_on_end stagger pursues_input",
+            "resample_on_end stagger pursues_input running_normaliser reward_scaling",
             "choice": "mode",
             "whole": "hold buffer_size update_interval n_updates batch_size model_batch_size "
             "control_interval full_row_env_steps chunk_size",
             "real": "warm_up_steps no_planning_steps switch_planner_prob switch_random_prob "
-            "resample_random_action_prob",
+            "resample_random_action_prob normaliser_clip",
             "pairs": "aux_rewards",
             "kind": "level_input_space",
             "discount": "reward_discount",

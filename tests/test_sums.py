@@ -11,7 +11,8 @@ from gymnax.environments import environment, spaces
 
 import lrl_jax as lrl
 from lrl_jax.algorithms import Scale
-from lrl_jax.collectors.records import Sum, Sums
+from lrl_jax.collectors.records import Sums
+from lrl_jax.exact import Sum
 
 FIRST, EACH, LENGTH = 1e6, 0.01, 500
 

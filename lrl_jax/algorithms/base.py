@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrl_jax import struct
+from lrl_jax.models.running_statistics import WIDE
 from lrl_jax.spaces import Box, Discrete, Space
 
 
@@ -97,9 +98,6 @@ def optimised(optimiser: Any, *args: Any) -> Any:
         return optimiser.update(*args)
 
 
-_WIDE = 1e6  # half the distance between bounds of an observation that is warned of
-
-
 class Scale(struct.Node):
     """Scales vectors by their bounds, as leaves: they go where a learner goes.
 
@@ -111,10 +109,17 @@ class Scale(struct.Node):
     half: jax.Array
 
     @classmethod
-    def of(cls, space: Box) -> Scale:
-        """Scale finite bounds to [-1, 1]; warns where next to nothing would be left of a change."""
+    def of(cls, space: Box, normalised: np.ndarray | None = None) -> Scale:
+        """Scale finite bounds to [-1, 1]; warns where next to nothing would be left of a change.
+
+        Args:
+            space: the bounds.
+            normalised: entries that are left as they are, bool [X]; None for none.
+        """
         centre, half = _scale(space)
-        wide = np.flatnonzero(half > _WIDE)
+        if normalised is not None:
+            centre, half = np.where(normalised, 0, centre), np.where(normalised, 1, half)
+        wide = np.flatnonzero(half > WIDE)
         if len(wide):
             low, high = space.bounds
             i = int(wide[0])
@@ -122,7 +127,7 @@ class Scale(struct.Node):
                 f"inputs of networks have bounds as wide as [{low[i]:g}, {high[i]:g}] (entries "
                 f"{wide[:5].tolist()}{' and more' if len(wide) > 5 else ''}), which are scaled to "
                 f"[-1, 1]: networks would see hardly any change. Declare bounds that occur, or "
-                f"infinite ones, which are not scaled.",
+                f"infinite ones, which are not scaled; running_normaliser=True scales both.",
                 stacklevel=2,
             )
         return cls(jnp.asarray(centre), jnp.asarray(half))

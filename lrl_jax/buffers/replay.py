@@ -28,21 +28,23 @@ class Replay(struct.Node):
         buffer: the level's rows.
         below: the rows of the level below; None without a level or a buffer there.
         rewards: rows [B] to rewards [B], a pytree; None for the accumulated reward.
-        view: what is done to rows last (static), see `through`.
+        view: what is done to rows last, see `through`.
     """
 
     buffer: Buffer
     below: Buffer | None = None
     rewards: Any = None
-    view: Callable[[Row, Any], Row] | None = struct.field(pytree_node=False, default=None)
+    view: Any = None
 
     def through(self, view: Callable[[Row, Any], Row]) -> Replay:
         """The same rows, each as `view` leaves it: for learners that look at them otherwise.
 
         Args:
-            view: (rows, this view) to rows, with any leading axes; hashable, equal for equal
-                settings.
+            view: (rows, this view) to rows, with any leading axes: a pytree with `__call__`, or a
+                function that is equal for equal settings.
         """
+        if jax.tree_util.all_leaves([view]):
+            view = jax.tree_util.Partial(view)
         return self.replace(view=view)
 
     @property
@@ -103,14 +105,25 @@ class Replay(struct.Node):
             Rows [T, instances], T the rows that a ring holds, and which of them there are, bool;
             an instance's are the first of its column.
         """
-        capacity, n = self.buffer.capacity, self.buffer.n_env_instances
-        size = self.buffer.per_ring("size")
+        found, mask = self.stored_since(0, self.buffer.capacity)
+        return self._finished(found, (None, None, key), None, rewarded), mask
+
+    def stored_since(self, start: jax.Array | int, length: int) -> tuple[Row, jax.Array]:
+        """Some of the rows since the level's last update, in time order and as they are stored.
+
+        Args:
+            start: the first of each instance, int32 [].
+            length: rows of each instance, L.
+
+        Returns:
+            Rows [L, instances], and which of them there are, bool.
+        """
+        n, size = self.buffer.n_env_instances, self.buffer.per_ring("size")
         n_fresh = jnp.minimum(self.buffer.per_ring("fresh"), size)
-        rank = (size - n_fresh) + jnp.arange(capacity, dtype=jnp.int32)[:, None]
+        rank = (size - n_fresh) + start + jnp.arange(length, dtype=jnp.int32)[:, None]
         instance = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), rank.shape)
         ids, mask = ring.id_of(self.buffer, instance, rank), rank < size
-        found = self._rows(ids, axis=1)
-        return self._finished(found, (None, None, key), None, rewarded), mask
+        return self._rows(ids, axis=1), mask
 
     def later(self, key: jax.Array, found: Row, within: str = "episode") -> tuple[Row, jax.Array]:
         """For each row one from it on, uniform over what is stored of its episode; for hindsight.

@@ -41,6 +41,9 @@ class Row(struct.Node):
     hands_back: jax.Array  # [] bool, control went up behind it: by itself or at an episode's end
     signals: dict[str, jax.Array] = struct.field(default_factory=dict)  # [] float32, accumulated
     control: Control | None = None  # with needs=("control",)
+    #: [] float32, with needs=("return",): of its episode's rows up to this one, the earlier ones
+    #: discounted: G = rew + (discount of a row) * (G of the row before)
+    discounted_return: Any = None
     stored: dict[str, Any] = struct.field(default_factory=dict)  # what the level kept beside
     id: Any = None  # opaque: where the row is stored
 
@@ -81,6 +84,8 @@ def to_fields(row: Row) -> dict[str, Any]:
     if row.control is not None:
         parts = dataclasses.fields(Control)
         fields |= {f"control/{f.name}": getattr(row.control, f.name) for f in parts}
+    if row.discounted_return is not None:
+        fields["discounted_return"] = row.discounted_return
     return fields | row.stored
 
 
@@ -94,6 +99,7 @@ def from_fields(fields: dict[str, Any], ids: Any = None) -> Row:
         default = {"level_input": ones[..., None][..., :0], "elapsed_env_steps": ones}.get(name)
         taken[name] = fields.pop(name, default)
     taken["n_steps_in_control"] = fields.pop(N_STEPS, ones)
+    taken["discounted_return"] = fields.pop("discounted_return", None)
     taken["hands_back"] = fields.pop(_HIDDEN["hands_back"], like | taken["truncated"])
     signals, control, own = {}, {}, {}
     for name, x in fields.items():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lrl_jax import struct
-from lrl_jax.collectors.records import module_of
+from lrl_jax.exact import module_of
 
 #: n_steps counts ticks, n_total_steps steps summed over instances, n_steps_or_more those that
 #: arrive from environments that step on their own, the others episodes.

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrl_jax import struct
+from lrl_jax.exact import Sum, module_of
 
 
 class Transitions(struct.Node):
@@ -78,35 +79,6 @@ class Episodes(struct.Node):
     told: Any
 
 
-class Sum(struct.Node):
-    """A sum of many floats, as two: what the first has no digits for is in the second.
-
-    In float32 alone, small rewards would vanish in long episodes. The error of each addition is
-    computed without one of its own (Knuth's TwoSum).
-    """
-
-    high: Any
-    low: Any
-
-    @property
-    def value(self) -> Any:
-        """The sum, rounded once."""
-        return self.high + self.low
-
-    def plus(self, x: Any) -> Sum:
-        """With one more number."""
-        total = self.high + x
-        part = total - self.high
-        low = self.low + ((self.high - (total - part)) + (x - part))
-        high = total + low  # so that the second stays small
-        return Sum(high, low - (high - total))
-
-    def where(self, mask: Any) -> Sum:
-        """Zero outside the mask."""
-        xp = module_of(self.high)
-        return Sum(xp.where(mask, self.high, 0), xp.where(mask, self.low, 0))
-
-
 class Sums(struct.Node):
     """Sums over the episode that each instance is in, [n] each.
 
@@ -167,11 +139,6 @@ class Sums(struct.Node):
     def cleared(self, mask: np.ndarray) -> Sums:
         """Zero in the mask, on the host: these instances were reset."""
         return jax.tree.map(lambda x: np.where(mask, np.zeros((), x.dtype), x), self)
-
-
-def module_of(x: Any) -> Any:
-    """jax.numpy for JAX arrays, else NumPy."""
-    return jnp if isinstance(x, jax.Array) else np
 
 
 def wide(mask: Any, like: Any) -> Any:

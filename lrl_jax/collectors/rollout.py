@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from lrl_jax import devices, struct
-from lrl_jax.collectors.records import Episodes, LevelTransitions, Sum, Transitions, nonfinite
+from lrl_jax.collectors.records import Episodes, LevelTransitions, Transitions, nonfinite
 from lrl_jax.collectors.stats import mean_over_updates
 from lrl_jax.collectors.tick import (
     RolloutCarry,
@@ -26,6 +26,7 @@ from lrl_jax.collectors.tick import (
     specs,
     traced_env,
 )
+from lrl_jax.exact import Sum
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
 from lrl_jax.hierarchies.gating import select
 from lrl_jax.settings import check_flag, check_int

@@ -19,10 +19,11 @@ from lrl_jax.buffers import Control, Row
 from lrl_jax.buffers.rows import FIRST_CHILD, N_CHILDREN, to_fields
 from lrl_jax.devices import resolve_device
 from lrl_jax.env_spec import env_spec, is_gymnasium
+from lrl_jax.exact import Counter
 from lrl_jax.hierarchies import checkpoint, checks, stepping
 from lrl_jax.hierarchies.gating import select
 from lrl_jax.hierarchies.learners import take_over
-from lrl_jax.hierarchies.state import Counter, HierarchyState, LevelState
+from lrl_jax.hierarchies.state import HierarchyState, LevelState
 from lrl_jax.levels.base import Decision, as_level
 from lrl_jax.levels.basic import RandomLevel
 from lrl_jax.old_names import answers
@@ -301,6 +302,7 @@ class Hierarchy:
             learn_until=jnp.array(level.learn_until, jnp.float32),
             above_obs=zeros(specs[i - 1].obs_space) if "control" in needs else None,
             first_child=jnp.zeros(n, jnp.uint32) if "children" in needs else None,
+            discounted_return=jnp.zeros(n, jnp.float32) if "return" in needs else None,
         )
 
     def _try_level(self, i: int, state: HierarchyState, spec, key) -> tuple[Row, bool, Any]:
@@ -359,6 +361,9 @@ class Hierarchy:
                 hands_back=zero > 0,
                 signals={signal: jnp.zeros((), jnp.float32) for signal in self.signals},
                 control=None if s.above_obs is None else Control(zero, above, above, above),
+                discounted_return=None
+                if s.discounted_return is None
+                else jnp.zeros((), jnp.float32) * level.row_discount(learner, zero),
                 stored={k: jnp.asarray(x) for k, x in decision.store.items()},
             )
             of_end = ctx.replace(key=after_key)
@@ -553,6 +558,7 @@ class Hierarchy:
 
         def fresh(level, s: LevelState) -> LevelState:
             names = ("cum_reward", "signals", "elapsed_env_steps", "n_steps_in_control", "greedy")
+            names += ("discounted_return",)
             old = {name: getattr(s, name) for name in names} | {"memory": s.memory}
             new = jax.tree.map(jnp.zeros_like, old)
             new["memory"] = _repeat(level.init_memory(s.learner), n)
@@ -616,6 +622,8 @@ class Hierarchy:
                 emptied = {N_CHILDREN: 0} if old.first_child is not None else {}
                 on_policy = level.rollout_length is not None
                 buffer = buffers.redistribute(buffer, n, size, emptied, only_fresh=on_policy)
+                if level.update_statistics is not None and not on_policy:
+                    buffer = buffers.seen(buffer)  # no row counts twice
             kept = {name: getattr(old, name) for name in ("owed", "learn_from", "learn_until")}
             if level.rollout_length is not None:  # its updates go by ticks
                 kept["owed"] = old.owed // state.n_env_instances * n

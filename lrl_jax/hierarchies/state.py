@@ -5,38 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from lrl_jax import buffers, devices, struct
+from lrl_jax.exact import Counter
 from lrl_jax.randomness import Stream
-
-
-class Counter(struct.Node):
-    """A non-negative count, exact to 2**64 without x64; `int(counter)` reads it on the host."""
-
-    high: jax.Array  # uint32 []
-    low: jax.Array  # uint32 []
-
-    @classmethod
-    def zero(cls) -> Counter:
-        """Start at zero."""
-        return cls(jnp.zeros((), jnp.uint32), jnp.zeros((), jnp.uint32))
-
-    def add(self, n: jax.Array | int) -> Counter:
-        """Add n, 0 <= n < 2**32."""
-        low = self.low + jnp.asarray(n).astype(jnp.uint32)
-        return Counter(self.high + (low < self.low).astype(jnp.uint32), low)
-
-    def as_float(self) -> jax.Array:
-        """The nearest float32 []."""
-        return self.high.astype(jnp.float32) * 2.0**32 + self.low.astype(jnp.float32)
-
-    def __int__(self) -> int:
-        return (int(self.high) << 32) + int(self.low)
-
-    def __index__(self) -> int:
-        return int(self)
 
 
 class LevelState(struct.Node):
@@ -61,6 +34,8 @@ class LevelState(struct.Node):
             obs_shape], with needs=("control",); else None.
         first_child: rows ever closed by the level below at the latest decision, uint32 [n], with
             needs=("children",); else None.
+        discounted_return: of the rows before in the episode, float32 [n], with needs=("return",);
+            else None.
     """
 
     learner: Any
@@ -79,6 +54,7 @@ class LevelState(struct.Node):
     learn_until: jax.Array
     above_obs: jax.Array | None = None
     first_child: jax.Array | None = None
+    discounted_return: jax.Array | None = None
 
 
 class HierarchyState(struct.Node):

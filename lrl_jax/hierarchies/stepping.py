@@ -21,6 +21,8 @@ from lrl_jax.randomness import Salt
 
 # What never overflows: more updates could not be made anyway.
 _MOST = 2**30
+#: Rows over all instances that statistics are updated with at a time.
+STATISTICS_ROWS = 256
 
 
 def no_input(n: int) -> jax.Array:
@@ -151,6 +153,9 @@ def make_row(levels, maps, state: HierarchyState, i: int, obs_next, terminated, 
         signals=s.signals,
         stored=s.store,
     )
+    if s.discounted_return is not None:
+        discount = levels[i].row_discount(s.learner, s.elapsed_env_steps)
+        row = row.replace(discounted_return=s.cum_reward + discount * s.discounted_return)
     if s.above_obs is None:
         return row
     above = state.levels[i - 1].obs
@@ -276,6 +281,9 @@ def _begun_anew(level, s: LevelState, memory, row: Row, closes, done) -> LevelSt
         lambda x, y: jnp.broadcast_to(x, y.shape), level.init_memory(s.learner), s.memory
     )
     in_control = jnp.where(row.hands_back, 0, s.n_steps_in_control + 1)
+    if s.discounted_return is not None:
+        total = jnp.where(done, 0.0, row.discounted_return)
+        s = s.replace(discounted_return=jnp.where(closes, total, s.discounted_return))
     return s.replace(
         memory=select(closes, select(done, fresh, memory), s.memory),
         greedy=None if s.greedy is None else s.greedy & ~closes,
@@ -327,6 +335,26 @@ def learn(
     return state.replace(stream=state.stream.advance()), metrics
 
 
+def _with_statistics(levels, state: HierarchyState, i: int, learner, counts):
+    """Level i's learner with the statistics of all rows since its last update, if that counts."""
+    level, buffer = levels[i], state.levels[i].buffer
+    if level.update_statistics is None:
+        return learner
+    name = f"level {i} ({type(level).__name__}).update_statistics"
+    view, ctx = Replay(buffer), context(levels, state, i)
+    length = min(max(STATISTICS_ROWS // state.n_env_instances, 1), buffer.capacity)
+    n_rows = jnp.minimum(buffer.per_ring("fresh"), buffer.per_ring("size")).max()
+    n_pieces = jnp.where(counts, (n_rows + length - 1) // length, 0)
+
+    def body(j, learner):
+        rows, mask = view.stored_since(j * length, length)
+        out = level.update_statistics(learner, rows, mask, ctx)
+        new, _ = checks.learned(name, (out, {}), learner)
+        return devices.pin(select(j < n_pieces, new, learner), devices.of_learner)
+
+    return jax.lax.fori_loop(0, max_over_batch(n_pieces), body, learner)
+
+
 def rollout_ticks(level: Level, spec: Any) -> int:
     """Ticks between updates of an on-policy level."""
     assert level.rollout_length is not None
@@ -370,7 +398,10 @@ def _learn_level(levels, spec, state: HierarchyState, i: int):
         )
         return devices.pin(new, devices.of_learner), sums
 
-    learner, sums = jax.lax.fori_loop(0, max_over_batch(n_updates), body, (s.learner, sums))
+    counts = (due > 0) & (steps < s.learn_until)
+    learner = s.learner if on_policy else _with_statistics(levels, state, i, s.learner, counts)
+    learner, sums = jax.lax.fori_loop(0, max_over_batch(n_updates), body, (learner, sums))
+    learner = _with_statistics(levels, state, i, learner, counts) if on_policy else learner
     means = jax.tree.map(lambda total: total / jnp.maximum(n_updates, 1).astype(jnp.float32), sums)
     means["n_updates"] = n_updates.astype(jnp.float32)
     buffer = s.buffer

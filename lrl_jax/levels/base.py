@@ -26,7 +26,7 @@ from lrl_jax.settings import (
 )
 from lrl_jax.spaces import Box, SameAsAction, Space
 
-NEEDS = ("control", "children")
+NEEDS = ("control", "children", "return")
 
 #: Names of fields, or entries of dicts, of a learner under which leaves copy settings of the level:
 #: numbers that were put there, and values of schedules.
@@ -175,7 +175,7 @@ class Level:
         candidates: candidates that a decision compares, which pass through networks together; 0
             for a level that does not plan.
         needs: what rows keep beside the common fields: "control" (a `Control`), "children" (the
-            rows that the level below closes inside).
+            rows that the level below closes inside), "return" (the discounted return so far).
         reward_discount: a reward i environment steps after the decision counts that to the power
             of i in the row's accumulated reward and signals; "gamma" takes the level's own.
         stagger: first training episodes are cut short by random multiples of a decision's length,
@@ -281,6 +281,23 @@ class Level:
         """Make one update. Returns (learner, metrics), metrics a dict of scalars."""
         return learner, {}
 
+    #: A level with running statistics, such as a normaliser of observations, may define
+    #: `update_statistics(learner, rows, mask, ctx) -> learner`. Where updates fall due, also while
+    #: none are made before `learn_from`, it is given all rows since the last time, each once, in
+    #: pieces [L, instances] as they were stored, with a mask, bool. Off-policy that is before the
+    #: updates; on-policy behind them, so that the rows that are learned from are seen as they were
+    #: when they were decided on. Frozen levels and eval mode give no rows.
+    update_statistics: Any = None
+
+    def row_discount(self, learner: Any, elapsed_env_steps: jax.Array) -> jax.Array:
+        """What the return before a row counts after it, for needs=("return",), [...].
+
+        Args:
+            learner: of the level.
+            elapsed_env_steps: environment steps that the rows took, int32 [...].
+        """
+        return self.gamma(learner)
+
     def own_writer(self, spec: LevelSpec) -> tuple[Any, int] | None:
         """A TensorBoard writer that the level brings along, for host loops to write its metrics to.
 
@@ -290,13 +307,16 @@ class Level:
         return None
 
     def gamma(self, learner: Any) -> jax.Array:
-        """The level's own discount, for reward_discount="gamma": its learner's `gamma`."""
+        """The level's own discount: its learner's `gamma`.
+
+        For reward_discount="gamma", and needs=("return",).
+        """
         gamma = learner.get("gamma") if isinstance(learner, dict) else None
         gamma = gamma if gamma is not None else getattr(learner, "gamma", None)
         if gamma is None:
             raise TypeError(
-                f'{type(self).__name__} has reward_discount="gamma", but its learner has no '
-                f"entry gamma: give it one, or define gamma(learner)."
+                f'{type(self).__name__} has reward_discount="gamma" or needs=("return",), but its '
+                f"learner has no entry gamma: give it one, or define gamma(learner)."
             )
         return gamma
 
@@ -328,6 +348,7 @@ _PARAMETERS = {
     "after_transition": ("learner", "memory", "row", "ctx"),
     "reward": ("learner", "rows", "ctx"),
     "learn": ("learner", "replay", "ctx"),
+    "update_statistics": ("learner", "rows", "mask", "ctx"),
 }
 _INTERVALS = ("control_interval", "chunk_size")
 _GONE = {

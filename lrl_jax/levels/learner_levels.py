@@ -15,6 +15,8 @@ from lrl_jax.algorithms import DQN, SAC, TDMPC2, Batch, Features, Hindsight, Sca
 from lrl_jax.algorithms.base import present_settings
 from lrl_jax.buffers import Replay, Row
 from lrl_jax.levels.base import Context, Decision, Level, LevelSpec
+from lrl_jax.levels.normalised import check_entries, check_normalised, hook, statistics_of
+from lrl_jax.models.running_statistics import RunningStatistics, without_bounds
 from lrl_jax.randomness import Salt
 from lrl_jax.settings import check_float, check_int, check_kind, optional, put_checked
 from lrl_jax.spaces import Box, Discrete, Space
@@ -29,6 +31,7 @@ class AlgorithmLearner(struct.Node):
         observation: how observations become features. The bounds are those of the environment that
             the learner began in, also after it has been moved to another.
         skills: what levels that learn skills share beside; else None.
+        statistics: running ones of the level's rows, where it keeps any.
         condition: how level inputs become features (static).
         action_space: what the level decides (static).
         obs_shape: of one mapped observation (static).
@@ -38,18 +41,42 @@ class AlgorithmLearner(struct.Node):
     settings: dict[str, jax.Array]
     observation: Scale
     skills: Any = None
+    statistics: RunningStatistics = struct.field(default_factory=RunningStatistics)
     condition: Features = struct.field(pytree_node=False, default=Features())
     action_space: Any = struct.field(pytree_node=False, default=None)
     obs_shape: tuple[int, ...] = struct.field(pytree_node=False, default=())
 
+    @classmethod
+    def of(cls, level: Any, state: Any, settings: Any, spec: LevelSpec) -> AlgorithmLearner:
+        """Before the first update, for an algorithm's `state` and the level's place."""
+        box, space = spec.feature_box, level.level_input_space
+        statistics = statistics_of(level, box)
+        return cls(
+            state=state,
+            settings=settings,
+            observation=Scale.of(box, without_bounds(box) if level.running_normaliser else None),
+            statistics=statistics,
+            condition=Features(() if space is None else (space,)),
+            action_space=spec.action_space,
+            obs_shape=spec.obs_shape,
+        )
+
+    def flat(self, obs: jax.Array) -> jax.Array:
+        """Observations [..., *obs_shape] as vectors [..., X]; elements of a Discrete as one-hot."""
+        n_values = self.observation.centre.shape[-1]
+        if not self.obs_shape and n_values > 1:
+            return jax.nn.one_hot(obs, n_values)
+        lead = obs.shape[: obs.ndim - len(self.obs_shape)]
+        return obs.reshape(*lead, math.prod(self.obs_shape))
+
     def see(self, obs: jax.Array) -> jax.Array:
         """Features [..., X] of observations [..., *obs_shape]."""
-        n_values = self.observation.centre.shape[-1]
-        if not self.obs_shape and n_values > 1:  # elements of a Discrete
-            obs = jax.nn.one_hot(obs, n_values)
-            return self.observation(obs)
-        lead = obs.shape[: obs.ndim - len(self.obs_shape)]
-        return self.observation(obs.reshape(*lead, math.prod(self.obs_shape)))
+        return self.statistics.see(self.observation(self.flat(obs)))
+
+    def with_rows(self, rows: Row, mask: jax.Array) -> AlgorithmLearner:
+        """With the statistics of more rows [...], those of the mask."""
+        new = self.statistics.update(self.flat(rows.obs), mask, rows.discounted_return)
+        return self.replace(statistics=new)
 
     def hear(self, level_input: Any, lead: tuple[int, ...]) -> jax.Array:
         """Features [*lead, C] of level inputs [*lead, *input shape]."""
@@ -79,6 +106,10 @@ class LearnerLevel(Level):
         chunk_size: instances that a costly algorithm decides for at a time. None: all, where it is
             cheap; where it plans, as many as have candidates enough to fill the device.
         reward_discount: see `Level`.
+        running_normaliser: whether entries of the observation without finite bounds are normalised
+            by their running mean and std, see `RunningStatistics`.
+        reward_scaling: whether rewards are divided by the running std of discounted returns.
+        normaliser_clip: largest magnitude of what either gives.
     """
 
     algorithm: Any
@@ -92,6 +123,9 @@ class LearnerLevel(Level):
     level_input_space: Space | None = None
     chunk_size: int | None = None
     reward_discount: Any = 1.0
+    running_normaliser: bool = dataclasses.field(default=False, kw_only=True)
+    reward_scaling: bool = dataclasses.field(default=False, kw_only=True)
+    normaliser_clip: float = dataclasses.field(default=10.0, kw_only=True)
 
     #: Algorithms that the level takes; none for an abstract level.
     algorithms: ClassVar[tuple[type, ...]] = ()
@@ -106,6 +140,7 @@ class LearnerLevel(Level):
         put_checked(self, check_float, ("warm_up_steps",), 0.0)
         put_checked(self, optional(check_kind), ("level_input_space",), Box, Discrete)
         put_checked(self, optional(check_kind), ("hindsight",), Hindsight)
+        check_normalised(self)
 
     @property
     def candidates(self) -> int:
@@ -123,8 +158,14 @@ class LearnerLevel(Level):
     def gamma(self, learner: AlgorithmLearner) -> jax.Array:
         return present_settings(learner.state)["gamma"]
 
+    def row_discount(self, learner: AlgorithmLearner, elapsed_env_steps: jax.Array) -> jax.Array:
+        gamma = self.gamma(learner)
+        smdp = self.algorithm.smdp_discount
+        return gamma ** elapsed_env_steps.astype(jnp.float32) if smdp else gamma
+
     def check(self, spec: LevelSpec) -> None:
         self.algorithm.check(spec.action_space)
+        check_entries(self, spec)
         if self.hindsight is not None:
             space = self.level_input_space
             is_box = isinstance(space, Box)
@@ -145,17 +186,11 @@ class LearnerLevel(Level):
 
     def init_learner(self, key: jax.Array, spec: LevelSpec) -> AlgorithmLearner:
         """Create the algorithm's state for this place; consumes `key`."""
-        space = self.level_input_space
-        return AlgorithmLearner(
-            state=self.algorithm.init(
-                key, spec.feature_box.dim, self.condition_dim(spec), spec.action_space
-            ),
-            settings={"warm_up_steps": jnp.array(self.warm_up_steps, jnp.float32)},
-            observation=Scale.of(spec.feature_box),
-            condition=Features(() if space is None else (space,)),
-            action_space=spec.action_space,
-            obs_shape=spec.obs_shape,
+        state = self.algorithm.init(
+            key, spec.feature_box.dim, self.condition_dim(spec), spec.action_space
         )
+        settings = {"warm_up_steps": jnp.array(self.warm_up_steps, jnp.float32)}
+        return AlgorithmLearner.of(self, state, settings, spec)
 
     def init_memory(self, learner: AlgorithmLearner) -> Any:
         return self.algorithm.init_memory(learner.state)
@@ -208,6 +243,15 @@ class LearnerLevel(Level):
         return memory, hand_back
 
     # --------------------------------------------------------------- learning
+
+    @property
+    def update_statistics(self) -> Any:
+        """How rows enter the running statistics; None where the level keeps none."""
+        return hook(self, lambda learner, rows, mask, ctx: learner.with_rows(rows, mask))
+
+    def reward(self, learner: AlgorithmLearner, rows: Row, ctx: Context) -> jax.Array:
+        """Rewards [B] as accumulated, or scaled by their running statistics."""
+        return learner.statistics.scaled(rows.rew)
 
     def learn(self, learner: AlgorithmLearner, replay: Replay, ctx: Context):
         """Make one update; consumes the key."""

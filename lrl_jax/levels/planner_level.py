@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lrl_jax import struct
 from lrl_jax.buffers import Replay, Row
@@ -21,6 +22,8 @@ from lrl_jax.levels.base import (
     discount_of,
     discounted_steps,
 )
+from lrl_jax.levels.normalised import check_entries, check_normalised, hook, statistics_of
+from lrl_jax.models.running_statistics import RunningStatistics, without_bounds
 from lrl_jax.planners import ICEM, BlackboxPlanner, PlanState, PredictorRollout
 from lrl_jax.planners.blackbox import check_aux_rewards, check_optimizer
 from lrl_jax.predictors.factory import call_with
@@ -67,12 +70,14 @@ class PlannerLearner(struct.Node):
         settings: those of the level that are read while acting, float32 [] each.
         predictor: for this place (static).
         spec: the place (static).
+        statistics: running ones of the level's rows, where it keeps any.
     """
 
     ps: Any
     settings: dict[str, jax.Array]
     predictor: Any = struct.field(pytree_node=False)
     spec: LevelSpec = struct.field(pytree_node=False)
+    statistics: RunningStatistics = struct.field(default_factory=RunningStatistics)
 
     @property
     def gamma(self) -> jax.Array:
@@ -89,7 +94,7 @@ class PlannerLearner(struct.Node):
         Where the level has an input, the context is that of an input of zeros.
         """
         lead = obs.shape[: obs.ndim - len(self.spec.obs_shape)]
-        flat = obs.reshape(-1, math.prod(self.spec.obs_shape))
+        flat = self.statistics.see(obs.reshape(-1, math.prod(self.spec.obs_shape)))
         if self.spec.input_space is not None:
             flat = jnp.pad(flat, ((0, 0), (0, self.spec.input_space.dim)))
         s, c = self.predictor.encode(self.ps, flat)
@@ -149,6 +154,27 @@ class WithInput:
         )
 
 
+class AsPredicted(struct.Node):
+    """Rows as the predictor sees them: normalised, and with the level's input.
+
+    Attributes:
+        statistics: running ones of the level.
+        with_input: how inputs are appended; None without an input (static).
+    """
+
+    statistics: RunningStatistics
+    with_input: WithInput | None = struct.field(pytree_node=False)
+
+    def __call__(self, rows: Row, replay: Replay) -> Row:
+        """The same rows."""
+        if self.statistics.observations is not None:
+            lead = rows.terminated.shape
+            flat = (x.reshape(*lead, -1) for x in (rows.obs, rows.obs_next))
+            obs, obs_next = (self.statistics.see(x) for x in flat)
+            rows = rows.replace(obs=obs, obs_next=obs_next)
+        return rows if self.with_input is None else self.with_input(rows, replay)
+
+
 @dataclasses.dataclass(frozen=True)
 class PlannerLevel(Level):
     """Decides by planning with a learned predictor, and learns that predictor from its rows.
@@ -204,6 +230,11 @@ class PlannerLevel(Level):
             row and the level's input, not the environment's.
         reward_discount: see `Level`; the reward per environment step is divided by the sum of the
             weights.
+        running_normaliser: whether the predictor sees entries of the observation without finite
+            bounds normalised by their running mean and std, see `RunningStatistics`; latent states
+            are in these units then.
+        reward_scaling: whether rewards are divided by the running std of discounted returns.
+        normaliser_clip: largest magnitude of what either gives.
     """
 
     predictor_factory: Callable[[tuple[int, ...], Space], Any]
@@ -234,6 +265,9 @@ class PlannerLevel(Level):
     level_input_space: Space | None = None
     pursues_input: bool = False
     reward_discount: Any = 1.0
+    running_normaliser: bool = dataclasses.field(default=False, kw_only=True)
+    reward_scaling: bool = dataclasses.field(default=False, kw_only=True)
+    normaliser_clip: float = dataclasses.field(default=10.0, kw_only=True)
 
     def __post_init__(self):
         super().__post_init__()
@@ -253,6 +287,12 @@ class PlannerLevel(Level):
                 f"level_input_space={self.level_input_space!r}: subgoals need a Box, of the size "
                 f"of the latent state."
             )
+        check_normalised(self)
+        if self.pursues_input and self.reward_scaling:
+            raise ValueError(
+                "reward_scaling=True, but with pursues_input rewards are distances to subgoals: "
+                "leave reward_scaling=False."
+            )
 
     @property
     def candidates(self) -> int:
@@ -269,6 +309,7 @@ class PlannerLevel(Level):
 
     def check(self, spec: LevelSpec) -> None:
         self.optimizer.check(spec.action_space)
+        check_entries(self, spec)
         if self.acts_randomly and not spec.action_space.is_bounded:
             raise ValueError(
                 f"random actions cannot be drawn from the unbounded {spec.action_space}: bound it, "
@@ -329,6 +370,7 @@ class PlannerLevel(Level):
             predictor=predictor,
             spec=dataclasses.replace(spec, above=None, below=None),
             settings={name: jnp.array(getattr(self, name), jnp.float32) for name in _LEAVES},
+            statistics=statistics_of(self, spec.obs_box),
         )
 
     def latent_space(self, spec: LevelSpec) -> Box:
@@ -342,7 +384,12 @@ class PlannerLevel(Level):
         def encode(obs):
             return predictor.encoder(jnp.pad(obs, (0, extra))[None])[0]
 
-        return mapped_space(encode, (dim,), "float32", spec.obs_box)
+        box = spec.obs_box
+        if self.running_normaliser:
+            low, high = box.bounds
+            open_ = np.where(without_bounds(box), np.inf, 0)
+            box = Box(low - open_, high + open_, box.shape, "float32")
+        return mapped_space(encode, (dim,), "float32", box)
 
     def init_memory(self, learner: PlannerLearner) -> PlannerMemory:
         """Memory at the start of an episode."""
@@ -463,20 +510,34 @@ class PlannerLevel(Level):
         return memory, hand_back
 
     def reward(self, learner: PlannerLearner, rows: Row, ctx: Context) -> jax.Array:
-        """Reward per environment step, or minus the distance to the subgoal, [B]."""
+        """Reward per environment step, scaled if asked, or minus the subgoal's distance, [B]."""
         if self.pursues_input:
             state, _ = learner.latent(rows.obs_next)
             return -jnp.linalg.norm(state - rows.level_input.reshape(state.shape), axis=-1)
         discount = discount_of(self, learner)
-        return rows.rew / discounted_steps(discount, rows.elapsed_env_steps)
+        rew = rows.rew / discounted_steps(discount, rows.elapsed_env_steps)
+        return learner.statistics.scaled(rew)
+
+    @property
+    def update_statistics(self) -> Any:
+        """How rows enter the running statistics; None where the level keeps none."""
+        return hook(self, self._update_statistics)
+
+    def _update_statistics(self, learner: PlannerLearner, rows: Row, mask: jax.Array, ctx: Context):
+        obs = rows.obs.reshape(*mask.shape, -1)
+        new = learner.statistics.update(obs, mask, rows.discounted_return)
+        return learner.replace(statistics=new)
 
     def learn(
         self, learner: PlannerLearner, replay: Replay, ctx: Context
     ) -> tuple[PlannerLearner, dict[str, jax.Array]]:
         """Make one update of the predictor, which draws from the key in its own state."""
+        with_input = None
         if self.level_input_space is not None:
             bootstraps = self.use_value and not self.pursues_input
-            replay = replay.through(WithInput(self.level_input_space, bootstraps))
+            with_input = WithInput(self.level_input_space, bootstraps)
+        if with_input is not None or self.running_normaliser:
+            replay = replay.through(AsPredicted(learner.statistics, with_input))
         ps, (loss, info) = learner.predictor.learn(
             learner.ps,
             replay,
@@ -509,6 +570,8 @@ class PlannerLevel(Level):
 
     def _seen(self, learner, obs, level_input):
         """Observation of the predictor: one instance's, with the level's input appended."""
+        if self.running_normaliser:
+            obs = learner.statistics.see(obs.reshape(-1))
         if self.level_input_space is None:
             return obs
         return WithInput(self.level_input_space).one(obs.reshape(-1), level_input)

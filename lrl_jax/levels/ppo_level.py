@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrl_jax.algorithms import PPO, Features, PPOBatch, Scale
+from lrl_jax.algorithms import PPO, PPOBatch
 from lrl_jax.algorithms.base import present_settings
-from lrl_jax.buffers import Replay
+from lrl_jax.buffers import Replay, Row
 from lrl_jax.levels.base import Context, Decision, Level, LevelSpec
 from lrl_jax.levels.learner_levels import AlgorithmLearner
+from lrl_jax.levels.normalised import check_entries, check_normalised, hook
 from lrl_jax.settings import check_int, check_kind, optional, put_checked
 from lrl_jax.spaces import Box, Discrete, Space
 
@@ -35,6 +36,10 @@ class PPOLevel(Level):
         level_input_space: what a level above sends, which conditions the networks. None: no input.
         learn_from, learn_until: environment steps; updates due outside are dropped.
         reward_discount: see `Level`.
+        running_normaliser: whether entries of the observation without finite bounds are normalised
+            by their running mean and std, see `RunningStatistics`.
+        reward_scaling: whether rewards are divided by the running std of discounted returns.
+        normaliser_clip: largest magnitude of what either gives.
     """
 
     algorithm: PPO = PPO()
@@ -45,6 +50,10 @@ class PPOLevel(Level):
     learn_until: float = math.inf
     reward_discount: Any = 1.0
 
+    running_normaliser: bool = dataclasses.field(default=False, kw_only=True)
+    reward_scaling: bool = dataclasses.field(default=False, kw_only=True)
+    normaliser_clip: float = dataclasses.field(default=10.0, kw_only=True)
+
     n_updates = 1
 
     def __post_init__(self):
@@ -52,6 +61,7 @@ class PPOLevel(Level):
         put_checked(self, check_kind, ("algorithm",), PPO)
         put_checked(self, check_int, ("rollout_length",), 1)
         put_checked(self, optional(check_kind), ("level_input_space",), Box, Discrete)
+        check_normalised(self)
 
     def input_space(self) -> Space | None:
         return self.level_input_space
@@ -59,8 +69,14 @@ class PPOLevel(Level):
     def gamma(self, learner: AlgorithmLearner) -> jax.Array:
         return present_settings(learner.state)["gamma"]
 
+    def row_discount(self, learner: AlgorithmLearner, elapsed_env_steps: jax.Array) -> jax.Array:
+        gamma = self.gamma(learner)
+        smdp = self.algorithm.smdp_discount
+        return gamma ** elapsed_env_steps.astype(jnp.float32) if smdp else gamma
+
     def check(self, spec: LevelSpec) -> None:
         self.algorithm.check(spec.action_space)
+        check_entries(self, spec)
         rows = self.rollout_length * spec.n_env_instances
         if rows < self.algorithm.n_minibatches:
             raise ValueError(
@@ -72,22 +88,24 @@ class PPOLevel(Level):
     def init_learner(self, key: jax.Array, spec: LevelSpec) -> AlgorithmLearner:
         """Create the algorithm's state for this place; consumes `key`."""
         space = self.level_input_space
-        condition = Features(() if space is None else (space,))
-        dim = spec.feature_box.dim
-        return AlgorithmLearner(
-            state=self.algorithm.init(key, dim, condition.dim, spec.action_space),
-            settings={},
-            observation=Scale.of(spec.feature_box),
-            condition=condition,
-            action_space=spec.action_space,
-            obs_shape=spec.obs_shape,
-        )
+        condition_dim = 0 if space is None else space.dim
+        state = self.algorithm.init(key, spec.feature_box.dim, condition_dim, spec.action_space)
+        return AlgorithmLearner.of(self, state, {}, spec)
 
     def act(self, learner: AlgorithmLearner, memory, obs, ctx: Context) -> Decision:
         x, c = learner.see(obs), learner.hear(ctx.level_input, ())
         explores = ctx.explores if ctx.training else False
         action, log_prob = self.algorithm.act(learner.state, x, c, ctx.key, explores)
         return Decision(action, memory, {"log_prob": log_prob, "version": learner.state.version})
+
+    @property
+    def update_statistics(self) -> Any:
+        """How rows enter the running statistics; None where the level keeps none."""
+        return hook(self, lambda learner, rows, mask, ctx: learner.with_rows(rows, mask))
+
+    def reward(self, learner: AlgorithmLearner, rows: Row, ctx: Context) -> jax.Array:
+        """Rewards [B] as accumulated, or scaled by their running statistics."""
+        return learner.statistics.scaled(rows.rew)
 
     def learn(self, learner: AlgorithmLearner, replay: Replay, ctx: Context):
         """Update on all rows since the last update; consumes the key."""

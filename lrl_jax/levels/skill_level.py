@@ -148,6 +148,11 @@ class SkillLevel(LearnerLevel):
         put_checked(self, check_flag, ("standardize", "centre"))
         if self.hindsight is not None:
             raise ValueError("skills have no goals to relabel: leave hindsight=None.")
+        if self.reward_scaling is not False:
+            raise ValueError(
+                f"reward_scaling={self.reward_scaling!r}: the rewards of skills are intrinsic, and "
+                f"`standardize` scales them: leave reward_scaling=False."
+            )
         super().__post_init__()
 
     def _backbone_defaults(self, on_sac: bool) -> dict[str, Any]:
