@@ -145,7 +145,7 @@ class RunningStatistics(struct.Node):
 
     def see(self, x: jax.Array) -> jax.Array:
         """Observations [..., X], normalised to float32."""
-        if self.observations is None:
+        if self.observations is None or self.normalised is None:
             return x
         x, most = x.astype(jnp.float32), self.settings["clip"]
         std = self.observations.std(self.settings["epsilon"])
