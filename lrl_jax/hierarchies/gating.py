@@ -139,10 +139,11 @@ def _in_chunks(chunk, decide, mask, kept, memory, args):
     """Gather the rows in the mask and process `chunk` of them at a time."""
     n = mask.shape[0]
     padded = -(-n // chunk) * chunk
-    place = jnp.where(mask, jnp.cumsum(mask) - 1, padded)
-    order = (
-        jnp.full(padded, n, jnp.int32).at[place].set(jnp.arange(n, dtype=jnp.int32), mode="drop")
-    )
+    # No index twice, also of rows that are dropped: accelerators write such rows one by one.
+    ids = jnp.arange(n, dtype=jnp.int32)
+    place = jnp.where(mask, jnp.cumsum(mask, dtype=jnp.int32) - 1, padded + ids)
+    order = n + jnp.arange(padded, dtype=jnp.int32)
+    order = order.at[place].set(ids, mode="drop", unique_indices=True)
     n_chunks = max_over_batch((mask.sum(dtype=jnp.int32) + chunk - 1) // chunk)
 
     def process(carry):
@@ -150,7 +151,9 @@ def _in_chunks(chunk, decide, mask, kept, memory, args):
         ids = jax.lax.dynamic_slice(order, (i * chunk,), (chunk,))
         rows = jax.tree.map(lambda x: x[jnp.minimum(ids, n - 1)], (memory, *args))
         kept, memory = jax.tree.map(
-            lambda x, y: x.at[ids].set(y.astype(x.dtype), mode="drop"),
+            lambda x, y: x.at[ids].set(
+                y.astype(x.dtype), mode="drop", unique_indices=True, indices_are_sorted=True
+            ),
             (kept, memory),
             decide(*rows),
         )
