@@ -7,7 +7,7 @@ EXTRAS ?= test
 ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: train test bench rehearse accelerator-kit lint format types clean
+.PHONY: train test test-extras bench rehearse accelerator-kit lint format types clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,11 @@ train: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+# What needs optional packages, kills processes or builds many environments. Packages that are not
+# installed are skipped, and named in the outcome.
+test-extras: $(VENV)/installed
+	$(BIN)/python -m pytest -m extras --outcome benchmarks/results/test-extras.json $(PYTEST_ARGS)
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -18,6 +18,8 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+pytest_plugins = ("outcome",)
+
 jax.config.update("jax_num_cpu_devices", 8)  # for tests of meshes; others use the first
 
 # Derandomized, so that a run fails or passes for good; compilation makes first examples slow.

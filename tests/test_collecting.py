@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pickle
 
 import gymnasium
 import jax
@@ -14,6 +15,8 @@ from scripted import Params, Scripted, label, table
 from scripted_gym import ScriptedGym
 
 import lrl_jax as lrl
+from lrl_jax.collectors.requests import Request
+from lrl_jax.collectors.stats import Collected
 from lrl_jax.levels import ActionRepeatLevel, RandomLevel
 from lrl_jax.settings import check_int
 
@@ -450,3 +453,28 @@ def test_a_signal_that_is_not_told_is_refused_by_name():
     h = stacked(ScriptedGym(0, [5]), signals=("health",))
     with pytest.raises(ValueError, match=r"signals \['health'\]"):
         lrl.Collector(h).collect(n_steps=2)
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_memory_does_not_grow_with_steps(one_by_one, monkeypatch):
+    kept, sizes = [], []
+    begun, carried = Request.begun, Collected.add
+
+    def begin(self, n):
+        kept.append(begun(self, n))
+        return kept[-1]
+
+    def add(self, record):
+        carried(self, record)
+        sizes.append(len(pickle.dumps({**vars(self), "latest": None, "owed": None})))
+
+    monkeypatch.setattr(Request, "begun", begin)
+    monkeypatch.setattr(Collected, "add", add)
+    env = ScriptedGym(0, [10**6])
+    looked_at = {"post_step_callback": lambda t, obs: None} if one_by_one else {}
+    stats = lrl.Collector(lrl.RandomHierarchy(env)).collect(n_steps=600, **looked_at)
+    assert stats.n_collected_steps == 600 and len(sizes) == (600 if one_by_one else 5)
+    assert sizes[-1] < sizes[0] + 50 and len(kept[0].latest) == 1

@@ -3,6 +3,7 @@
 import functools
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import gymnasium
 import numpy as np
@@ -14,6 +15,7 @@ from steady_gym import Failing, NeedsNone, Steady
 
 import lrl_jax as lrl
 from lrl_jax.collectors import EnvError
+from lrl_jax.collectors.ray_pool import in_one_thread
 from lrl_jax.levels import ConstantLevel
 
 MODES = list(AutoresetMode)
@@ -233,3 +235,27 @@ def test_a_process_of_an_asynchronous_collector_is_started_again(how):
             with pytest.raises(EnvError, match=f"environment 1 {WAYS[how]}.*makes it anew"):
                 collector.collect(n_total_steps=60)
             assert collector.collect(n_total_steps=6).n_collected_steps >= 6
+
+
+def test_a_worker_on_ray_works_in_one_thread():
+    began, told = threading.Event(), threading.Event()
+
+    class Worker:
+        def __init__(self, index):
+            self.threads = [threading.get_ident()]
+
+        def collect_data(self):
+            self.threads.append(threading.get_ident())
+            began.set()
+            assert told.wait(30), "it was not heard while it worked"
+            return len(set(self.threads))
+
+        def tell(self, word):
+            told.set()
+            return word
+
+    worker = in_one_thread(Worker)(0)
+    with ThreadPoolExecutor(2) as callers:
+        answer = callers.submit(worker.collect_data)
+        assert began.wait(30) and callers.submit(worker.tell, "stop").result() == "stop"
+        assert answer.result() == 1

@@ -295,9 +295,9 @@ class BaseCollector:
         self._check_open()
         writers = LevelWriters(self.hierarchy, self._n_learn_calls, self._n_env_steps)
 
-        def after_chunk(t: int, progress: Any) -> None:
+        def after_chunk(t: int, progress: Any, is_due: bool) -> None:
             writers.write(collected)
-            if after is not None:
+            if after is not None and is_due:
                 after(t, progress)
 
         with interrupts.held():
@@ -305,7 +305,6 @@ class BaseCollector:
             acting = self._acting(request.way.learn)
             try:
                 carry_out(request, acting, engine, collected, after_chunk)
-                writers.write(collected)
             finally:
                 stats = collected.stats()
                 self._n_env_steps += stats.n_collected_steps

@@ -261,16 +261,14 @@ class Collector(BaseCollector):
     def _collect_and_test(self, request: Request) -> tuple[Collected, CollectStats]:
         """Carry out a request, with what is due on the way: scalars, tests, checkpoints."""
         tests: list[tuple[int, dict[str, Any]]] = []
-        n_logged = 0  # records that earlier scalars covered
         saved_at = -1
 
         collected = request.begun(self.n_env_instances)
 
         def after(t: int, progress: Any) -> None:
-            nonlocal n_logged, saved_at
+            nonlocal saved_at
             if due(request.log_interval, t):
-                self._log("collect", collected.stats(n_logged), t)
-                n_logged = len(collected.records)
+                self._log("collect", collected.recent_stats(), t)
             if due(request.test_interval, t):
                 copy = self._acting(request.way.learn).get_copy(self.state)
                 result = self.test(t, copy, request.n_test_steps)
@@ -297,8 +295,9 @@ class Collector(BaseCollector):
         if record is None:
             n_steps = request.amount * self.n_env_instances
             return CollectStats(n_collected_steps=n_steps), transitions
-        nothing = Owed.begin(way.mode, 0, engine.n)
-        return Collected(way.mode, [record], nothing, 0.0).stats(), transitions
+        collected = Collected(way.mode, Owed.begin(way.mode, 0, engine.n))
+        collected.add(record)
+        return collected.stats(), transitions
 
     def _log(self, about: str, values: Mapping[str, Any], t: int) -> None:
         for name, value in values.items():

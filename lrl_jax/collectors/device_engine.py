@@ -344,7 +344,7 @@ class DeviceEngine:
         self.carry, self.store = owned
         taken, new, bad = jax.device_get((taken, new, [step.bad for step in last]))
         if taken:
-            out.records.append(_ticks_of(new, int(taken)))
+            out.add(_ticks_of(new, int(taken)))
         if np.any(bad):
             self._drop(hierarchy, way, out, *last)
 
@@ -355,8 +355,8 @@ class DeviceEngine:
         owned, out.owed, new = drop(self.params, (carry, self.store), out.owed, last)
         self.carry, self.store = owned
         new, step, bad = jax.device_get((new, last.step, last.bad))
-        out.records.append(_ticks_of(jax.tree.map(lambda x: x[None], new), 1))
-        out.dropped.append(Dropped(out.n_ticks - 1, bad, step.rew, step.obs_next, step.signals))
+        out.add(_ticks_of(jax.tree.map(lambda x: x[None], new), 1))
+        out.drop(Dropped(out.n_ticks - 1, bad, step.rew, step.obs_next, step.signals))
 
     def differentiable(self, hierarchy: Hierarchy, n_ticks: int, allowed: bool) -> Any:
         """Transitions that carry gradients, and their Record, None while it is traced."""

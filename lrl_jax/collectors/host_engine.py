@@ -362,10 +362,10 @@ class HostEngine:
             self._broken |= broken
             if run.ticks:
                 self._finish(run)
-                out.records.append(run.result(is_whole=not broken))
+                out.add(run.result(is_whole=not broken))
                 if run.ticks[-1].dropped is not None:
                     last = dataclasses.replace(run.ticks[-1].dropped, tick=out.n_ticks - 1)
-                    out.dropped.append(last)
+                    out.drop(last)
             if run.everyone:
                 out.owed = out.owed.after_ticks(len(run.ticks))
 

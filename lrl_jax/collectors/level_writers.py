@@ -21,14 +21,11 @@ class LevelWriters:
         pairs = zip(hierarchy.levels, hierarchy.specs, strict=True)
         found = {i: level.own_writer(spec) for i, (level, spec) in enumerate(pairs)}
         self._writers = {i: writer for i, writer in found.items() if writer is not None}
-        self._n_calls, self._n_env_steps, self._n_seen = n_calls, n_env_steps, 0
+        self._n_calls, self._n_env_steps = n_calls, n_env_steps
 
     def write(self, collected: Collected) -> None:
-        """Write what is due of the records that came since the last call."""
-        new, self._n_seen = collected.records[self._n_seen :], len(collected.records)
-        if not self._writers:
-            return
-        for record in new:
+        """Write what is due of the chunk of ticks under way, once."""
+        for record in collected.latest if self._writers else ():
             for tick, n_steps in enumerate(record.steps.tolist()):
                 self._n_env_steps += n_steps
                 if record.metrics:

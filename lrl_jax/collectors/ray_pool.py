@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import inspect
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -140,9 +142,9 @@ class RayPool:
         elif config["num_gpus"] < 1:  # others compute on the same one
             config["runtime_env"] = {"env_vars": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}}
         place = PlacementGroupSchedulingStrategy(*self._places[index])
-        # Two threads: one that works, one that hears.
+        # Ray's own threads hear: one waits for the thread that works, one is free meanwhile.
         remote = self.ray.remote(max_concurrency=2, scheduling_strategy=place, **config)
-        self.actors[index] = remote(self._class).remote(index, **params)
+        self.actors[index] = remote(in_one_thread(self._class)).remote(index, **params)
 
     def _await(self, indices: Iterable[int]) -> None:
         """Wait for actors to be made; errors surface here."""
@@ -191,6 +193,39 @@ class RayPool:
             self.actors = {}
             if self._owns_ray:
                 self.ray.shutdown()
+
+
+#: Methods of workers that are answered while they work; no environment takes part in them.
+_HEARD = ("tell", "set_weights", "get_attribute", "process_id")
+
+
+def in_one_thread(cls: type) -> type:
+    """A class whose objects are made, and work, in one thread, whatever threads call them.
+
+    Environments may render or hold what only the thread can use that has made them.
+
+    Args:
+        cls: class of the workers; its public methods are called alike.
+    """
+
+    class InOneThread:
+        def __init__(self, *args: Any, **kwargs: Any):
+            self._thread = concurrent.futures.ThreadPoolExecutor(1)
+            self._worker = self._thread.submit(cls, *args, **kwargs).result()
+
+    def passed_on(name: str) -> Callable[..., Any]:
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            function = getattr(self._worker, name)
+            if name in _HEARD:
+                return function(*args, **kwargs)
+            return self._thread.submit(function, *args, **kwargs).result()
+
+        return method
+
+    for name, _ in inspect.getmembers(cls, callable):
+        if not name.startswith("_"):
+            setattr(InOneThread, name, passed_on(name))
+    return InOneThread
 
 
 def fetched(x: Any) -> Any:

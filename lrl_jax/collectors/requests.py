@@ -146,7 +146,7 @@ class Request:
 
     def begun(self, n: int) -> Collected:
         """What n instances have collected before the first tick."""
-        return Collected(self.way.mode, [], Owed.begin(self.way.mode, self.amount, n), 0.0)
+        return Collected(self.way.mode, Owed.begin(self.way.mode, self.amount, n))
 
     def next_stop(self, t: int) -> int:
         """Tick up to which nothing is due after tick t."""
@@ -203,7 +203,7 @@ def carry_out(
     hierarchy: Hierarchy,
     engine: Any,
     out: Collected,
-    after: Callable[[int, Any], None] | None = None,
+    after: Callable[[int, Any, bool], None] | None = None,
 ) -> None:
     """Collect what is asked for, chunk by chunk: the one loop over ticks of all collectors.
 
@@ -215,7 +215,8 @@ def carry_out(
         hierarchy: acts, in the mode that is meant.
         engine: of the environments, after a reset.
         out: of `request.begun`; what is collected is added, also if an exception ends the loop.
-        after: called after tick t with (t, progress bar) where something may be due.
+        after: called after each chunk, of the last tick t, with (t, progress bar, whether
+            something may be due).
     """
     way, t = request.way, request.start
     shown = Frames(hierarchy, engine, request.video_logger, request.render, not way.random)
@@ -228,12 +229,13 @@ def carry_out(
                 stop = request.next_stop(t)
                 with interrupts.let_through():
                     shown.before(out.owed)
+                out.latest.clear()
                 began, before = time.monotonic(), out.n_ticks
                 try:
                     engine.run(hierarchy, way, out, stop - t)
                 finally:
                     out.seconds += time.monotonic() - began
-                record = out.records[-1]
+                record = out.latest[-1]
                 progress.update(out.n_ticks - before)
                 t += out.n_ticks - before
                 if way.checks:
@@ -243,8 +245,8 @@ def carry_out(
                         if request.post_step_callback is not None:
                             request.post_step_callback(t - 1, record.obs_next)
                         shown.after(record)
-                    if after is not None and t == stop:
-                        after(t - 1, progress)
+                    if after is not None:
+                        after(t - 1, progress, t == stop)
                 if not np.any(out.owed.active):
                     break
     finally:  # also where a callback fails

@@ -281,27 +281,93 @@ class Dropped:
         return "; ".join(texts) + (f"; and {len(ids) - 3} more" if len(ids) > 3 else "")
 
 
-@dataclasses.dataclass
+class _Totals:
+    """Sums over ticks; of their episodes those that finished are kept, nothing per tick."""
+
+    def __init__(self):
+        self.n_ticks, self.n_steps, self.reward = 0, 0, 0.0
+        self._episodes: dict[str, list[np.ndarray]] = {name: [] for name in _OF_EPISODES}
+        self._metrics: dict[str, float] = {}  # sums, weighted by the updates
+
+    def add(self, record: Record) -> None:
+        self.n_ticks += record.n_ticks
+        self.n_steps += int(record.steps.sum())
+        self.reward += float(record.reward.sum())
+        finished = np.asarray(record.episodes.finished)
+        if finished.any():
+            for name, parts in self._episodes.items():
+                parts.append(np.asarray(getattr(record.episodes, name))[finished])
+        for name, values in record.metrics.items():
+            values, updates = np.asarray(values, np.float64), _updates_of(record.metrics, name)
+            is_count = name.endswith(_N_UPDATES)
+            total = values.sum() if is_count else (values * updates).sum()
+            self._metrics[name] = self._metrics.get(name, 0.0) + float(total)
+
+    def episodes(self, name: str) -> np.ndarray:
+        """Of those that finished, in order of completion."""
+        parts = self._episodes[name]
+        return np.concatenate(parts) if parts else np.zeros(0, _OF_EPISODES[name])
+
+    def learning(self) -> dict[str, float]:
+        """Metrics of the updates, means over these; their numbers are summed."""
+        out = {}
+        for name, total in self._metrics.items():
+            updates = _updates_of(self._metrics, name)
+            out[name] = total if name.endswith(_N_UPDATES) else total / max(updates, 1.0)
+        return out
+
+
+_N_UPDATES = "/n_updates"
+_OF_EPISODES: dict[str, Any] = {
+    "episode_return": np.float64,
+    "length": np.int32,
+    "success": bool,
+    "success_at_end": bool,
+    "told": bool,
+}
+
+
+def _updates_of(metrics: dict[str, Any], name: str) -> Any:
+    """Updates of the level that a metric is of."""
+    return metrics[name.partition("/")[0] + _N_UPDATES]
+
+
 class Collected:
-    """What a request brought.
+    """What a request brought. It grows with the episodes, and what is recorded, alone.
+
+    Args:
+        mode: of counting, see `counting.MODES`.
+        owed: what is still owed.
 
     Attributes:
-        mode: of counting, see `counting.MODES`.
-        records: in order.
+        latest: records of the chunk of ticks under way.
         owed: what is still owed.
         seconds: they took.
-        dropped: steps that were not finite, tick by tick.
     """
 
-    mode: str
-    records: list[Record]
-    owed: Owed
-    seconds: float
-    dropped: list[Dropped] = dataclasses.field(default_factory=list)
-    n_checked: int = 0  # records
+    def __init__(self, mode: str, owed: Owed):
+        self.mode, self.owed, self.seconds = mode, owed, 0.0
+        self.latest: list[Record] = []
+        self._recorded: list[tuple[Any, Any]] = []
+        self._all, self._recent = _Totals(), _Totals()
+        self._dropped: Dropped | None = None  # the last, until it was looked at
+        self._n_nonfinite = 0
+
+    def add(self, record: Record) -> None:
+        """Count some ticks in."""
+        self.latest.append(record)
+        self._all.add(record)
+        self._recent.add(record)
+        if record.transitions is not None:
+            self._recorded.append((record.transitions, record.levels))
+
+    def drop(self, dropped: Dropped) -> None:
+        """Count steps that were not finite."""
+        self._dropped = dropped
+        self._n_nonfinite += int(dropped.bad.sum())
 
     def check(self, start: int, raises: bool) -> None:
-        """Look at what came since the last check.
+        """Look at what came in the chunk under way.
 
         Args:
             start: number of the first tick.
@@ -310,15 +376,14 @@ class Collected:
         Raises:
             FloatingPointError: with the instance and the tick, or the level and the metric.
         """
-        if self.dropped and raises:
-            found = self.dropped[-1]
+        found = self._dropped
+        if found is not None and raises:
             raise FloatingPointError(
                 f"{found.described()} at tick {start + found.tick}: that step was dropped and its "
                 f'episode cut, nothing of it was stored. Mend the environment, or pass nan="drop" '
                 f'to go on and count such steps (stats.n_nonfinite), or nan="allow".'
             )
-        new, self.n_checked = self.records[self.n_checked :], len(self.records)
-        for record in new:
+        for record in self.latest:
             for name, values in record.metrics.items():
                 wrong = diverged(name, values)
                 if wrong is not None:
@@ -327,7 +392,7 @@ class Collected:
     @property
     def n_ticks(self) -> int:
         """Ticks taken."""
-        return sum(record.n_ticks for record in self.records)
+        return self._all.n_ticks
 
     @property
     def n_open(self) -> int:
@@ -337,36 +402,34 @@ class Collected:
     @property
     def recorded(self) -> tuple[Any, ...]:
         """The transitions and, where asked for, what the levels did, leaves [ticks, n, ...]."""
-        parts = [(r.transitions, r.levels) for r in self.records]
-        transitions, levels = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+        transitions, levels = jax.tree.map(lambda *x: np.concatenate(x), *self._recorded)
         return (transitions,) if levels is None else (transitions, levels)
 
-    def stats(self, since: int = 0) -> CollectStats:
-        """Statistics of all records, or of those from number `since` on."""
-        records = self.records[since:]
+    def recent_stats(self) -> CollectStats:
+        """Statistics of what came since the last call."""
+        recent, self._recent = self._recent, _Totals()
+        return self._stats_of(recent)
 
-        def finished(name):
-            parts = [getattr(r.episodes, name)[r.episodes.finished] for r in records]
-            return np.concatenate(parts) if parts else np.zeros(0)
+    def stats(self) -> CollectStats:
+        """Statistics of all."""
+        return self._stats_of(self._all)
 
-        n_steps = sum(int(r.steps.sum()) for r in records)
-        parts = [r.metrics for r in records if r.metrics]
-        joined = jax.tree.map(lambda *x: np.concatenate(x), *parts) if parts else {}
-        returns = finished("episode_return")
+    def _stats_of(self, totals: _Totals) -> CollectStats:
+        returns = totals.episodes("episode_return")
         beyond = -int(self.owed.left) if self.mode == "n_steps_or_more" else 0
         return CollectStats(
             n_collected_episodes=len(returns),
-            n_collected_steps=n_steps,
+            n_collected_steps=totals.n_steps,
             collect_time=self.seconds,
-            collect_speed=n_steps / self.seconds if self.seconds else 0.0,
+            collect_speed=totals.n_steps / self.seconds if self.seconds else 0.0,
             returns=returns,
-            lens=finished("length").astype(np.int32),
-            successes=finished("success").astype(bool),
-            successes_at_end=finished("success_at_end").astype(bool),
-            successes_told=finished("told").astype(bool),
-            mean_reward=sum(float(r.reward.sum()) for r in records) / max(n_steps, 1),
-            learning={name: float(x) for name, x in mean_over_updates(joined).items()},
+            lens=totals.episodes("length").astype(np.int32),
+            successes=totals.episodes("success"),
+            successes_at_end=totals.episodes("success_at_end"),
+            successes_told=totals.episodes("told"),
+            mean_reward=totals.reward / max(totals.n_steps, 1),
+            learning=totals.learning(),
             truncated_by_limit=self.n_open,
             n_steps_beyond=max(0, beyond),
-            n_nonfinite=sum(int(tick.bad.sum()) for tick in self.dropped),
+            n_nonfinite=self._n_nonfinite,
         )
