@@ -190,7 +190,11 @@ def from_any(space: Any, integers: bool = False, name: str = "the space") -> Spa
         dtype = np.dtype(space.dtype)
         if not np.issubdtype(dtype, np.floating) and not (integers and dtype.kind in "iub"):
             raise TypeError(f"Box of dtype {dtype} is not supported: use a Box of floats.")
-        dtype = jax.dtypes.canonicalize_dtype(dtype)
+        wide, dtype = dtype, jax.dtypes.canonicalize_dtype(dtype)
+        if dtype != wide and dtype.kind in "iu":
+            held = np.iinfo(dtype)  # without x64; larger numbers would come out as others
+            if np.min(space.low) < held.min or np.max(space.high) > held.max:
+                dtype = np.dtype(np.float32)
         shape = tuple(int(d) for d in space.shape)
         low, high = (
             np.broadcast_to(np.asarray(b, np.float64), shape).reshape(-1)

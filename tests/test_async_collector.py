@@ -289,12 +289,14 @@ def test_envpool(batch):
         lrl.AsyncCollector(hierarchy(), FakeEnvpool(4, 2, [3]), wait_num=1)
 
 
+@pytest.mark.extras
 @pytest.mark.filterwarnings("ignore")
-def test_the_real_envpool():
+@pytest.mark.parametrize("batch", [{"batch_size": 2}, {}])
+def test_the_real_envpool(batch):
     envpool = pytest.importorskip("envpool")
     import gymnasium
 
-    env = envpool.make_gymnasium("CartPole-v1", num_envs=4, batch_size=2, seed=0)
+    env = envpool.make_gymnasium("CartPole-v1", num_envs=4, seed=0, **batch)
     level = lrl.RandomHierarchy(gymnasium.make("CartPole-v1"))
     with lrl.AsyncCollector(level, env, buffer=2000) as collector:
         stats = collector.collect(n_total_steps=500)

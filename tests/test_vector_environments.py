@@ -171,6 +171,30 @@ def test_infos_may_differ_in_shape_and_type():
     assert seen == [0, 0.5, 0, 0.5]
 
 
+@pytest.mark.parametrize("value, rate", [(True, 1.0), (np.float64(0), 0.0), (1, 1.0),
+    (float("nan"), None), (0.3, None), ([False, True], None), ("yes", None)])  # fmt: skip
+def test_success_is_a_flag(value, rate):
+    told = functools.partial(Steady, 3, lambda t: {"success": value})
+    for collector, unit in both([told] * 2):
+        assert collector.collect(**{unit: 20})["success"] == rate
+        collector.close()
+
+
+class Far(Steady):
+    observation_space = gymnasium.spaces.Box(0, 2**40, (1,), np.int64)
+
+    def reset(self, **kwargs):
+        return np.array([3]), super().reset(**kwargs)[1]
+
+    def step(self, action):
+        return np.array([2**40]), *super().step(action)[1:]
+
+
+def test_whole_numbers_that_int32_cannot_hold_stay_large():
+    _, rows = lrl.Collector(lrl.RandomHierarchy(Far())).collect(n_steps=2, record_transitions=True)
+    assert (rows.obs_next == 2.0**40).all()
+
+
 # --- threads and processes ------------------------------------------------------------------------
 
 
@@ -204,6 +228,7 @@ WAYS = {"raise": "raised ValueError: lost its way", "die": "died: its process en
         "interrupt": "raised KeyboardInterrupt"}  # fmt: skip
 
 
+@pytest.mark.extras
 @pytest.mark.filterwarnings("ignore:.*ERROR")
 @pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("how", WAYS)
@@ -223,6 +248,7 @@ def test_a_process_of_a_vector_environment_that_is_lost(how, wrapped):
     assert not any(process.is_alive() for process in env.processes)
 
 
+@pytest.mark.extras
 @pytest.mark.filterwarnings("ignore:.*ERROR")
 @pytest.mark.parametrize("how", ["raise", "die"])
 def test_a_process_of_an_asynchronous_collector_is_started_again(how):

@@ -101,7 +101,9 @@ class AdaptedEnvironment(environment.Environment[AdaptedState, AdaptedParams], a
         """Step without a reset; consumes `key`."""
         obs, inner, rew, terminated, info = self.advance(key, state.inner, action, params.own)
         # Types of the library's state may change with its first step: carries keep theirs.
-        inner = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), inner, state.inner)
+        inner = jax.tree.map(
+            lambda new, old: jnp.asarray(new, jnp.asarray(old).dtype), inner, state.inner
+        )
         return obs, AdaptedState(inner=inner, time=state.time + 1), rew, terminated, info
 
 

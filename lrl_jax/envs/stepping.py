@@ -130,10 +130,13 @@ def _name(env: Any) -> str:
 def success_of(info: Any, n: int) -> tuple[jax.Array, jax.Array]:
     """Success in the info of a step, and whether anything tells it, bool [n] each.
 
-    It is `is_success` or `success`, one flag an instance; a dict or several flags tell none.
+    It is `is_success` or `success`, one flag an instance, 0 or 1; a dict, several flags and other
+    numbers tell none.
     """
     for name in ("is_success", "success"):
         value = info.get(name)
         if getattr(value, "size", None) == n:
-            return jnp.asarray(value).reshape(n).astype(bool), jnp.ones(n, bool)
+            value = jnp.asarray(value).reshape(n)
+            told = (value == 0) | (value == 1)
+            return (value == 1) & told, told
     return jnp.zeros(n, bool), jnp.zeros(n, bool)

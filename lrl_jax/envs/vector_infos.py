@@ -100,7 +100,8 @@ def _is_numeric(value: Any) -> bool:
 def success_in(info: dict[str, Any], n: int) -> tuple[np.ndarray, np.ndarray]:
     """Success in a vector environment's info, and whether anything tells it, new bools [n].
 
-    It is `is_success` or `success`, one flag an instance; text, dicts and several flags tell none.
+    It is `is_success` or `success`, one flag an instance, 0 or 1; text, dicts, several flags and
+    other numbers tell none.
     """
     success, told = np.zeros(n, bool), np.zeros(n, bool)
     for name in ("is_success", "success"):
@@ -109,7 +110,7 @@ def success_in(info: dict[str, Any], n: int) -> tuple[np.ndarray, np.ndarray]:
             continue
         for i in np.flatnonzero(said):
             flag = np.asarray(values[i])
-            if flag.size == 1 and flag.dtype.kind in "biuf":
+            if flag.size == 1 and flag.dtype.kind in "biuf" and flag.item() in (0, 1):
                 success[i], told[i] = bool(flag.item()), True
         if told.any():
             break
