@@ -213,6 +213,8 @@ def in_one_thread(cls: type) -> type:
             self._thread = concurrent.futures.ThreadPoolExecutor(1)
             self._worker = self._thread.submit(cls, *args, **kwargs).result()
 
+    InOneThread.__name__ = InOneThread.__qualname__ = cls.__name__  # in Ray's messages
+
     def passed_on(name: str) -> Callable[..., Any]:
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
             function = getattr(self._worker, name)
