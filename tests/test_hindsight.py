@@ -5,6 +5,7 @@ import functools
 import math
 from typing import Any, ClassVar
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +14,12 @@ from gymnax.environments import environment
 from gymnax.environments import spaces as gymnax_spaces
 
 import lrl_jax as lrl
-from lrl_jax import buffers
+from lrl_jax import buffers, cli
 from lrl_jax.algorithms import SAC, Hindsight
 from lrl_jax.buffers import Replay
 from lrl_jax.levels import ActionRepeatLevel, ConstantLevel, Context, SACLevel
 from lrl_jax.spaces import Box
+from lrl_jax.training import load_run
 
 SPACE = Box(-1, 1, (1,))
 GOAL = Box(-100, 100, (1,))
@@ -286,3 +288,73 @@ def test_goals_that_the_level_does_not_see():
         lrl.Hierarchy([SACLevel(hindsight=outside)], Spaces())
     with pytest.raises(ValueError, match="level's input for the goal"):
         lrl.Hierarchy([SACLevel(hindsight=INPUT_GOALS)], Spaces())
+
+
+class GymPoint(gymnasium.Env):
+    """A point on a line as Gymnasium's goal-based environments are, with rewards by NumPy."""
+
+    goals = gymnasium.spaces.Box(-9, 9, (1,), np.float32)
+    observation_space = gymnasium.spaces.Dict(
+        {"achieved_goal": goals, "desired_goal": goals, "observation": goals}
+    )
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def observe(self):
+        achieved = np.array([self.at], np.float32)
+        goal = np.array([5], np.float32)
+        return {"achieved_goal": achieved, "desired_goal": goal, "observation": achieved}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.at = 0.0
+        return self.observe(), {}
+
+    def step(self, action):
+        self.at += 1.0
+        obs = self.observe()
+        reward = self.compute_reward(obs["achieved_goal"], obs["desired_goal"], {})
+        return obs, float(reward), False, self.at >= 4, {}
+
+    def compute_reward(self, achieved_goal, desired_goal, info):
+        assert isinstance(achieved_goal, np.ndarray)
+        return -(np.linalg.norm(achieved_goal - desired_goal, axis=-1) > 0.5).astype(np.float32)
+
+
+@pytest.fixture
+def gym_point():
+    gymnasium.register("HindsightPoint-v0", GymPoint)
+    yield "HindsightPoint-v0"
+    del gymnasium.registry["HindsightPoint-v0"]
+
+
+def test_gymnasiums_goals_are_relabelled_from_the_command_line(gym_point, tmp_path):
+    small = ["--levels.0.batch-size", "16", "--levels.0.algorithm.hidden", "4"]
+    small += ["--levels.0.warm-up-steps", "8", "--levels.0.buffer-size", "200"]
+    small += ["--n-env-instances", "2", "--round-ticks", "2", "--levels.0.n-updates", "1"]
+    steps = ["--total-steps", "48", "--test-interval", "48", "--test-episodes", "1"]
+    wanted = ["--env", f"gymnasium/{gym_point}", "--levels.0.hindsight.ratio", "1.0"]
+    run = str(tmp_path / "run")
+    options = [*wanted, *small, *steps, "--final-test-episodes", "1", "--out", run]
+    cli.main(["train", "maze2d-medium-sac-her", *options])
+    agent, state, env, _ = load_run(run)
+    env.close()
+    rows, _ = agent.levels[0].sample(Replay(state.levels[0].buffer), jax.random.key(0))
+    obs = np.asarray(rows.obs)  # achieved, desired, observation
+    assert set(obs[:, 1]) <= {1.0, 2.0, 3.0, 4.0} and set(np.asarray(rows.rew)) == {-1.0, 0.0}
+    np.testing.assert_array_equal(rows.rew == 0, rows.obs_next[:, 0] == obs[:, 1])
+
+
+def test_gymnasiums_goals_in_other_processes_and_bad_ones(gym_point):
+    shown = gymnasium.make_vec(gym_point, num_envs=2, vectorization_mode="sync")
+
+    class Hidden(gymnasium.vector.VectorEnv):
+        spec = shown.spec
+        single_observation_space = shown.single_observation_space
+
+    hindsight = Hindsight.of_env(Hidden())
+    goals = jnp.array([[1.0], [5.0], [4.0]])
+    found = jax.jit(hindsight.reward_fn)(goals, jnp.full((3, 1), 5.0), {})
+    np.testing.assert_array_equal(found, [-1.0, 0.0, -1.0])
+    assert hindsight.terminated_fn is None
+    with pytest.raises(TypeError, match="compute_reward"):
+        Hindsight.of_env(gymnasium.make("Pendulum-v1"))

@@ -7,13 +7,59 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lrl_jax.buffers import Replay, Row
 from lrl_jax.buffers.rows import to_fields
-from lrl_jax.env_spec import goal_indices
+from lrl_jax.env_spec import goal_indices, is_gymnasium
 from lrl_jax.settings import check_float, check_function, check_range, optional, put_checked
+
+
+def _said_of_goals(env, method, dtype, achieved_goal, desired_goal, info) -> jax.Array:
+    """What a method says of goals [B, G], [B]; Gymnasium's are called on the host."""
+    if not is_gymnasium(env):
+        return getattr(env, method)(achieved_goal, desired_goal, info)
+
+    def on_host(achieved_goal, desired_goal, info):
+        arrays = jax.tree.map(np.asarray, (achieved_goal, desired_goal, info))
+        said = np.asarray(env.get_wrapper_attr(method)(*arrays), dtype)
+        if said.shape != (len(achieved_goal),):
+            raise ValueError(
+                f"{method} of {type(env.unwrapped).__name__} gave {said.shape} for goals of shape "
+                f"{np.shape(achieved_goal)}: hindsight asks for many goals at a time."
+            )
+        return said
+
+    result = jax.ShapeDtypeStruct(achieved_goal.shape[:1], jnp.dtype(dtype))
+    goals = (achieved_goal, desired_goal, info)
+    return jax.pure_callback(on_host, result, *goals, vmap_method="sequential")
+
+
+def _one_of(env: Any) -> Any:
+    """An environment's first instance, where it is a vector of Gymnasium's."""
+    if not isinstance(env, gymnasium.vector.VectorEnv):
+        return env
+    there = getattr(env.unwrapped, "envs", None)  # other processes do not show theirs
+    if there:
+        return there[0]
+    if env.spec is None:
+        raise TypeError(
+            f"{type(env).__name__} shows no instance and has no spec to make one of, which "
+            f"hindsight needs for compute_reward: give Hindsight a reward_fn, or register the "
+            f"environment and use gymnasium.make_vec."
+        )
+    of_vectors = ("num_envs", "vectorization_mode", "vector_kwargs", "wrappers")
+    settings = {k: v for k, v in env.spec.kwargs.items() if k not in of_vectors}
+    return gymnasium.make(env.spec.id, **settings)
+
+
+def _has(env: Any, method: str) -> bool:
+    if isinstance(env, gymnasium.Env):
+        return env.has_wrapper_attr(method)
+    return callable(getattr(env, method, None))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +74,8 @@ class RewardOf:
 
     def __call__(self, achieved_goal, desired_goal, info) -> jax.Array:
         """Rewards [B] of achieved and desired goals [B, G]."""
-        rew = self.env.compute_reward(achieved_goal, desired_goal, info)
+        goals = (achieved_goal, desired_goal, info)
+        rew = _said_of_goals(self.env, "compute_reward", jnp.float32, *goals)
         steps = info.get("elapsed_env_steps")
         return rew if steps is None else rew * steps.astype(rew.dtype)
 
@@ -41,7 +88,8 @@ class TerminationOf:
 
     def __call__(self, achieved_goal, desired_goal, info) -> jax.Array:
         """Whether achieved and desired goals [B, G] terminate, bool [B]."""
-        return self.env.compute_terminated(achieved_goal, desired_goal, info)
+        goals = (achieved_goal, desired_goal, info)
+        return _said_of_goals(self.env, "compute_terminated", bool, *goals)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +102,8 @@ class Hindsight:
 
     Without `reward_fn` and goals it takes those of the hierarchy's environment, which must be
     goal based and have `compute_reward`; the level must then see the whole observation. A row of
-    several environment steps gets the reward of its end, times their number.
+    several environment steps gets the reward of its end, times their number. A Gymnasium
+    environment is asked on the host: the first instance, or one made of the spec.
 
     Attributes:
         reward_fn: (achieved goals [B, G], desired goals [B, G], info) -> rewards [B], as
@@ -105,19 +154,19 @@ class Hindsight:
         Raises:
             TypeError: if it has none.
         """
-        if not callable(getattr(env, "compute_reward", None)):
+        one = _one_of(env)
+        if not _has(one, "compute_reward"):
             raise TypeError(
                 f"{type(env).__name__} has no compute_reward: give Hindsight a reward_fn and the "
                 f"entries of both goals."
             )
         indices = goal_indices(env)
-        ends = callable(getattr(env, "compute_terminated", None))
         return cls(
-            RewardOf(env),
+            RewardOf(one),
             indices["achieved_goal"],
             indices["desired_goal"],
             ratio,
-            TerminationOf(env) if ends else None,
+            TerminationOf(one) if _has(one, "compute_terminated") else None,
         )
 
     def bind_env(self, env: Any) -> Hindsight:

@@ -111,8 +111,7 @@ def refuse_wrappers(vector: Any, mode: AutoresetMode) -> None:
         if isinstance(wrapper, NormalizeObservation):
             raise TypeError(
                 f"{name} normalises over all instances of a vector environment and cannot reset "
-                f"single ones: leave it out, and scale observations with env_obs_maps of the "
-                f"Hierarchy or the preprocess_fn of a Collector."
+                f"single ones: leave it out, and use running_normaliser=True of the levels."
             )
         if isinstance(wrapper, DictInfoToList):
             raise TypeError(
