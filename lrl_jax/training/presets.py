@@ -93,7 +93,7 @@ def planner(env: str = "Maze2D-Medium-v0") -> TrainConfig:
     model = dataclasses.replace(_MODEL, running_std_momentum=0.01)
     top = PlannerLevel(
         goal_model(model, decayed(1e-3, 1e-4, 0.4), delta_standardizer=False),
-        optimizer=_SEARCH,
+        optimizer=dataclasses.replace(_SEARCH, sigma=1.0),  # with less, ways around are missed
         buffer_size=100_000,
         update_interval=64,
         n_updates=192,
