@@ -2,7 +2,7 @@
 
 Brax's reacher (backend spring), all seeds in one vmapped call, and Gymnasium's InvertedPendulum-v5,
 one seed after another. Needs the extras brax and mujoco. The file is written after every run, and
-runs that it holds are not made again:
+runs that it holds are not made again. `TRIED` lists other settings that were tried:
 
 `python -m benchmarks.normaliser [--env reacher] [--seeds 5] [--out FILE]`
 """
@@ -89,6 +89,23 @@ STUDIES = {
     ),
 }
 
+#: Other settings, 5 seeds each: mean return of the last test, and of all tests.
+TRIED = (
+    "reacher, learning_rate 1e-3, 1 update per 16 rows, 80,000 steps: "
+    "with -146.1 and -155.0, without -139.1 and -155.5",
+    "reacher, learning_rate 3e-4, 8 updates per 16 rows, 48,000 steps: "
+    "with -128.0 and -139.8, without -129.5 and -144.9",
+    "pendulum, learning_rate 1e-3, 4 updates per 8 rows, 12,000 steps: "
+    "with 135 and 175, without 71 and 72",
+)
+NOTES = (
+    "Reacher's observations have a normal size as they are: under random actions the stds of the "
+    "11 entries are about 0.7 (four), 0.08 to 0.3 (six), and 0.0002 for the height of the tip "
+    "over the target, which is next to constant and becomes noise of size 1. With or without the "
+    "normaliser is within the spread over seeds. InvertedPendulum's stds are 0.06 to 1.8: it is "
+    "learned with the normaliser, and by one seed of five without."
+)
+
 
 def level_of(study: Study, normalised: bool) -> SACLevel:
     """The study's level, with or without the normaliser."""
@@ -152,7 +169,7 @@ def measure(name: str, seeds: int, out: Path) -> dict[str, Any]:
     held = data.get(name)
     if held is None or held["settings"] != settings:
         held = {"settings": settings, "with": {}, "without": {}, "seconds": {}}
-    data |= {"about": benchmarks.about(), name: held}
+    data |= {"about": benchmarks.about(), "tried": TRIED, "notes": NOTES, name: held}
     for case in ("without", "with"):
         missing = [seed for seed in range(seeds) if str(seed) not in held[case]]
         chunks = [missing] if name == "reacher" else [[seed] for seed in missing]
