@@ -162,8 +162,9 @@ def measure(
 def _line(result: dict[str, Any]) -> str:
     success = ""
     if "test_success" in result:
-        at_end = result["test_success_at_end"]
-        success = f"success {result['test_success']:.3f}, at the last step {at_end:.3f}, "
+        success = f"success {result['test_success']:.3f}, "
+    if "test_success_at_end" in result:
+        success += f"at the last step {result['test_success_at_end']:.3f}, "
     line = (
         f"seed {result['seed']}: {success}return {result['test_return']:.1f} over "
         f"{result['test_episodes']} episodes after {result['env_steps']:,} steps"
