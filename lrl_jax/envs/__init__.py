@@ -10,7 +10,7 @@ from lrl_jax.envs.layouts import BUILTIN, parse_layout
 from lrl_jax.envs.maze2d import Maze2D, Maze2DParams, Maze2DState
 from lrl_jax.envs.registration import GYMNASIUM, make, register_own
 from lrl_jax.envs.rendering import render_maze
-from lrl_jax.envs.swimmer import Swimmer, SwimmerParams, SwimmerState
+from lrl_jax.envs.swimmer import Swimmer, SwimmerState
 
 register_own()
 
@@ -23,7 +23,6 @@ __all__ = [
     "Maze2DParams",
     "Maze2DState",
     "Swimmer",
-    "SwimmerParams",
     "SwimmerState",
     "goal_indices",
     "make",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,10 +12,10 @@ from flax import struct
 from gymnax.environments import environment, spaces
 
 from lrl_jax.envs.layouts import check_points, free_centres, parse_layout, wall_distance
-from lrl_jax.settings import check_flag, check_float, check_int
+from lrl_jax.envs.reaching import GOAL_RADIUS, Reaching
+from lrl_jax.settings import check_float
 
 BODY_RADIUS = 0.15
-GOAL_RADIUS = 0.3
 STEP_SIZE = 0.1  # unless asked otherwise
 LARGEST_STEP = 0.5  # with the radius less than a cell: only neighbouring walls can be met
 
@@ -61,7 +60,7 @@ class Maze2DParams(environment.EnvParams):
     max_steps_in_episode: int = 400
 
 
-class Maze2D(environment.Environment[Maze2DState, Maze2DParams]):
+class Maze2D(Reaching):
     """A disc with velocity control that has to reach a goal in a maze.
 
     The world is as wide and high as the layout has columns and rows; the cell in row y and column x
@@ -77,9 +76,6 @@ class Maze2D(environment.Environment[Maze2DState, Maze2DParams]):
     are truncated after `max_steps`. A reset draws the goal uniformly, then the start uniformly
     among the starts that are farther from it than 0.3.
 
-    Instances are hashable and equal if their settings are, so jitted functions that take one as a
-    static argument do not trace again for another with the same settings.
-
     Args:
         layout: lines of '#' (wall) and '.' (free), as one text or a list, or a 2-D array of 0
             (free) and 1 (wall). The border must be walls.
@@ -94,8 +90,9 @@ class Maze2D(environment.Environment[Maze2DState, Maze2DParams]):
     Raises:
         ValueError: for a layout that is ragged, open at its border or without free cells, points
             in a wall, outside, not finite or closer to a wall than the body's radius, a goal that
-            leaves no start, or max_steps that is no whole number of at least 1.
-        TypeError: for a layout that is neither text nor an array.
+            leaves no start, or numbers out of range.
+        TypeError: for a layout that is neither text nor an array, or other settings of a wrong
+            kind.
     """
 
     _supports_transition_gradients = True
@@ -113,26 +110,19 @@ class Maze2D(environment.Environment[Maze2DState, Maze2DParams]):
         terminate_at_goal: bool = False,
         step_size: float = STEP_SIZE,
     ):
-        super().__init__()
         self.layout = parse_layout(layout)
         self.height, self.width = len(self.layout), len(self.layout[0])
         self.diameter = math.hypot(self.height, self.width)
         self.starts = self._points(starts, "start")
         self.goals = self._points(goals, "goal")
-        self.dense_reward = bool(dense_reward)
-        self.max_steps = check_int("max_steps", max_steps, 1)
-        self.terminate_at_goal = check_flag("terminate_at_goal", terminate_at_goal)
         self.step_size = check_float("step_size", step_size, 1e-6, LARGEST_STEP)
-        self._settings = (
-            self.layout,
-            self.starts,
-            self.goals,
-            self.dense_reward,
-            self.max_steps,
-            self.terminate_at_goal,
-            self.step_size,
+        super().__init__(
+            (self.layout, self.starts, self.goals, self.step_size),
+            self.diameter,
+            dense_reward,
+            max_steps,
+            terminate_at_goal,
         )
-        self._hash = hash(self._settings)  # numbers only: the same in every process
         self._start_array = np.array(self.starts, np.float32)
         self._goal_array = np.array(self.goals, np.float32)
         self._neighbours = _neighbour_bits(np.asarray(self.layout))
@@ -149,21 +139,12 @@ class Maze2D(environment.Environment[Maze2DState, Maze2DParams]):
             )
         return points
 
-    def __eq__(self, other: object) -> bool:
-        return (
-            type(other) is type(self)
-            and other._settings == self._settings
-            and other.transition_gradients_enabled == self.transition_gradients_enabled
-        )
-
-    def __hash__(self) -> int:
-        return self._hash
-
     def __repr__(self) -> str:
         return (
             f"Maze2D({self.height}x{self.width} cells, {len(self.starts)} starts, "
             f"{len(self.goals)} goals, dense_reward={self.dense_reward}, "
-            f"max_steps={self.max_steps})"
+            f"max_steps={self.max_steps}, terminate_at_goal={self.terminate_at_goal}, "
+            f"step_size={self.step_size:g})"
         )
 
     @property
@@ -172,19 +153,9 @@ class Maze2D(environment.Environment[Maze2DState, Maze2DParams]):
         return "Maze2D"
 
     @property
-    def num_actions(self) -> int:
-        """Size of an action."""
-        return 2
-
-    @property
     def default_params(self) -> Maze2DParams:
         """Parameters with the `max_steps` of the constructor."""
         return Maze2DParams(max_steps_in_episode=self.max_steps)
-
-    def action_space(self, params: Maze2DParams | None = None) -> spaces.Box:
-        """Velocities, [-1, 1]^2."""
-        del params
-        return spaces.Box(-1.0, 1.0, (2,), jnp.float32)
 
     def observation_space(self, params: Maze2DParams | None = None) -> spaces.Box:
         """Three positions in the world, `[6]`."""
@@ -201,41 +172,6 @@ class Maze2D(environment.Environment[Maze2DState, Maze2DParams]):
         box = spaces.Box(low, high, (2,), jnp.float32)
         return spaces.Dict({"position": box, "goal": box, "time": spaces.Discrete(limit + 1)})
 
-    @partial(jax.jit, static_argnames=("self",))
-    def step(
-        self,
-        key: jax.Array,
-        state: Maze2DState,
-        action: jax.Array,
-        params: Maze2DParams | None = None,
-    ) -> tuple[jax.Array, Maze2DState, jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]:
-        """Step, and reset where the episode ended.
-
-        The same as gymnax's, but `key` is not split: the move draws nothing, so all of it is the
-        reset's, which saves a tenth to almost half of a step's time. A subclass whose `step_env`
-        draws must split it.
-
-        Args:
-            key: consumed by the reset.
-            state: of one instance.
-            action: velocity, `[2]`.
-            params: None stands for the default ones.
-
-        Returns:
-            obs `[6]` and state (both of the new episode where one ended), reward, terminated,
-            truncated, and info with is_success, terminated, truncated and final_observation, the
-            observation before any reset.
-        """
-        params = self.default_params if params is None else params
-        final_obs, moved, reward, terminated, info = self.step_env(key, state, action, params)
-        truncated = self.is_truncated(moved, params)
-        done = terminated | truncated
-        fresh_obs, fresh = self.reset_env(key, params)
-        state = jax.tree.map(lambda new, old: jnp.where(done, new, old), fresh, moved)
-        obs = jnp.where(done, fresh_obs, final_obs)
-        info |= {"terminated": terminated, "truncated": truncated, "final_observation": final_obs}
-        return obs, state, reward, terminated, truncated, info
-
     def step_env(
         self, key: jax.Array, state: Maze2DState, action: float | jax.Array, params: Maze2DParams
     ) -> tuple[jax.Array, Maze2DState, jax.Array, jax.Array, dict[str, jax.Array]]:
@@ -246,32 +182,10 @@ class Maze2D(environment.Environment[Maze2DState, Maze2DParams]):
         """
         position = self._move(state.position, action)
         state = Maze2DState(position=position, goal=state.goal, time=state.time + 1)
-        distance = _distance(position, state.goal)
-        success = distance < GOAL_RADIUS
-        reward = self._reward(distance)
+        reward, terminated, info = self.outcome(state)
         obs = self.observe(key, state, action, params)
         obs, state = self._apply_transition_gradient_policy(obs, state)
-        terminated = success if self.terminate_at_goal else jnp.zeros((), bool)
-        return obs, state, reward, terminated, {"is_success": success}
-
-    def compute_reward(
-        self, achieved_goal: jax.Array, desired_goal: jax.Array, info: Any = None
-    ) -> jax.Array:
-        """Reward [...] of achieving [..., 2] where [..., 2] is desired; `info` is not used."""
-        del info
-        return self._reward(_distance(achieved_goal, desired_goal))
-
-    def compute_terminated(
-        self, achieved_goal: jax.Array, desired_goal: jax.Array, info: Any = None
-    ) -> jax.Array:
-        """Whether achieving [..., 2] where [..., 2] is desired terminates; `info` is not used."""
-        del info
-        return (_distance(achieved_goal, desired_goal) < GOAL_RADIUS) & self.terminate_at_goal
-
-    def _reward(self, distance: jax.Array) -> jax.Array:
-        if self.dense_reward:
-            return -distance / self.diameter
-        return (distance < GOAL_RADIUS).astype(jnp.float32)
+        return obs, state, reward, terminated, info
 
     def reset_env(self, key: jax.Array, params: Maze2DParams) -> tuple[jax.Array, Maze2DState]:
         """Draw a goal, then a start farther from it than the goal's radius; consumes `key`."""
@@ -302,15 +216,6 @@ class Maze2D(environment.Environment[Maze2DState, Maze2DParams]):
         """Observation `[6]` of a state: achieved goal, desired goal, position."""
         del key, action, params
         return jnp.concatenate([state.position, state.goal, state.position])
-
-    def get_obs(self, state: Maze2DState, params=None, key=None) -> jax.Array:
-        """Observation `[6]` of a state."""
-        return self.observe(key, state, None, params)
-
-    def is_terminated(self, state: Maze2DState, params: Maze2DParams) -> jax.Array:
-        """Whether the body is at a goal that terminates."""
-        del params
-        return self.compute_terminated(state.position, state.goal)
 
     def free_positions(self, key: jax.Array, n: int, margin: float = 0.0) -> np.ndarray:
         """Positions [n, 2] of the body, uniform over where it fits; consumes `key` (host only).
@@ -426,9 +331,3 @@ def _uniform_index(bits: jax.Array, n: jax.Array | int) -> tuple[jax.Array, jax.
     n = jnp.asarray(n, jnp.uint32)
     low = (bits & 0xFFFF) * n
     return ((bits >> 16) * n + (low >> 16)) >> 16, bits * n
-
-
-def _distance(a: jax.Array, b: jax.Array) -> jax.Array:
-    # Components apart: arrays of [n] vectorise, arrays of [n, 2] hardly do.
-    dx, dy = a[..., 0] - b[..., 0], a[..., 1] - b[..., 1]
-    return jnp.sqrt(dx * dx + dy * dy)

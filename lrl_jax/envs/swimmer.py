@@ -10,9 +10,8 @@ import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from lrl_jax.settings import check_flag, check_int
+from lrl_jax.envs.reaching import Reaching
 
-GOAL_RADIUS = 0.3
 GOAL_DISTANCE = (2.0, 4.0)  # of goals from the start
 JOINT_SPEED = 1.2  # rad in a step, at an action of 1
 JOINT_LIMIT = 1.8  # rad
@@ -40,18 +39,7 @@ class SwimmerState(environment.EnvState):
     goal: jax.Array
 
 
-@struct.dataclass
-class SwimmerParams(environment.EnvParams):
-    """What may change without a new trace.
-
-    Attributes:
-        max_steps_in_episode: an episode is truncated after as many steps.
-    """
-
-    max_steps_in_episode: int = 200
-
-
-class Swimmer(environment.Environment[SwimmerState, SwimmerParams]):
+class Swimmer(Reaching):
     """Three links at low Reynolds number that swim to a goal in the open (Purcell 1977).
 
     Resistive force theory: a link of length 1 with velocity v, direction t and normal n feels the
@@ -82,17 +70,7 @@ class Swimmer(environment.Environment[SwimmerState, SwimmerParams]):
     def __init__(
         self, dense_reward: bool = True, max_steps: int = 200, terminate_at_goal: bool = False
     ):
-        super().__init__()
-        self.dense_reward = check_flag("dense_reward", dense_reward)
-        self.max_steps = check_int("max_steps", max_steps, 1)
-        self.terminate_at_goal = check_flag("terminate_at_goal", terminate_at_goal)
-        self._settings = (self.dense_reward, self.max_steps, self.terminate_at_goal)
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other._settings == self._settings
-
-    def __hash__(self) -> int:
-        return hash(self._settings)
+        super().__init__((), GOAL_DISTANCE[1], dense_reward, max_steps, terminate_at_goal)
 
     def __repr__(self) -> str:
         return (
@@ -100,22 +78,7 @@ class Swimmer(environment.Environment[SwimmerState, SwimmerParams]):
             f"terminate_at_goal={self.terminate_at_goal})"
         )
 
-    @property
-    def num_actions(self) -> int:
-        """Size of an action."""
-        return 2
-
-    @property
-    def default_params(self) -> SwimmerParams:
-        """Parameters with the `max_steps` of the constructor."""
-        return SwimmerParams(max_steps_in_episode=self.max_steps)
-
-    def action_space(self, params: SwimmerParams | None = None) -> spaces.Box:
-        """Speeds of the joints, [-1, 1]^2."""
-        del params
-        return spaces.Box(-1.0, 1.0, (2,), jnp.float32)
-
-    def observation_space(self, params: SwimmerParams | None = None) -> spaces.Box:
+    def observation_space(self, params: Any = None) -> spaces.Box:
         """Observations `[8]`; the plane has no bounds."""
         del params
         entries = (math.inf, GOAL_DISTANCE[1], 1.0, JOINT_LIMIT)
@@ -123,7 +86,7 @@ class Swimmer(environment.Environment[SwimmerState, SwimmerParams]):
         return spaces.Box(-high, high, (8,), jnp.float32)
 
     def step_env(
-        self, key: jax.Array, state: SwimmerState, action: float | jax.Array, params: SwimmerParams
+        self, key: jax.Array, state: SwimmerState, action: float | jax.Array, params: Any
     ) -> tuple[jax.Array, SwimmerState, jax.Array, jax.Array, dict[str, jax.Array]]:
         """Step without a reset; `key` is not used.
 
@@ -138,34 +101,10 @@ class Swimmer(environment.Environment[SwimmerState, SwimmerParams]):
             joints=joints,
             goal=state.goal,
         )
-        success = self._distance(position, state.goal) < GOAL_RADIUS
-        reward = self.compute_reward(position, state.goal)
-        terminated = self.compute_terminated(position, state.goal)
-        obs = self.observe(key, state, action, params)
-        return obs, state, reward, terminated, {"is_success": success}
+        reward, terminated, info = self.outcome(state)
+        return self.observe(key, state, action, params), state, reward, terminated, info
 
-    def compute_reward(
-        self, achieved_goal: jax.Array, desired_goal: jax.Array, info: Any = None
-    ) -> jax.Array:
-        """Reward [...] of achieving [..., 2] where [..., 2] is desired; `info` is not used."""
-        del info
-        distance = self._distance(achieved_goal, desired_goal)
-        if self.dense_reward:
-            return -distance / GOAL_DISTANCE[1]
-        return (distance < GOAL_RADIUS).astype(jnp.float32)
-
-    def compute_terminated(
-        self, achieved_goal: jax.Array, desired_goal: jax.Array, info: Any = None
-    ) -> jax.Array:
-        """Whether achieving [..., 2] where [..., 2] is desired terminates; `info` is not used."""
-        del info
-        return (self._distance(achieved_goal, desired_goal) < GOAL_RADIUS) & self.terminate_at_goal
-
-    @staticmethod
-    def _distance(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.hypot(a[..., 0] - b[..., 0], a[..., 1] - b[..., 1])
-
-    def reset_env(self, key: jax.Array, params: SwimmerParams) -> tuple[jax.Array, SwimmerState]:
+    def reset_env(self, key: jax.Array, params: Any) -> tuple[jax.Array, SwimmerState]:
         """Draw a pose and a goal, uniform over the ring around it; consumes `key`."""
         keys = jax.random.split(key, 4)
         low, high = GOAL_DISTANCE
@@ -186,21 +125,12 @@ class Swimmer(environment.Environment[SwimmerState, SwimmerParams]):
         key: jax.Array | None,
         state: SwimmerState,
         action: float | jax.Array | None,
-        params: SwimmerParams | None = None,
+        params: Any = None,
     ) -> jax.Array:
         """Observation `[8]` of a state: achieved goal, desired goal, heading, joints."""
         del key, action, params
         heading = jnp.stack([jnp.cos(state.heading), jnp.sin(state.heading)])
         return jnp.concatenate([state.position, state.goal, heading, state.joints])
-
-    def get_obs(self, state: SwimmerState, params=None, key=None) -> jax.Array:
-        """Observation `[8]` of a state."""
-        return self.observe(key, state, None, params)
-
-    def is_terminated(self, state: SwimmerState, params: SwimmerParams) -> jax.Array:
-        """Whether the body is at a goal that terminates."""
-        del params
-        return self.compute_terminated(state.position, state.goal)
 
 
 def swim(
