@@ -109,11 +109,11 @@ def main(argv: list[str] | None = None) -> None:
         found = closure(packages, needed, args.python) - done
         done |= found
         download(args.out / name, {k: packages[k]["version"] for k in sorted(found)}, args.python)
-    site = "/tmp/lrl_jax_site"
+    site = args.out / "site"
     print(
         f"\nThere, in a copy of the repository:\n"
         f"python3 -m pip install --quiet --no-index --no-deps --upgrade --target {site} "
-        f"{args.out}/*/*.whl && PYTHONPATH={site}:. python3 -m benchmarks.accelerator"
+        f"{args.out}/*/*.whl && PYTHONPATH=$PWD/{site}:. python3 -m benchmarks.accelerator"
     )
 
 

@@ -81,13 +81,16 @@ def level_row(case: str, name: str, timings: Any, steps: int) -> Row:
 
 
 def kernels(sizes: Sizes) -> Found:
-    """What the profiler saw on the device in a tick of each hierarchy, the most frequent first."""
+    """What the profiler saw on the device in a tick of each hierarchy, the most frequent first.
+
+    Of CPUs it tells no kernels.
+    """
     env, params = lrl.make(ENV)
     n, found = sizes.instances[0], {}
     for name, levels in hierarchies().items():
-        few, many = (_kernels(env, params, levels, n, ticks) for ticks in (sizes.ticks, 1))
+        many, one = (_kernels(env, params, levels, n, ticks) for ticks in (sizes.ticks, 1))
         rest = max(1, sizes.ticks - 1)
-        per_tick = {k: (few[k] - many[k]) / rest for k in few if few[k] > many[k]}
+        per_tick = {k: (many[k] - one[k]) / rest for k in many if many[k] > one[k]}
         common = sorted(per_tick.items(), key=lambda kv: -kv[1])[:8]
         found[name] = {"kernels_per_tick": sum(per_tick.values()), "most": dict(common)}
     return Found(facts=found)
