@@ -84,8 +84,35 @@ class AlgorithmLearner(struct.Node):
         return self.condition(*inputs, batch_shape=lead)
 
 
+class AlgorithmLevel(Level):
+    """Abstract: what levels share whose learner is an `AlgorithmLearner`."""
+
+    algorithm: Any
+    level_input_space: Space | None
+
+    def input_space(self) -> Space | None:
+        return self.level_input_space
+
+    def gamma(self, learner: AlgorithmLearner) -> jax.Array:
+        return present_settings(learner.state)["gamma"]
+
+    def row_discount(self, learner: AlgorithmLearner, elapsed_env_steps: jax.Array) -> jax.Array:
+        gamma = self.gamma(learner)
+        smdp = self.algorithm.smdp_discount
+        return gamma ** elapsed_env_steps.astype(jnp.float32) if smdp else gamma
+
+    @property
+    def update_statistics(self) -> Any:
+        """How rows enter the running statistics; None where the level keeps none."""
+        return hook(self, lambda learner, rows, mask, ctx: learner.with_rows(rows, mask))
+
+    def reward(self, learner: AlgorithmLearner, rows: Row, ctx: Context) -> jax.Array:
+        """Rewards [B] as accumulated, or scaled by their running statistics."""
+        return learner.statistics.scaled(rows.rew)
+
+
 @dataclasses.dataclass(frozen=True)
-class LearnerLevel(Level):
+class LearnerLevel(AlgorithmLevel):
     """Abstract: a level that acts and learns as its algorithm does, at any place of a hierarchy.
 
     In training it acts at random, and learns nothing, until the warm up is over; in evaluation it
@@ -151,17 +178,6 @@ class LearnerLevel(Level):
     def learn_from(self) -> float:
         """Environment steps of the warm up."""
         return self.warm_up_steps
-
-    def input_space(self) -> Space | None:
-        return self.level_input_space
-
-    def gamma(self, learner: AlgorithmLearner) -> jax.Array:
-        return present_settings(learner.state)["gamma"]
-
-    def row_discount(self, learner: AlgorithmLearner, elapsed_env_steps: jax.Array) -> jax.Array:
-        gamma = self.gamma(learner)
-        smdp = self.algorithm.smdp_discount
-        return gamma ** elapsed_env_steps.astype(jnp.float32) if smdp else gamma
 
     def check(self, spec: LevelSpec) -> None:
         self.algorithm.check(spec.action_space)
@@ -243,15 +259,6 @@ class LearnerLevel(Level):
         return memory, hand_back
 
     # --------------------------------------------------------------- learning
-
-    @property
-    def update_statistics(self) -> Any:
-        """How rows enter the running statistics; None where the level keeps none."""
-        return hook(self, lambda learner, rows, mask, ctx: learner.with_rows(rows, mask))
-
-    def reward(self, learner: AlgorithmLearner, rows: Row, ctx: Context) -> jax.Array:
-        """Rewards [B] as accumulated, or scaled by their running statistics."""
-        return learner.statistics.scaled(rows.rew)
 
     def learn(self, learner: AlgorithmLearner, replay: Replay, ctx: Context):
         """Make one update; consumes the key."""

@@ -10,17 +10,16 @@ import jax
 import jax.numpy as jnp
 
 from lrl_jax.algorithms import PPO, PPOBatch
-from lrl_jax.algorithms.base import present_settings
-from lrl_jax.buffers import Replay, Row
-from lrl_jax.levels.base import Context, Decision, Level, LevelSpec
-from lrl_jax.levels.learner_levels import AlgorithmLearner
-from lrl_jax.levels.normalised import check_entries, check_normalised, hook
+from lrl_jax.buffers import Replay
+from lrl_jax.levels.base import Context, Decision, LevelSpec
+from lrl_jax.levels.learner_levels import AlgorithmLearner, AlgorithmLevel
+from lrl_jax.levels.normalised import check_entries, check_normalised
 from lrl_jax.settings import check_int, check_kind, optional, put_checked
 from lrl_jax.spaces import Box, Discrete, Space
 
 
 @dataclasses.dataclass(frozen=True)
-class PPOLevel(Level):
+class PPOLevel(AlgorithmLevel):
     """Decides in a Box or a Discrete space and learns with PPO (Schulman et al. 2017).
 
     With one level it is flat PPO. Under a level that sends `level_input_space` its networks take
@@ -63,17 +62,6 @@ class PPOLevel(Level):
         put_checked(self, optional(check_kind), ("level_input_space",), Box, Discrete)
         check_normalised(self)
 
-    def input_space(self) -> Space | None:
-        return self.level_input_space
-
-    def gamma(self, learner: AlgorithmLearner) -> jax.Array:
-        return present_settings(learner.state)["gamma"]
-
-    def row_discount(self, learner: AlgorithmLearner, elapsed_env_steps: jax.Array) -> jax.Array:
-        gamma = self.gamma(learner)
-        smdp = self.algorithm.smdp_discount
-        return gamma ** elapsed_env_steps.astype(jnp.float32) if smdp else gamma
-
     def check(self, spec: LevelSpec) -> None:
         self.algorithm.check(spec.action_space)
         check_entries(self, spec)
@@ -97,15 +85,6 @@ class PPOLevel(Level):
         explores = ctx.explores if ctx.training else False
         action, log_prob = self.algorithm.act(learner.state, x, c, ctx.key, explores)
         return Decision(action, memory, {"log_prob": log_prob, "version": learner.state.version})
-
-    @property
-    def update_statistics(self) -> Any:
-        """How rows enter the running statistics; None where the level keeps none."""
-        return hook(self, lambda learner, rows, mask, ctx: learner.with_rows(rows, mask))
-
-    def reward(self, learner: AlgorithmLearner, rows: Row, ctx: Context) -> jax.Array:
-        """Rewards [B] as accumulated, or scaled by their running statistics."""
-        return learner.statistics.scaled(rows.rew)
 
     def learn(self, learner: AlgorithmLearner, replay: Replay, ctx: Context):
         """Update on all rows since the last update; consumes the key."""
