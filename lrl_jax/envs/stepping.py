@@ -136,7 +136,6 @@ def success_of(info: Any, n: int) -> tuple[jax.Array, jax.Array]:
     for name in ("is_success", "success"):
         value = info.get(name)
         if getattr(value, "size", None) == n:
-            value = jnp.asarray(value).reshape(n)
-            told = (value == 0) | (value == 1)
-            return (value == 1) & told, told
+            value = jnp.asarray(value).reshape(n).astype(jnp.float32)
+            return value == 1.0, (value == 0.0) | (value == 1.0)
     return jnp.zeros(n, bool), jnp.zeros(n, bool)
