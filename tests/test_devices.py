@@ -172,10 +172,11 @@ def test_training_on_a_mesh_is_that_of_one_device(tmp_path):
     want, got = (learner_arrays("run", state.levels[0].learner.state) for state in states)
     assert distance(got["run_parameters"], want["run_parameters"]) <= 1e-3
     # Replay too: the rows are the same, as nothing was learned in the warm up that made them.
+    # Positions are sums and products, which each program rounds in its own way.
     one, mesh = (buffers.stored(state.levels[0].buffer) for state in states)
     for name, rows in one.items():
         first, same = (x.reshape(N, 40, -1)[:, :10] for x in (rows, mesh[name]))
-        np.testing.assert_array_equal(same, first)
+        np.testing.assert_allclose(same, first, rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -233,6 +234,7 @@ def free_port():
         return s.getsockname()[1]
 
 
+@pytest.mark.extras  # three programs, each compiled three times
 def test_two_processes_learn_what_one_learns(tmp_path, one_update, fifty_updates, request):
     here = Path(__file__).parent
     coordinator = f"127.0.0.1:{free_port()}"
