@@ -16,6 +16,7 @@ from lrl_jax import (  # noqa: E402
     envs,
     hierarchies,
     levels,
+    loggers,
     models,
     obs_maps,
     planners,
@@ -38,7 +39,14 @@ from lrl_jax.envs import make  # noqa: E402
 from lrl_jax.export import export_policy  # noqa: E402
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, RandomHierarchy  # noqa: E402
 from lrl_jax.policy_loader import load_policy  # noqa: E402
-from lrl_jax.training import TrainConfig, load_run, register, take_seed, train  # noqa: E402
+from lrl_jax.training import (  # noqa: E402
+    TrainConfig,
+    compare,
+    load_run,
+    register,
+    take_seed,
+    train,
+)
 
 __all__ = [
     "AsyncCollector",
@@ -54,6 +62,7 @@ __all__ = [
     "buffers",
     "checkpoints",
     "collectors",
+    "compare",
     "devices",
     "envs",
     "evaluate",
@@ -63,6 +72,7 @@ __all__ = [
     "levels",
     "load_policy",
     "load_run",
+    "loggers",
     "make",
     "make_mesh",
     "models",

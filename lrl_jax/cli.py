@@ -1,4 +1,4 @@
-"""Command line: `lrl-jax train [preset]`, `lrl-jax resume RUN` and `lrl-jax test RUN`."""
+"""Command line: `lrl-jax train [preset]`, and `resume`, `test`, `show` and `compare` of runs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import jax
 import numpy as np
@@ -22,15 +21,17 @@ from lrl_jax.training import (
     Interrupted,
     Summary,
     TrainConfig,
+    compare,
     load_trainer,
     preset,
+    report,
     run_training,
 )
 from lrl_jax.training.config import load_config, own_classes
 from lrl_jax.training.folder import new_folder
 from lrl_jax.training.presets import about
 from lrl_jax.training.sessions import test_episodes
-from lrl_jax.training.statistics import bootstrap_interval, interquartile_mean
+from lrl_jax.training.summary import over_agents
 
 _RESTARTED = "LRL_JAX_RESTARTED"  # in the environment of a command that has begun again
 _FILES = (
@@ -53,6 +54,7 @@ class Test:
         episodes: whole episodes of each agent, one in each of as many instances.
         seed: of the test.
         pick: index, from 0, of the only agent to test in a run of several.
+        checkpoint: "best" for that of --save-best; the last one without.
         config: where your own classes are that the run was made of, "package.module:config".
     """
 
@@ -60,6 +62,7 @@ class Test:
     episodes: int = 256
     seed: int = 0
     pick: int | None = None
+    checkpoint: Literal["best"] | None = None
     config: str | None = None
 
     def __post_init__(self):
@@ -76,18 +79,49 @@ class Resume:
     Attributes:
         run: the run folder.
         total_steps: environment steps of an agent, those before included; as before if None.
+        checkpoint: "best" goes back to that of --save-best, and removes later ones.
         config: where your own classes are that the run was made of, "package.module:config".
         quiet: shows no progress.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
     total_steps: float | None = None
+    checkpoint: Literal["best"] | None = None
     config: str | None = None
     quiet: bool = False
 
     def __post_init__(self):
         if self.total_steps is not None and self.total_steps != int(self.total_steps):
             raise ValueError(f"--total-steps must be a whole number, got {self.total_steps}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Show:
+    """Say what a run is and how it went.
+
+    Attributes:
+        run: the run folder.
+        config: where your own classes are that the run was made of, "package.module:config".
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    config: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Draw runs in one figure and print them as a table.
+
+    Attributes:
+        runs: the run folders.
+        out: file of the figure.
+        measure: column of metrics.csv to compare; if None test_success where all runs tell it, else
+            test_return.
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    out: Path = Path("comparison.png")
+    measure: str | None = None
 
 
 def train(
@@ -117,6 +151,7 @@ def resume(args: Resume) -> None:
         progress=not args.quiet,
         resume=True,
         total_steps=total,
+        checkpoint=args.checkpoint,
         classes=classes,
         env=env,
     )
@@ -125,17 +160,9 @@ def resume(args: Resume) -> None:
 
 def _report(summary: Summary) -> None:
     """Print what a run reached and where things are."""
-    run, agents = Path(summary.run), len(summary.seeds) > 1
+    run = Path(summary.run)
     files = ", ".join(file for file in _FILES if (run / file).exists())
-    print(
-        f"\n{_results(summary)} over {summary.test_episodes} test episodes"
-        f"{' of each agent' if agents else ''} after {summary.env_steps} environment steps\n"
-        f"training took {summary.train_seconds:.0f} s with compilation and interim tests "
-        f"({summary.steps_per_second:.0f} environment steps/s while training"
-        f"{', all agents together' if agents else ''})\n"
-        f"in {run}: {files}\n"
-        f"look again with: lrl-jax test {run}"
-    )
+    print(f"\n{summary}\nin {run}: {files}\nlook again with: lrl-jax test {run}")
 
 
 def user_config(place: str) -> TrainConfig:
@@ -164,58 +191,18 @@ def user_config(place: str) -> TrainConfig:
     return config
 
 
-def _results(summary: Summary) -> str:
-    if summary.return_interval is None:
-        if summary.test_success is None:
-            return f"return {summary.test_return:.1f} +- {summary.test_return_std:.1f}"
-        return (
-            f"success {summary.test_success:.3f} (at the last step "
-            f"{summary.test_success_at_end:.3f}), return {summary.test_return:.1f}"
-        )
-    if not summary.settings_of_seeds:
-        return _over_agents(summary.success_of_seeds, summary.return_of_seeds)
-    return "\n".join(
-        f"{', '.join(f'{path}={x:g}' for path, x in swept)}: {_of_combination(summary, swept)}"
-        for swept in dict.fromkeys(tuple(x.items()) for x in summary.settings_of_seeds)
-    )
-
-
-def _of_combination(summary: Summary, swept: Any) -> str:
-    """What the agents with some of the swept settings reached."""
-    mine = [tuple(x.items()) == swept for x in summary.settings_of_seeds]
-
-    def pick(values: Sequence[float] | None) -> Sequence[float] | None:
-        return values and [x for x, own in zip(values, mine, strict=True) if own]
-
-    return _over_agents(pick(summary.success_of_seeds), pick(summary.return_of_seeds) or [])
-
-
-def _over_agents(success: Sequence[float] | None, returns: Sequence[float]) -> str:
-    """The interquartile mean with its interval, of success (where there is) and return."""
-
-    def figure(values: Sequence[float], digits: int) -> str:
-        low, high = bootstrap_interval(values)
-        mean = interquartile_mean(values)
-        return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-    parts = [] if success is None else [f"success {figure(success, 3)}"]
-    parts.append(f"return {figure(returns, 1)}")
-    return (
-        f"{', '.join(parts)} (interquartile mean of {len(returns)} agents, 95% bootstrap interval)"
-    )
-
-
 def test(args: Test) -> None:
     """Evaluate a run's checkpoint and print the result."""
     config = None if args.config is None else user_config(args.config)
     classes = [] if config is None else own_classes(config)
     env = None if config is None or isinstance(config.env, str) else config.env
-    trainer, state = load_trainer(args.run, args.pick, classes=classes, env=env)
+    which = {"checkpoint": args.checkpoint, "classes": classes, "env": env}
+    trainer, state = load_trainer(args.run, args.pick, **which)
     n_agents = trainer.config.n_agents
     if args.pick is None and n_agents > 1:
         episodes = test_episodes(trainer, state, args.episodes, [args.seed] * n_agents)
         success = np.mean(episodes.success, axis=1) if trainer.has_success else None
-        results = _over_agents(success, np.mean(episodes.episode_return, axis=1))
+        results = over_agents(success, np.mean(episodes.episode_return, axis=1))
         print(f"{args.run}: {results} over {args.episodes} episodes of each agent")
         return
     episodes = test_episodes(trainer, state, args.episodes, args.seed)
@@ -233,14 +220,31 @@ def test(args: Test) -> None:
     )
 
 
+def show(args: Show) -> None:
+    """Print what a run is and how it went."""
+    config = None if args.config is None else user_config(args.config)
+    classes = [] if config is None else own_classes(config)
+    env = None if config is None or isinstance(config.env, str) else config.env
+    print(report(args.run, classes=classes, env=env))
+
+
+def _compare(args: Compare) -> None:
+    """Draw runs in one figure and print a table."""
+    comparison = compare(*args.runs, measure=args.measure)
+    print(f"{comparison}\n\nfigure: {comparison.draw(args.out)}")
+
+
 def _usage() -> str:
     lines = [
         "usage: lrl-jax train [PRESET | MODULE:CONFIG] [--out FOLDER] [--resume] [--quiet]",
         "                     [--seeds N] [--devices N]",
         "                     [--coordinator HOST:PORT --processes N --process-id I]",
         "                     [settings; lrl-jax train PRESET --help lists them]",
-        "       lrl-jax resume RUN [--total-steps N] [--config MODULE:CONFIG] [--quiet]",
-        "       lrl-jax test RUN [--episodes N] [--seed N] [--pick AGENT] [--config MODULE:CONFIG]",
+        "       lrl-jax resume RUN [--total-steps N] [--checkpoint best] [--quiet]",
+        "       lrl-jax test RUN [--episodes N] [--seed N] [--pick AGENT] [--checkpoint best]",
+        "       lrl-jax show RUN",
+        "       lrl-jax compare RUN [RUN ...] [--out FILE] [--measure NAME]",
+        "resume, test and show take --config MODULE:CONFIG for runs with classes of your own",
         "",
         "presets:",
     ]
@@ -264,8 +268,13 @@ def main(argv: list[str] | None = None) -> None:
             test(tyro.cli(Test, args=rest, prog="lrl-jax test"))
         elif command == "resume":
             _resume_command(rest)
+        elif command == "show":
+            show(tyro.cli(Show, args=rest, prog="lrl-jax show"))
+        elif command == "compare":
+            _compare(tyro.cli(Compare, args=rest, prog="lrl-jax compare"))
         else:
-            raise ValueError(f"unknown command {command!r}: use train, resume or test.\n{_usage()}")
+            commands = "train, resume, test, show or compare"
+            raise ValueError(f"unknown command {command!r}: use {commands}.\n{_usage()}")
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         print(f"lrl-jax: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -30,6 +30,7 @@ NEVER_IMPORTS = {
     "levels": {"envs", *_ABOVE_LEVELS},
     "envs": {"levels", *_ABOVE_LEVELS},
     "checkpoints": {"models", "planners", "predictors", "algorithms", *_ABOVE_PARTS},
+    "loggers": {"models", "planners", "predictors", "algorithms", *_ABOVE_PARTS},
     "hierarchies": {"envs", "collectors", "training", "cli"},
     "export": {"envs", "collectors", "training", "cli"},
     "collectors": {"training", "cli"},

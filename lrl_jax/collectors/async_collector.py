@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 from lrl_jax.buffers import Buffer
 from lrl_jax.collectors.base import BaseCollector, checked_hierarchy
 from lrl_jax.collectors.host_engine import HostEngine
 from lrl_jax.collectors.preprocess import Preprocess
+from lrl_jax.collectors.records import Transitions
 from lrl_jax.collectors.requests import Request
 from lrl_jax.collectors.sources import make_source
+from lrl_jax.collectors.stats import CollectStats
 from lrl_jax.collectors.tick import check_env
 from lrl_jax.devices import resolve_device
 from lrl_jax.hierarchies import Hierarchy, HierarchyState
@@ -103,6 +105,36 @@ class AsyncCollector(BaseCollector, contextlib.AbstractContextManager):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @overload
+    def collect(
+        self,
+        n_total_steps: int | None = None,
+        n_episodes: int | None = None,
+        random: bool = False,
+        render: float | None = None,
+        no_grad: bool = True,
+        gym_reset_kwargs: dict[str, Any] | None = None,
+        *,
+        learn: bool = False,
+        record_transitions: Literal[False] = False,
+        max_steps: int | None = None,
+    ) -> CollectStats: ...
+
+    @overload
+    def collect(
+        self,
+        n_total_steps: int | None = None,
+        n_episodes: int | None = None,
+        random: bool = False,
+        render: float | None = None,
+        no_grad: bool = True,
+        gym_reset_kwargs: dict[str, Any] | None = None,
+        *,
+        learn: bool = False,
+        record_transitions: Literal[True],
+        max_steps: int | None = None,
+    ) -> tuple[CollectStats, Transitions]: ...
 
     @answers(n_step="say n_total_steps=", n_episode="say n_episodes=")
     def collect(

@@ -289,16 +289,16 @@ class BaseCollector:
         self,
         request: Request,
         collected: Collected,
-        after: Callable[[int, Any], None] | None = None,
+        after: Callable[[int], None] | None = None,
     ) -> CollectStats:
         """Carry out a request, and count what it brought, also if an exception ends it."""
         self._check_open()
         writers = LevelWriters(self.hierarchy, self._n_learn_calls, self._n_env_steps)
 
-        def after_chunk(t: int, progress: Any, is_due: bool) -> None:
+        def after_chunk(t: int, is_due: bool) -> None:
             writers.write(collected)
             if after is not None and is_due:
-                after(t, progress)
+                after(t)
 
         with interrupts.held():
             engine = self._ready(request.gym_reset_kwargs)

@@ -6,7 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import jax
 
@@ -16,6 +16,7 @@ from lrl_jax.collectors.base import BaseCollector, checked_hierarchy, make_engin
 from lrl_jax.collectors.counting import Owed
 from lrl_jax.collectors.evaluation import run_test
 from lrl_jax.collectors.preprocess import Preprocess
+from lrl_jax.collectors.records import LevelTransitions, Transitions
 from lrl_jax.collectors.requests import Request, Way, due
 from lrl_jax.collectors.stats import ALIASES, Collected, CollectStats, with_aliases
 from lrl_jax.collectors.tick import own_env
@@ -23,9 +24,31 @@ from lrl_jax.collectors.video import VideoLogger
 from lrl_jax.devices import resolve_device
 from lrl_jax.envs.gymnasium_adapter import is_gymnasium
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
+from lrl_jax.loggers import check_writer, write_scalars
 from lrl_jax.old_names import answers
 from lrl_jax.randomness import Salt
 from lrl_jax.settings import check_flag, check_int
+
+
+class CollectOptions(TypedDict, total=False):
+    """Further arguments of `Collector.collect`, as type checkers know them."""
+
+    learn: bool
+    n_steps_start: int | None
+    log_interval: int
+    test_interval: int | None
+    n_test_steps: int
+    verbose: bool
+    post_step_callback: Callable[[int, Any], Any] | None
+    video_logger: VideoLogger | None
+    n_total_steps: int | None
+    n_episodes: int | None
+    random: bool
+    render: float | None
+    no_grad: bool
+    gym_reset_kwargs: dict[str, Any] | None
+    episode_allocation: Literal["any", "quota"]
+    max_steps: int | None
 
 
 class Collector(BaseCollector):
@@ -37,8 +60,8 @@ class Collector(BaseCollector):
             hierarchy's if None.
         test_env: environment to test in, `env` if None.
         device: where the state is put; the hierarchy's or the default device if None.
-        writer: TensorBoard writer (anything with add_scalar(name, value, step)); the hierarchy's
-            if None.
+        writer: a logger (see `lrl_jax.loggers`), or a TensorBoard writer (anything with
+            add_scalar(name, value, step)); the hierarchy's if None.
         checkpoint_dir: folder of checkpoints; None for none.
         checkpoint_interval: ticks between checkpoints; None for one at the end only.
         env_params: parameters of a gymnax `env`; the hierarchy's if None, or the defaults of an
@@ -102,12 +125,13 @@ class Collector(BaseCollector):
         if max_to_keep is not None:
             max_to_keep = check_int("max_to_keep", max_to_keep, 1)
         self.max_to_keep, self._kept = max_to_keep, []
-        for name, value, what, hint in (
-            ("writer", self.writer, "add_scalar", ""),
-            ("test_env", test_env, "step", " A replay buffer is given by name, buffer=."),
-        ):
-            if value is not None and not callable(getattr(value, what, None)):
-                raise TypeError(f"{name} has no method {what}: {value!r}.{hint}")
+        if self.writer is not None:
+            check_writer(self.writer)
+        if test_env is not None and not callable(getattr(test_env, "step", None)):
+            raise TypeError(
+                f"test_env has no method step: {test_env!r}. A replay buffer is given by name, "
+                f"buffer=."
+            )
         if state is not None:
             checks.state_of(state)
         self.env, self.env_params = own_env(hierarchy, env, env_params)
@@ -136,6 +160,44 @@ class Collector(BaseCollector):
         return n
 
     # -------------------------------------------------------------- collecting
+
+    @overload
+    def collect(
+        self,
+        n_steps: int | None = None,
+        env_expects_numpy: bool = True,
+        record_transitions: Literal[False] = False,
+        **options: Unpack[CollectOptions],
+    ) -> CollectStats: ...
+
+    @overload
+    def collect(
+        self,
+        n_steps: int | None = None,
+        env_expects_numpy: bool = True,
+        *,
+        record_transitions: Literal[True],
+        **options: Unpack[CollectOptions],
+    ) -> tuple[CollectStats, Transitions]: ...
+
+    @overload
+    def collect(
+        self,
+        n_steps: int | None = None,
+        env_expects_numpy: bool = True,
+        *,
+        record_transitions: Literal["levels"],
+        **options: Unpack[CollectOptions],
+    ) -> tuple[CollectStats, Transitions, tuple[LevelTransitions, ...]]: ...
+
+    @overload
+    def collect(
+        self,
+        n_steps: int | None = None,
+        env_expects_numpy: bool = True,
+        record_transitions: bool | str = False,
+        **options: Unpack[CollectOptions],
+    ) -> Any: ...
 
     @answers(
         n_step="say n_total_steps= for steps summed over instances, n_steps= for those of each",
@@ -192,7 +254,8 @@ class Collector(BaseCollector):
             log_interval: ticks between writing scalars.
             test_interval: ticks between tests; None for none.
             n_test_steps: ticks of a test.
-            verbose: show a progress bar.
+            verbose: show a progress bar, with the mean return and success of the episodes that
+                ended last, and of the last test.
             post_step_callback: called with (t, obs_next) after each step; obs_next is the true
                 final observation where an episode ended.
             video_logger: gets every frame of instance 0, and its plans in mazes; see VideoLogger.
@@ -265,7 +328,7 @@ class Collector(BaseCollector):
 
         collected = request.begun(self.n_env_instances)
 
-        def after(t: int, progress: Any) -> None:
+        def after(t: int) -> None:
             nonlocal saved_at
             if due(request.log_interval, t):
                 self._log("collect", collected.recent_stats(), t)
@@ -273,7 +336,7 @@ class Collector(BaseCollector):
                 copy = self._acting(request.way.learn).get_copy(self.state)
                 result = self.test(t, copy, request.n_test_steps)
                 tests.append((t, result))
-                progress.set_postfix(success=result["test_success"], refresh=False)
+                collected.show({name: result[name] for name in ("test_return", "test_success")})
             if due(request.checkpoint_interval, t):
                 saved_at = t + 1
                 self.save_checkpoint(t + 1, request.limit)
@@ -300,9 +363,9 @@ class Collector(BaseCollector):
         return collected.stats(), transitions
 
     def _log(self, about: str, values: Mapping[str, Any], t: int) -> None:
-        for name, value in values.items():
-            if value is not None and name not in ("collect_time", "collect_speed", *ALIASES):
-                self.writer.add_scalar(f"{about}/{name}", value, t * self.n_env_instances)
+        left_out = {"collect_time", "collect_speed", *ALIASES}
+        scalars = {f"{about}/{name}": x for name, x in values.items() if name not in left_out}
+        write_scalars(self.writer, t * self.n_env_instances, scalars)
 
     def save_checkpoint(self, t: int, n_steps: int) -> Path | None:
         """Save all of the state as `step_{t}`, zero-padded to sort; None without a folder."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from lrl_jax.collectors.stats import Collected
 from lrl_jax.hierarchies import Hierarchy
+from lrl_jax.loggers import write_scalars
 
 
 class LevelWriters:
@@ -40,8 +41,10 @@ class LevelWriters:
             self._n_calls[i] = before + int(updates[tick])
             if self._n_calls[i] // interval == before // interval:
                 continue
-            for name, values in metrics.items():
-                level, _, short = name.partition("/")
-                if level == f"level{i}" and short != "n_updates":
-                    value = float(values[tick])
-                    writer.add_scalar(f"predictor/{short}", value, self._n_env_steps)
+            own = f"level{i}/"
+            scalars = {
+                f"predictor/{name.removeprefix(own)}": float(values[tick])
+                for name, values in metrics.items()
+                if name.startswith(own) and name != f"{own}n_updates"
+            }
+            write_scalars(writer, self._n_env_steps, scalars)

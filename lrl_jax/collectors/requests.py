@@ -203,7 +203,7 @@ def carry_out(
     hierarchy: Hierarchy,
     engine: Any,
     out: Collected,
-    after: Callable[[int, Any, bool], None] | None = None,
+    after: Callable[[int, bool], None] | None = None,
 ) -> None:
     """Collect what is asked for, chunk by chunk: the one loop over ticks of all collectors.
 
@@ -215,8 +215,7 @@ def carry_out(
         hierarchy: acts, in the mode that is meant.
         engine: of the environments, after a reset.
         out: of `request.begun`; what is collected is added, also if an exception ends the loop.
-        after: called after each chunk, of the last tick t, with (t, progress bar, whether
-            something may be due).
+        after: called after each chunk, of the last tick t, with (t, whether something may be due).
     """
     way, t = request.way, request.start
     shown = Frames(hierarchy, engine, request.video_logger, request.render, not way.random)
@@ -246,7 +245,9 @@ def carry_out(
                             request.post_step_callback(t - 1, record.obs_next)
                         shown.after(record)
                     if after is not None:
-                        after(t - 1, progress, t == stop)
+                        after(t - 1, t == stop)
+                if request.verbose:
+                    progress.set_postfix(out.shown(), refresh=False)
                 if not np.any(out.owed.active):
                     break
     finally:  # also where a callback fails

@@ -13,6 +13,7 @@ import numpy as np
 from lrl_jax import struct
 from lrl_jax.collectors.counting import Owed
 from lrl_jax.collectors.records import Episodes, LevelTransitions, Transitions
+from lrl_jax.tables import aligned, number
 
 #: Words for what LayeredRL says otherwise, in statistics and in results of tests.
 ALIASES = {
@@ -127,6 +128,29 @@ class CollectStats(CollectStatsBase, Mapping):
         """Fraction of the finished episodes; None where the environment does not tell success."""
         return float(successes.mean()) if self.successes_told.any() else None
 
+    def __str__(self) -> str:
+        """A short table."""
+        values = self._mapping()
+        rows: list[tuple[str, Any]] = [
+            ("episodes", number(self.n_collected_episodes)),
+            ("steps", number(self.n_collected_steps)),
+            ("return", _summary(self.returns_stat)),
+            ("length", _summary(self.lens_stat)),
+            ("success", number(values["success"])),
+            ("success at end", number(values["success_at_end"])),
+            ("mean reward", number(self.mean_reward)),
+            ("steps/s", number(round(self.collect_speed)) if self.collect_time else None),
+        ]
+        if self.tests:
+            words = ("return", "success")
+            last = {word: number(values[f"last_test_{word}"]) for word in words}
+            told = ", ".join(f"{word} {x}" for word, x in last.items() if x is not None)
+            rows.append((f"last of {len(self.tests)} tests", told))
+        rows += [(name, number(float(x))) for name, x in self.learning.items()]
+        for name, x in (("dropped", self.n_nonfinite), ("unfinished", self.truncated_by_limit)):
+            rows += [(name, number(x))] if x else []
+        return aligned([row for row in rows if row[1] is not None])
+
     def _mapping(self) -> dict[str, Any]:
         some = len(self.returns) > 0
         values = {
@@ -161,6 +185,13 @@ class CollectStats(CollectStatsBase, Mapping):
 
     def __len__(self) -> int:
         return len(self._mapping())
+
+
+def _summary(stat: SequenceSummaryStats | None) -> str | None:
+    if stat is None:
+        return None
+    mean, std, low, high = (number(x) for x in dataclasses.astuple(stat))
+    return f"{mean} +- {std} ({low} to {high})"
 
 
 def mean_over_updates(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -352,6 +383,23 @@ class Collected:
         self._all, self._recent = _Totals(), _Totals()
         self._dropped: Dropped | None = None  # the last, until it was looked at
         self._n_nonfinite = 0
+        self._shown: dict[str, str | None] = {}
+
+    def show(self, values: Mapping[str, float | None]) -> None:
+        """Let progress bars say something; None is left out."""
+        self._shown |= {name: number(x) for name, x in values.items() if x is not None}
+
+    def shown(self) -> dict[str, str | None]:
+        """What a progress bar says: of the episodes that ended last, and what it was told."""
+        lately = _Totals()
+        for record in self.latest:
+            lately.add(record)
+        returns = lately.episodes("episode_return")
+        if len(returns):
+            told = lately.episodes("told").any()
+            rate = float(lately.episodes("success").mean()) if told else None
+            self.show({"return": float(returns.mean()), "success": rate})
+        return self._shown
 
     def add(self, record: Record) -> None:
         """Count some ticks in."""

@@ -20,11 +20,11 @@ from lrl_jax.buffers.rows import FIRST_CHILD, N_CHILDREN, to_fields
 from lrl_jax.devices import resolve_device
 from lrl_jax.env_spec import env_spec, is_gymnasium
 from lrl_jax.exact import Counter
-from lrl_jax.hierarchies import checkpoint, checks, stepping
+from lrl_jax.hierarchies import checkpoint, checks, printing, stepping
 from lrl_jax.hierarchies.gating import select
 from lrl_jax.hierarchies.learners import take_over
 from lrl_jax.hierarchies.state import HierarchyState, LevelState
-from lrl_jax.levels.base import Decision, as_level
+from lrl_jax.levels.base import Decision, LevelLike, as_level
 from lrl_jax.levels.basic import RandomLevel
 from lrl_jax.old_names import answers
 from lrl_jax.randomness import Salt, Stream
@@ -68,7 +68,7 @@ class Hierarchy:
     @answers(keep_params="init(key, n, learners=[...]) keeps those of a state, level by level")
     def __init__(
         self,
-        levels: Sequence[Any],
+        levels: Sequence[LevelLike],
         env: Any,
         env_params: Any = None,
         env_obs_maps: Sequence[Callable | None] | None = None,
@@ -169,6 +169,14 @@ class Hierarchy:
             if level.rollout_length is not None and level.n_updates and i not in self.frozen
         ]
         return math.gcd(*ticks) if ticks else None
+
+    def __str__(self) -> str:
+        """The stack as a table: spaces, how long decisions last, replay, numbers learned."""
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self.n_levels))
+        learners = jax.eval_shape(self.init_learners, keys)
+        mode = "train" if self.training else "eval"
+        title = f"Hierarchy of {type(self.env).__name__}, {mode} mode"
+        return printing.stack(title, self.levels, self.specs, learners, self.frozen)
 
     @property
     def n_levels(self) -> int:

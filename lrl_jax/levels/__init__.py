@@ -1,7 +1,7 @@
 """Levels: the layers that a hierarchy stacks."""
 
 from lrl_jax.buffers import Control, Replay, Row
-from lrl_jax.levels.base import Context, Decision, Level, LevelSpec, Neighbour
+from lrl_jax.levels.base import Context, Decision, Level, LevelLike, LevelSpec, Neighbour
 from lrl_jax.levels.basic import (
     ActionRepeatLevel,
     ActionSequenceLevel,
@@ -26,6 +26,7 @@ __all__ = [
     "Decision",
     "LearnerLevel",
     "Level",
+    "LevelLike",
     "LevelSpec",
     "Neighbour",
     "PPOLevel",

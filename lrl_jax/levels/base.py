@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -149,6 +149,14 @@ class Decision(struct.Node):
     memory: Any
     store: dict[str, Any] = struct.field(default_factory=dict)
     greedy_below: Any = False
+
+
+class LevelLike(Protocol):
+    """What a hierarchy takes as a level: whatever decides; `Level` has all else."""
+
+    def act(self, learner: Any, memory: Any, obs: Any, ctx: Any, /) -> Decision:
+        """Decide."""
+        ...
 
 
 class Level:

@@ -1,9 +1,11 @@
 """Training: configs and presets, pure train functions, runs with their folders."""
 
 from lrl_jax.setting_trees import OfRun, with_settings
+from lrl_jax.training.comparing import Comparison, compare
 from lrl_jax.training.config import TrainConfig, from_json, load_config, to_json
 from lrl_jax.training.loading import load_run, load_trainer
 from lrl_jax.training.presets import DEFAULT_PRESET, PRESETS, preset
+from lrl_jax.training.report import report
 from lrl_jax.training.run import Interrupted, train
 from lrl_jax.training.serial import register
 from lrl_jax.training.summary import Summary
@@ -29,11 +31,13 @@ def __getattr__(name: str) -> object:
 __all__ = [
     "DEFAULT_PRESET",
     "PRESETS",
+    "Comparison",
     "Interrupted",
     "OfRun",
     "Summary",
     "TrainConfig",
     "Trainer",
+    "compare",
     "from_json",
     "load_config",
     "load_run",
@@ -41,6 +45,7 @@ __all__ = [
     "make_train",
     "preset",
     "register",
+    "report",
     "run_training",
     "take_seed",
     "to_json",

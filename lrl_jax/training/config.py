@@ -12,10 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from lrl_jax.devices import check_divides
-from lrl_jax.levels.base import as_level
+from lrl_jax.levels.base import LevelLike, as_level
+from lrl_jax.loggers import check_names
 from lrl_jax.schedules import is_number
 from lrl_jax.setting_trees import full_path, get, resolve, with_settings
-from lrl_jax.settings import check_choice, check_int, put_checked
+from lrl_jax.settings import (
+    check_choice,
+    check_flag,
+    check_float,
+    check_int,
+    optional,
+    put_checked,
+)
 from lrl_jax.training.serial import classes_of, decode, encode, known
 
 CONFIG = "config.json"
@@ -49,6 +57,12 @@ class TrainConfig:
             if None.
         checkpoint_interval: interim tests between checkpoints; 0 for one at the end only.
         max_to_keep: checkpoints kept beside the one at the end.
+        save_best: whether `checkpoints/best` is kept too, of the interim test with the highest
+            success, then return; of return alone where the environment does not tell success.
+        stop_at: the run ends after the first interim test whose success, or return where the
+            environment does not tell success, is at least that; None for never.
+        loggers: names of where scalars and pictures go beside `metrics.csv`: "tensorboard",
+            "wandb", "trackio", "mlflow", of the last three also "name:project".
         nan: what rewards, observations and losses that are not finite do: "raise" ends the run,
             whose last checkpoint is from before; "allow" does not look.
         chunk_rounds: rounds between interim tests. None spaces them evenly, about test_interval
@@ -61,7 +75,7 @@ class TrainConfig:
             of the instances; 0 for none.
     """
 
-    levels: tuple[Any, ...]
+    levels: tuple[LevelLike, ...]
     env: Any = "Maze2D-Medium-v0"
     env_settings: Any = ()
     env_params: Any = ()
@@ -78,6 +92,9 @@ class TrainConfig:
     test_max_steps: int | None = None
     checkpoint_interval: int = 1
     max_to_keep: int = 2
+    save_best: bool = False
+    stop_at: float | None = None
+    loggers: tuple[str, ...] = ("tensorboard",)
     nan: str = "raise"
     chunk_rounds: int | None = None
     seed: int = 0
@@ -90,9 +107,11 @@ class TrainConfig:
         tests = ("test_interval", "test_episodes", "final_test_episodes", "max_to_keep")
         put_checked(self, check_int, (*sizes, *tests), 1)
         put_checked(self, check_int, ("seed", "checkpoint_interval", "workers"), 0)
-        optional = ("test_max_steps", "chunk_rounds")
-        put_checked(self, check_int, [x for x in optional if getattr(self, x) is not None], 1)
+        put_checked(self, optional(check_int), ("test_max_steps", "chunk_rounds"), 1)
         check_choice("nan", self.nan, ("raise", "allow"))
+        put_checked(self, check_flag, ("save_best",))
+        put_checked(self, optional(check_float), ("stop_at",))
+        object.__setattr__(self, "loggers", check_names(self.loggers))
         self._check_levels()
         self._check_env()
         object.__setattr__(self, "sweep", self._checked_sweep())

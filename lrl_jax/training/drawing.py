@@ -16,8 +16,8 @@ from lrl_jax.training.train import Trainer, take_seed
 
 def draw_run(
     trainer: Trainer, state: HierarchyState, run: Path, log: RunLog, summary: Summary
-) -> None:
-    """Draw all pictures of a run that has ended into its folder."""
+) -> list[Path]:
+    """Draw all pictures of a run that has ended into its folder; returns the files."""
     config = trainer.config
     title = config.name
     if config.n_agents > 1:
@@ -29,6 +29,7 @@ def draw_run(
     for path, _ in config.sweep:
         pictures.sweep_picture(summary, path, run / f"sweep_{path}.png")
     draw(trainer, state, run, summary.pictured)
+    return sorted([*run.glob("*.png"), *run.glob("*.gif")])
 
 
 def draw(trainer: Trainer, state: HierarchyState, run: Path, agent: int = 0) -> None:

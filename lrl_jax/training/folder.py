@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from lrl_jax import checkpoints
+from lrl_jax.settings import check_choice
 from lrl_jax.training.config import CONFIG, TrainConfig, to_json
 
 FINAL = "final"
+BEST = "best"
+CHECKPOINTS = "checkpoints"
+SUMMARY = "summary.json"
 _LOCK = ".lock"
 
 
@@ -65,6 +69,18 @@ def _with_start(config: TrainConfig, total_steps: int) -> str:
     return json.dumps(json.loads(to_json(config)) | {"first_total_steps": total_steps}, indent=2)
 
 
+def raw_config(run: Path) -> dict[str, Any]:
+    """The config of a run folder as plain JSON.
+
+    Raises:
+        FileNotFoundError: if it is no run folder.
+    """
+    path = run / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{run} is no run folder: it has no {CONFIG}.")
+    return json.loads(path.read_text())["config"]
+
+
 def first_total_steps(run: Path) -> int:
     """The total that fractions of the run were resolved with."""
     data = json.loads((run / CONFIG).read_text())
@@ -72,8 +88,12 @@ def first_total_steps(run: Path) -> int:
 
 
 @contextlib.contextmanager
-def locked(run: Path) -> Iterator[None]:
+def locked(run: Path, create: bool = True) -> Iterator[None]:
     """Hold a run's folder, so that no other process trains in it.
+
+    Args:
+        run: the folder.
+        create: False to look whether a process does, where there is a lock.
 
     Raises:
         FileExistsError: if another process does.
@@ -84,7 +104,7 @@ def locked(run: Path) -> Iterator[None]:
         yield
         return
     path = run / _LOCK
-    with path.open("w") as file:
+    with path.open("w" if create else "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -94,14 +114,26 @@ def locked(run: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            if create:
+                path.unlink(missing_ok=True)
+
+
+def is_locked(run: Path) -> bool:
+    """Whether a process trains in a run's folder."""
+    try:
+        with locked(run, create=False):
+            return False
+    except FileExistsError:
+        return True
+    except OSError:  # there is no lock, or it cannot be read
+        return False
 
 
 # ------------------------------------------------------------------- checkpoints
 
 
 def checkpoint_path(folder: Path, env_steps: int) -> Path:
-    """Where the checkpoint after so many environment steps goes."""
+    """Where the checkpoint after a number of environment steps goes."""
     return folder / f"step_{env_steps:012d}"
 
 
@@ -127,11 +159,39 @@ def last_checkpoint(run: Path) -> Path:
     Raises:
         FileNotFoundError: if there is none.
     """
-    folder = run / "checkpoints"
-    found = [path for path in [*numbered(folder), folder / FINAL] if checkpoints.exists(path)]
+    folder = run / CHECKPOINTS
+    paths = [*numbered(folder), folder / BEST, folder / FINAL]
+    found = [path for path in paths if checkpoints.exists(path)]
     if not found:
         raise FileNotFoundError(f"{run} holds no checkpoint: the run has not got that far.")
     return max(found, key=lambda path: steps_of(path))
+
+
+def checkpoint_of(run: Path, which: str | None) -> Path:
+    """A checkpoint of a run: "best", "final", or for None the one that is furthest.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: for another word.
+    """
+    if which is None:
+        return last_checkpoint(run)
+    check_choice("checkpoint", which, (BEST, FINAL))
+    path = run / CHECKPOINTS / which
+    if not checkpoints.exists(path):
+        why = "it was not trained with save_best=True" if which == BEST else "it has not ended"
+        raise FileNotFoundError(f"{run} has no checkpoint {which!r}: {why}.")
+    return path
+
+
+def go_back(run: Path, which: str) -> None:
+    """Make a checkpoint the last one of a run: later ones, and what the run ended with, go."""
+    path = checkpoint_of(run, which)
+    folder, reached = path.parent, steps_of(path)
+    for other in [*numbered(folder), folder / BEST, folder / FINAL]:
+        if checkpoints.exists(other) and steps_of(other) > reached:
+            checkpoints.remove(other)
+    (run / SUMMARY).unlink(missing_ok=True)
 
 
 def steps_of(path: Path) -> int:

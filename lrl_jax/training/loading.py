@@ -22,6 +22,9 @@ _FREE = (
     "final_test_episodes",
     "checkpoint_interval",
     "max_to_keep",
+    "save_best",
+    "stop_at",
+    "loggers",
     "chunk_rounds",
 )
 
@@ -30,6 +33,7 @@ def load_run(
     path: str | Path,
     seed: int | None = None,
     *,
+    checkpoint: str | None = None,
     classes: Iterable[Any] = (),
     env: Any = None,
 ) -> tuple[Hierarchy, HierarchyState, Any, Any]:
@@ -41,22 +45,28 @@ def load_run(
         path: the run folder.
         seed: index of the agent to load, from 0, in a run of several. None for all of them: the
             leaves of the state then have a leading axis, and `take_seed(state, i)` picks one.
+        checkpoint: "best" for that of `save_best`; the last one if None.
         classes: your own classes that the run's config names (levels, settings, environment), if
             they are not registered with `lrl_jax.register`.
         env: the environment of a run that was given an object.
 
     Raises:
-        FileNotFoundError: if it is no run folder, or has no checkpoint yet.
+        FileNotFoundError: if it is no run folder, or has no such checkpoint.
         ValueError: if the run has no such agent, or names classes that are not known.
     """
-    trainer, state = load_trainer(path, seed, classes=classes, env=env)
+    trainer, state = load_trainer(path, seed, checkpoint=checkpoint, classes=classes, env=env)
     return trainer.hierarchy, state, trainer.env, trainer.params
 
 
 def load_trainer(
-    run: str | Path, seed: int | None = None, *, classes: Iterable[Any] = (), env: Any = None
+    run: str | Path,
+    seed: int | None = None,
+    *,
+    checkpoint: str | None = None,
+    classes: Iterable[Any] = (),
+    env: Any = None,
 ) -> tuple[Trainer, HierarchyState]:
-    """The trainer of a run folder and the state of its last checkpoint; see `load_run`."""
+    """The trainer of a run folder and the state of a checkpoint; see `load_run`."""
     run = Path(run)
     config = load_config(run, classes, env)
     unclear = ambiguous((config.levels, config.obs_maps))
@@ -71,9 +81,9 @@ def load_trainer(
             f"there is no agent {seed} in {run}: the run has {count}, "
             f"take one from 0 to {config.n_agents - 1}."
         )
-    checkpoint = folder.last_checkpoint(run)
+    path = folder.checkpoint_of(run, checkpoint)
     trainer = Trainer.build(dataclasses.replace(config, devices=1))
-    state = read_checkpoint(trainer, checkpoint).hierarchy
+    state = read_checkpoint(trainer, path).hierarchy
     if config.n_agents > 1 and seed is not None:
         state = take_seed(state, seed)
     return trainer, state

@@ -1,52 +1,50 @@
-"""Where the scalars of a run go: TensorBoard events, metrics.csv and seeds.csv.
-
-All is written by the thread that calls, and no file stays open: what ends a run, leaves nothing
-behind. A process that is killed leaves whole tables. Where a disk is full, a warning says so, and
-what could not be written is written with what comes later.
-"""
+"""The log of a run: its tables, and the loggers that get the same."""
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-import os
-import socket
-import struct
-import time
 import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
+from lrl_jax import loggers as kinds
+from lrl_jax.loggers import CSV, Logger
+from lrl_jax.loggers.files import STEP, Row
 
 
 class RunLog:
-    """Writes scalars to `metrics.csv`, `seeds.csv` and, as events, to TensorBoard.
+    """Writes the scalars of a run to `metrics.csv`, `seeds.csv`, and to loggers.
 
-    Used as a context manager, it makes a last attempt at the end to write what a full disk has
-    held up.
+    Where a logger fails, as files do on a full disk, a warning says so and the run goes on; files
+    get what is missing when there is room again. Used as a context manager, it closes the loggers
+    at the end.
 
     Args:
         folder: of the run; made if it is not there.
         resume_at: environment steps of the checkpoint that the run goes on from. Rows up to there
-            are kept, later ones dropped, from the tables and from TensorBoard. None begins anew.
+            are kept, later ones dropped. None begins anew.
+        loggers: further loggers, or their names, see `lrl_jax.loggers.make`.
+        config: settings of the run as plain JSON, for loggers.
 
     Attributes:
         rows: of metrics.csv, one for each interim test.
         seed_rows: of seeds.csv, one for each interim test and agent; empty for one agent.
     """
 
-    def __init__(self, folder: str | Path, resume_at: int | None = None):
+    def __init__(
+        self,
+        folder: str | Path,
+        resume_at: int | None = None,
+        loggers: Sequence[str | Logger] = ("tensorboard",),
+        config: Mapping[str, Any] | None = None,
+    ):
         folder = Path(folder)
-        self._metrics = _Table(folder / "metrics.csv", resume_at)
-        self._seeds = _Table(folder / "seeds.csv", resume_at)
-        self._events = _Events(folder / "tensorboard", resume_at)
-        self._unsaved: list[_Table | _Events] = [self._events]
-        if resume_at is not None:
-            self._unsaved += [self._metrics, self._seeds]
-        self._warned = False
-        self._save()
+        self._metrics, self._seeds = CSV(folder / "metrics.csv"), CSV(folder / "seeds.csv")
+        self._loggers = kinds.make(loggers)
+        self._failing: set[int] = set()  # ids of loggers
+        self._told: set[str] = set()
+        for logger in (self._metrics, self._seeds, *self._loggers):
+            self._call([logger], lambda x: x.begin(folder, config or {}, resume_at), OSError)
 
     @property
     def rows(self) -> list[Row]:
@@ -60,18 +58,25 @@ class RunLog:
 
     def write(self, row: Row) -> None:
         """Add a row; it must have `env_steps`. The file is whole at any moment."""
-        self.rows.append(row)
-        self._events.add(row)
-        self._save(self._metrics, self._events)
+        step, scalars = int(row[STEP]), {name: x for name, x in row.items() if name != STEP}
+        self._call([self._metrics, *self._loggers], lambda logger: logger.log(step, scalars))
 
     def write_seeds(self, rows: list[Row]) -> None:
         """Add one row for each agent to seeds.csv."""
-        self.seed_rows.extend(rows)
-        self._save(self._seeds)
+        self._call([self._seeds], lambda _: self._seeds.add(rows))
+
+    def pictures(self, step: int, files: Iterable[Path]) -> None:
+        """Give loggers the pictures (PNG) and animations (GIF) of a run."""
+        for file in files:
+            kind = "video" if file.suffix == ".gif" else "figure"
+            self._call(
+                self._loggers,
+                lambda logger, file=file, kind=kind: getattr(logger, kind)(step, file.stem, file),
+            )
 
     def close(self) -> None:
-        """Write what a full disk has held up, if there is room by now."""
-        self._save()
+        """Close the loggers; what a full disk has held up is written, if there is room by now."""
+        self._call([self._metrics, self._seeds, *self._loggers], lambda logger: logger.close())
 
     def __enter__(self) -> RunLog:
         return self
@@ -79,148 +84,30 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _save(self, *changed: _Table | _Events) -> None:
-        """Save what has changed, and what could not be saved before; warn once where it fails."""
-        failed, problem = [], None
-        for part in dict.fromkeys([*self._unsaved, *changed]):
+    def _call(
+        self,
+        loggers: Sequence[Logger],
+        method: Callable[[Logger], None],
+        caught: type[Exception] = Exception,
+    ) -> None:
+        """Call loggers; warn of each problem once until it is gone."""
+        for logger in loggers:
             try:
-                part.save()
-            except OSError as error:
-                failed.append(part)
-                problem = error
-        self._unsaved = failed
-        if problem is not None and not self._warned:
-            warnings.warn(
-                f"the log of the run cannot be written: {problem}. The run goes on, and what is "
-                f"missing is written when there is room.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-        self._warned = problem is not None
-
-
-class _Table:
-    """A CSV file of rows that may have different columns, replaced as a whole.
-
-    Lines are kept as text, so that a row is formatted once.
-    """
-
-    def __init__(self, path: Path, resume_at: int | None = None):
-        self._path = path
-        self.rows: list[Row] = []
-        self._columns: list[str] = []
-        self._lines: list[str] = []
-        if resume_at is not None and path.exists():
-            with path.open(newline="") as file:
-                found = [_read(row) for row in csv.DictReader(file)]
-            self.rows = [row for row in found if row.get("env_steps", math.inf) <= resume_at]
-
-    def save(self) -> None:
-        """Write the file; without rows there is none."""
-        if not self.rows:
-            self._path.unlink(missing_ok=True)
-            return
-        columns = list(dict.fromkeys([*self._columns, *self._new_columns()]))
-        if columns != self._columns:
-            self._columns, self._lines = columns, []
-        for row in self.rows[len(self._lines) :]:
-            self._lines.append(_line(row.get(name, "") for name in columns))
-        part = self._path.with_name(f".{self._path.name}.part")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(_line(columns) + "".join(self._lines), newline="")
-            os.replace(part, self._path)
-        except OSError:
-            part.unlink(missing_ok=True)  # room for others
-            raise
-
-    def _new_columns(self) -> list[str]:
-        return [name for row in self.rows[len(self._lines) :] for name in row]
-
-
-def _line(values: Any) -> str:
-    """Values as a line of a CSV file."""
-    out = io.StringIO()
-    csv.writer(out).writerow(x.item() if hasattr(x, "item") else x for x in values)
-    return out.getvalue()
-
-
-def _read(row: dict[str, str]) -> Row:
-    """A row as it was written: numbers, and no entry where there is none."""
-
-    def value(text: str) -> Any:
-        for kind in (int, float):
-            try:
-                return kind(text)
-            except ValueError:
-                pass
-        return text
-
-    return {name: value(text) for name, text in row.items() if text}
-
-
-def _protocols() -> tuple[Any, Any]:
-    """TensorBoard's messages, whose classes are made when they are imported."""
-    from tensorboardX.proto import event_pb2, summary_pb2
-
-    return event_pb2, summary_pb2
-
-
-class _Events:
-    """A file of TensorBoard events, appended to by the thread that calls.
-
-    The writer of tensorboardX has a thread of its own that dies with the first error, after which
-    its queue fills up and blocks; only its formats are used here.
-    """
-
-    def __init__(self, folder: Path, resume_at: int | None):
-        event_pb2, _ = _protocols()
-        # Readers take files in the order of their names, and a run that goes on begins another.
-        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._path = folder / name
-        self._written = 0  # bytes
-        self._waiting: list[bytes] = []
-        self._add(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
-        if resume_at is not None:
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._add(event_pb2.Event(wall_time=time.time(), step=resume_at + 1, session_log=start))
-
-    def add(self, row: Row) -> None:
-        """The scalars of a row."""
-        event_pb2, summary_pb2 = _protocols()
-        now, step = time.time(), int(row["env_steps"])
-        for name, x in row.items():
-            if name != "env_steps":
-                value = summary_pb2.Summary.Value(tag=name, simple_value=_float32(x))
-                self._add(
-                    event_pb2.Event(
-                        wall_time=now, step=step, summary=summary_pb2.Summary(value=[value])
+                method(logger)
+            except caught as error:
+                self._failing.add(id(logger))
+                if str(error) not in self._told:
+                    self._told.add(str(error))
+                    later = ""
+                    if isinstance(error, OSError):
+                        later = ", and files get what is missing when there is room"
+                    warnings.warn(
+                        f"the log of the run cannot be written ({type(logger).__name__}): {error}. "
+                        f"The run goes on{later}.",
+                        RuntimeWarning,
+                        stacklevel=3,
                     )
-                )
-
-    def _add(self, event: Any) -> None:
-        from tensorboardX.record_writer import masked_crc32c
-
-        data = event.SerializeToString()
-        size = struct.pack("<Q", len(data))
-        checks = (struct.pack("<I", masked_crc32c(part)) for part in (size, data))
-        self._waiting.append(size + next(checks) + data + next(checks))
-
-    def save(self) -> None:
-        """Append what waits, after what was written as a whole."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        data = b"".join(self._waiting)
-        if not self._path.exists():
-            self._written = 0
-        with self._path.open("r+b" if self._written else "wb") as file:
-            file.truncate(self._written)
-            file.seek(self._written)
-            file.write(data)
-        self._written += len(data)
-        self._waiting = []
-
-
-def _float32(x: Any) -> float:
-    """As a float that float32 holds: infinite where it is too large."""
-    x = float(x)
-    return math.copysign(math.inf, x) if abs(x) > 3.4028234663852886e38 else x
+            else:
+                self._failing.discard(id(logger))
+        if not self._failing:
+            self._told.clear()

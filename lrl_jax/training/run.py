@@ -4,53 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
-import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from lrl_jax import devices
+from lrl_jax import checkpoints, devices
 from lrl_jax.collectors import check_finite
 from lrl_jax.env_spec import is_gymnasium
 from lrl_jax.envs import GYMNASIUM
+from lrl_jax.loggers import Logger
+from lrl_jax.loggers import make as make_loggers
 from lrl_jax.training import folder, loading, sessions
-from lrl_jax.training.config import CONFIG, TrainConfig, own_classes
+from lrl_jax.training.config import CONFIG, TrainConfig, own_classes, to_json
 from lrl_jax.training.drawing import draw_run
 from lrl_jax.training.logging import RunLog
 from lrl_jax.training.sessions import Session
 from lrl_jax.training.statistics import over_seeds
+from lrl_jax.training.stopping import Interrupted, stop_signals
 from lrl_jax.training.summary import Summary, final_test
 from lrl_jax.training.train import Trainer
 
 #: Called between chunks with (environment steps, state, row of the log). Returns None, True to stop
 #: early, or a mapping of scalars that are logged too.
 Callback = Callable[[int, Any, dict[str, float]], Any]
-
-
-class Interrupted(KeyboardInterrupt):
-    """A run was asked to stop, and has written a checkpoint.
-
-    Attributes:
-        run: its folder.
-        env_steps: steps of the checkpoint.
-        signal: the signal that asked.
-    """
-
-    def __init__(self, run: Path, env_steps: int, number: int):
-        super().__init__(
-            f"stopped by {signal.Signals(number).name} after {env_steps} environment steps, all "
-            f"saved. Go on with: lrl-jax resume {run}"
-        )
-        self.run, self.env_steps, self.signal = run, env_steps, number
 
 
 def train(
@@ -63,6 +47,8 @@ def train(
     total_steps: int | None = None,
     learners: Sequence[Any] | None = None,
     callbacks: Sequence[Callback] = (),
+    loggers: Sequence[str | Logger] | None = None,
+    checkpoint: Literal["best"] | None = None,
     classes: Sequence[Any] = (),
     env: Any = None,
 ) -> Summary:
@@ -85,6 +71,10 @@ def train(
         learners: of other runs, one for each level, to begin with: a learner, the folder of a run
             whose level at the same place it is, or None for a fresh one.
         callbacks: called on the host after each interim test, see `Callback`.
+        loggers: where scalars and pictures go, in place of the config's: names, or objects, see
+            `lrl_jax.loggers`.
+        checkpoint: with `resume`, "best" goes back to the checkpoint of `save_best`: later ones
+            are removed, and what was logged after it is dropped.
         classes: your own classes that the config in the folder names.
         env: the environment of a run that was given an object, if `config` is None.
 
@@ -92,6 +82,7 @@ def train(
         FileExistsError: if the folder holds a run and `resume` is False, or another process trains
             in it.
         FloatingPointError: if rewards, observations or losses stop being finite.
+        ImportError: if a logger's package is not installed.
         Interrupted: see above.
         ValueError, TypeError: for what does not fit, before training.
     """
@@ -99,6 +90,8 @@ def train(
         raise ValueError(f'settings must be "kept" or "new", got {settings!r}.')
     if config is None and not resume:
         raise ValueError("config is missing: give one, or resume=True to go on with a run.")
+    if checkpoint is not None and not resume:
+        raise ValueError(f"checkpoint={checkpoint!r} goes with resume=True.")
     if config is not None and total_steps is not None:
         config = dataclasses.replace(config, total_steps=total_steps)
     if run is None:
@@ -111,14 +104,22 @@ def train(
         known = loading.config_of(run, config, classes, env)
         first_total = folder.first_total_steps(run)
         config = loading.merged(known, config, first_total, settings, total_steps)
+        if checkpoint is not None:
+            folder.checkpoint_of(run, checkpoint)  # there must be one
         done = Summary.load(run)
-        if done is not None and loading.steps_reached(run) >= _steps(config):
+        if done is not None and checkpoint is None and _is_done(done, run, config):
             return done
         if learners is not None:
             raise ValueError(f"learners are for the start of a run, which {run} has had.")
+        log_to = make_loggers(config.loggers if loggers is None else loggers)
         _check_processes(config)
+        trainer = Trainer.build(config)
         with _exclusive(run):
-            return _run(Trainer.build(config), run, progress, callbacks, first_total, settings)
+            if checkpoint is not None:
+                if jax.process_index() == 0:
+                    folder.go_back(run, checkpoint)
+                devices.wait_for_processes(f"run {run} to go back")
+            return _run(trainer, run, progress, callbacks, log_to, first_total, settings)
     if config is None:
         raise FileNotFoundError(f"{run} is no run folder: it has no {CONFIG}.")
     _check_processes(config)
@@ -126,13 +127,21 @@ def train(
         raise FileExistsError(
             f"{run} already holds a run: choose another folder, or go on with it (resume=True)."
         )
+    log_to = make_loggers(config.loggers if loggers is None else loggers)
     known = [*classes, *own_classes(config)]
     trainer = Trainer.build(config, loading.learners_of(learners, known))
     devices.wait_for_processes(f"run {run}")  # before the first of them writes there
     if jax.process_index() == 0:
         folder.claim(run, trainer.config)
     with _exclusive(run):
-        return _run(trainer, run, progress, callbacks)
+        return _run(trainer, run, progress, callbacks, log_to)
+
+
+def _is_done(summary: Summary, run: Path, config: TrainConfig) -> bool:
+    """Whether a run that has ended would take no further step."""
+    if summary.stopped_at is not None and config.stop_at is not None:
+        return summary.stopped_at >= config.stop_at
+    return loading.steps_reached(run) >= _steps(config)
 
 
 def _exclusive(run: Path) -> contextlib.AbstractContextManager:
@@ -171,6 +180,7 @@ def _run(
     run: Path,
     progress: bool,
     callbacks: Sequence[Callback],
+    loggers: Sequence[Logger],
     first_total: int | None = None,
     settings: str = "kept",
 ) -> Summary:
@@ -185,12 +195,17 @@ def _run(
             folder.rewrite(run, trainer.config, first_total)
         resume_at = None if first_total is None else meta["env_steps"]
         started = sessions.begin(trainer, checkpoint, new_settings=settings == "new")
-        with contextlib.closing(started) as session, RunLog(place, resume_at) as log:
-            loop = _Loop(trainer, session, log, run, callbacks, meta, time.monotonic())
-            speed = loop.go(progress and jax.process_index() == 0)
-            state = session.result()
-        summary = final_test(trainer, state, run, loop.seconds, speed)
-        draw_run(trainer, state, place, log, summary)
+        with contextlib.ExitStack() as until_drawn:
+            with contextlib.closing(started) as session:
+                of_first = loggers if jax.process_index() == 0 else ()
+                plain = json.loads(to_json(trainer.config))["config"]
+                log = until_drawn.enter_context(RunLog(place, resume_at, of_first, plain))
+                loop = _Loop(trainer, session, log, run, callbacks, meta, time.monotonic())
+                speed = loop.go(progress and jax.process_index() == 0)
+                state = session.result()
+            summary = final_test(trainer, state, run, loop.seconds, speed, loop.stopped_at)
+            drawn = draw_run(trainer, state, place, log, summary)
+            log.pictures(summary.env_steps, drawn)
     if jax.process_index() == 0:
         summary.save()
     return summary
@@ -217,6 +232,7 @@ class _Loop:
     callbacks: Sequence[Callback]
     meta: dict[str, Any]  # of the checkpoint that it began from
     began: float
+    stopped_at: float | None = None  # what reached the config's stop_at
 
     @property
     def seconds(self) -> float:
@@ -226,7 +242,7 @@ class _Loop:
     @property
     def checkpoints(self) -> Path:
         """Where checkpoints go."""
-        return self.run / "checkpoints"
+        return self.run / folder.CHECKPOINTS
 
     def go(self, progress: bool) -> float:
         """Train to the end; returns the steps per second without compiling."""
@@ -234,16 +250,23 @@ class _Loop:
         speeds: list[float] = []
         done = self.meta["env_steps"]
         saved = done
+        best = _score_of_best(self.checkpoints)
         chunks = list(_remaining(config, done))
         total = chunks[-1][2] if chunks else done
-        with _stop_signals(self.run) as stop, self._bar(progress, done, total) as bar:
+        with stop_signals(self.run) as stop, self._bar(progress, done, total) as bar:
             for i, n_rounds, env_steps in chunks:
                 row = self._chunk(i, n_rounds, env_steps, speeds)
                 stopped_early = self._call_back(env_steps, row)
                 self.log.write(row)
+                score = score_of(row)
+                if config.stop_at is not None and score[0] >= config.stop_at:
+                    stopped_early, self.stopped_at = True, score[0]
                 bar.update(env_steps - done)
                 bar.set_postfix_str(_postfix(row))
                 done = env_steps
+                if config.save_best and score > best:
+                    best = score
+                    self._save(self.checkpoints / folder.BEST, done, score=best)
                 if stopped_early or env_steps == total:
                     break
                 every = config.checkpoint_interval
@@ -313,8 +336,20 @@ class _Loop:
                 )
         return stop
 
-    def _save(self, path: Path, env_steps: int) -> None:
-        self.session.save(path, {"env_steps": env_steps, "seconds": self.seconds})
+    def _save(self, path: Path, env_steps: int, **meta: Any) -> None:
+        self.session.save(path, {"env_steps": env_steps, "seconds": self.seconds, **meta})
+
+
+def score_of(row: dict[str, Any]) -> tuple[float, ...]:
+    """What interim tests are compared by: success, where there is, then return."""
+    score = [float(row[name]) for name in ("test_success", "test_return") if name in row]
+    return tuple(-math.inf if math.isnan(x) else x for x in score)
+
+
+def _score_of_best(folder_: Path) -> tuple[float, ...]:
+    """The score of the best checkpoint there is; less than any without one."""
+    path = folder_ / folder.BEST
+    return tuple(folder.meta_of(path)["score"]) if checkpoints.exists(path) else ()
 
 
 def _remaining(config: TrainConfig, done: int) -> Iterator[tuple[int, int, int]]:
@@ -324,35 +359,6 @@ def _remaining(config: TrainConfig, done: int) -> Iterator[tuple[int, int, int]]
         before, env_steps = env_steps, env_steps + n_rounds * config.round_steps
         if env_steps > done:  # a run that was to be shorter may have ended within this chunk
             yield i, (env_steps - max(before, done)) // config.round_steps, env_steps
-
-
-@contextlib.contextmanager
-def _stop_signals(run: Path) -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of ending at once; a second one interrupts.
-
-    Yields:
-        A list that holds the signal once one has come.
-    """
-    got: list[int] = []
-
-    def on_signal(number: int, _: FrameType | None) -> None:
-        if got:
-            raise KeyboardInterrupt(f"stopped within a chunk: lrl-jax resume {run} goes back.")
-        got.append(number)
-        name = signal.Signals(number).name
-        print(f"\n{name}: saving after the chunk under way; once more to stop at once", flush=True)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield got
-        return
-    old = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        old[number] = signal.signal(number, on_signal)
-    try:
-        yield got
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def _finite(metrics: dict[str, Any], env_steps: int, run: Path) -> dict[str, Any]:

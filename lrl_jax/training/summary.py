@@ -6,17 +6,17 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lrl_jax.hierarchies import HierarchyState
+from lrl_jax.training.folder import SUMMARY
 from lrl_jax.training.sessions import test_episodes
 from lrl_jax.training.statistics import bootstrap_interval, interquartile_mean
 from lrl_jax.training.train import Trainer, take_seed
-
-SUMMARY = "summary.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Summary:
         test_success_at_end: fraction of episodes with success at their last step, or None.
         settings_of_seeds: the swept settings of each agent, by path; empty without a sweep.
         pictured: index of the agent in the pictures: the median one in the final test.
+        stopped_at: the figure of the interim test that reached `stop_at` and ended the run; None
+            where it ended otherwise.
     """
 
     run: str
@@ -65,6 +67,18 @@ class Summary:
     return_interval: tuple[float, float] | None
     settings_of_seeds: tuple[dict[str, float], ...]
     pictured: int
+    stopped_at: float | None = None
+
+    def __str__(self) -> str:
+        """What was reached, and how long it took."""
+        agents = len(self.seeds) > 1
+        return (
+            f"{_results(self)} over {self.test_episodes} test episodes"
+            f"{' of each agent' if agents else ''} after {self.env_steps} environment steps\n"
+            f"training took {self.train_seconds:.0f} s with compilation and interim tests "
+            f"({self.steps_per_second:.0f} environment steps/s while training"
+            f"{', all agents together' if agents else ''})"
+        )
 
     def save(self) -> None:
         """Write the run's summary.json; there is a whole one at any moment."""
@@ -88,7 +102,12 @@ class Summary:
 
 
 def final_test(
-    trainer: Trainer, state: HierarchyState, run: Path, seconds: float, speed: float
+    trainer: Trainer,
+    state: HierarchyState,
+    run: Path,
+    seconds: float,
+    speed: float,
+    stopped_at: float | None = None,
 ) -> Summary:
     """Test what a run ended with; see Summary."""
     config = trainer.config
@@ -124,9 +143,54 @@ def final_test(
         return_interval=_interval(return_of) if many else None,
         settings_of_seeds=config.agent_settings if config.sweep else (),
         pictured=int(rank[(len(rank) - 1) // 2]),
+        stopped_at=stopped_at,
     )
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:
     low, high = bootstrap_interval(values)
     return float(low), float(high)
+
+
+# ------------------------------------------------------------------------ text
+
+
+def _results(summary: Summary) -> str:
+    if summary.return_interval is None:
+        if summary.test_success is None:
+            return f"return {summary.test_return:.1f} +- {summary.test_return_std:.1f}"
+        return (
+            f"success {summary.test_success:.3f} (at the last step "
+            f"{summary.test_success_at_end:.3f}), return {summary.test_return:.1f}"
+        )
+    if not summary.settings_of_seeds:
+        return over_agents(summary.success_of_seeds, summary.return_of_seeds)
+    return "\n".join(
+        f"{', '.join(f'{path}={x:g}' for path, x in swept)}: {_of_combination(summary, swept)}"
+        for swept in dict.fromkeys(tuple(x.items()) for x in summary.settings_of_seeds)
+    )
+
+
+def _of_combination(summary: Summary, swept: Any) -> str:
+    """What the agents with some of the swept settings reached."""
+    mine = [tuple(x.items()) == swept for x in summary.settings_of_seeds]
+
+    def pick(values: Sequence[float] | None) -> Sequence[float] | None:
+        return values and [x for x, own in zip(values, mine, strict=True) if own]
+
+    return over_agents(pick(summary.success_of_seeds), pick(summary.return_of_seeds) or [])
+
+
+def over_agents(success: Sequence[float] | None, returns: Sequence[float]) -> str:
+    """The interquartile mean with its interval, of success (where there is) and return."""
+
+    def figure(values: Sequence[float], digits: int) -> str:
+        low, high = bootstrap_interval(values)
+        mean = interquartile_mean(values)
+        return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+    parts = [] if success is None else [f"success {figure(success, 3)}"]
+    parts.append(f"return {figure(returns, 1)}")
+    return (
+        f"{', '.join(parts)} (interquartile mean of {len(returns)} agents, 95% bootstrap interval)"
+    )

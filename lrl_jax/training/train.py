@@ -63,14 +63,7 @@ class Trainer:
         env, params = make_env(config)
         if is_gymnasium(env):
             _refuse_on_host(config, env)
-        hierarchy = Hierarchy(
-            config.levels,
-            env,
-            params,
-            config.obs_maps,
-            signals=config.signals,
-            frozen=config.frozen,
-        )
+        hierarchy = hierarchy_of(config, env, params)
         if learners is not None:
             learners = tuple(learners)
             hierarchy.init(jax.random.key(0), config.n_env_instances, learners)  # checks them
@@ -169,6 +162,13 @@ class Trainer:
             metrics["test_success"] = episodes.success.mean(dtype=np.float32)
             metrics["test_success_at_end"] = episodes.success_at_end.mean(dtype=np.float32)
         return metrics
+
+
+def hierarchy_of(config: TrainConfig, env: Any, params: Any) -> Hierarchy:
+    """The hierarchy of a config in its environment; see `make_env`."""
+    return Hierarchy(
+        config.levels, env, params, config.obs_maps, signals=config.signals, frozen=config.frozen
+    )
 
 
 def make_env(config: TrainConfig, n: int | None = None) -> tuple[Any, Any]:
