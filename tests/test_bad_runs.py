@@ -46,6 +46,9 @@ RIGHT = {
     "checkpoint_interval": {"zero"},
     "seed": {"zero"},
     "workers": {"zero"},
+    "save_best": {"True"},
+    "stop_at": {"None", "minus one", "zero", "one and a half", "2**70", "scalar array"},
+    "loggers": {"list"},
 }
 CASES = [
     (field.name, what)
