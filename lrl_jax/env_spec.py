@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -18,7 +18,9 @@ from lrl_jax import spaces
 class GoalIndices:
     """Where the parts of a goal-based environment are in a flat observation.
 
-    `goals["desired_goal"]` are the entries of a part; ValueError where they are not known.
+    `goals["desired_goal"]` are the entries of a part; ValueError where they are not known. Part
+    "state" is everything but the desired goal, or the parts that the environment names in
+    `state_parts` because the others repeat them.
 
     Attributes:
         dim: entries of the observation.
@@ -44,9 +46,15 @@ class GoalIndices:
         """Of an environment whose observation has `dim` entries, goal based or not."""
         try:
             ranges = {str(k): (int(a), int(b)) for k, (a, b) in goal_indices(env).items()}
-        except (TypeError, ValueError) as error:
+            parts = {name: tuple(range(*pair)) for name, pair in ranges.items()}
+            told = getattr(env, "state_parts", None)
+            if told is None:
+                state = tuple(i for i in range(dim) if i not in parts.get("desired_goal", ()))
+            else:
+                state = tuple(i for name in told for i in parts[name])
+        except (KeyError, TypeError, ValueError) as error:
             return cls(dim, unknown=str(error).split(": ")[0])
-        return cls(dim, tuple((name, tuple(range(*pair))) for name, pair in ranges.items()))
+        return cls(dim, tuple({"state": state, **parts}.items()))
 
     def mapped(self, map_obs: Callable | None, space: spaces.Box, dim: int) -> GoalIndices:
         """In what a map of the observation returns; parts that it does not keep are left out.
@@ -92,6 +100,17 @@ class EnvSpec:
     obs_space: spaces.Box
     action_space: spaces.Space
     goal_indices: GoalIndices
+
+
+def runs(entries: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Entries as (start, stop) of their runs."""
+    found: list[list[int]] = []
+    for entry in entries:
+        if found and found[-1][1] == entry:
+            found[-1][1] += 1
+        else:
+            found.append([entry, entry + 1])
+    return tuple((start, stop) for start, stop in found)
 
 
 def env_spec(env: Any, env_params: Any = None) -> EnvSpec:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrl_jax.env_spec import goal_indices
+from lrl_jax.env_spec import env_spec, goal_indices, runs
 from lrl_jax.settings import check_int
 
 __all__ = ["Entries", "GoalParts"]
@@ -47,8 +47,9 @@ class GoalParts:
     A `Hierarchy` puts in the entries that its environment has them in.
 
     Attributes:
-        names: of the parts, such as ("achieved_goal",).
-        entries: [start, stop) of each; None until the environment is known.
+        names: of the parts, such as ("achieved_goal",); "state" is everything but the desired
+            goal, once.
+        entries: [start, stop) of their runs; None until the environment is known.
     """
 
     names: str | tuple[str, ...]
@@ -68,12 +69,13 @@ class GoalParts:
         Raises:
             ValueError: if it is not goal based, or has no such parts.
         """
-        indices = goal_indices(env)
-        assert not isinstance(self.names, str)
-        missing = [name for name in self.names if name not in indices]
+        goal_indices(env)  # refuses environments without goals
+        parts = dict(env_spec(env).goal_indices.parts)
+        missing = [name for name in self.names if name not in parts]
         if missing:
-            raise ValueError(f"the observation has no {missing}, only {sorted(indices)}.")
-        return dataclasses.replace(self, entries=tuple(tuple(indices[name]) for name in self.names))
+            raise ValueError(f"the observation has no {missing}, only {sorted(parts)}.")
+        entries = tuple(run for name in self.names for run in runs(parts[name]))
+        return dataclasses.replace(self, entries=entries)
 
     def __call__(self, obs: jax.Array) -> jax.Array:
         """[O] to [sum of the parts' sizes]."""

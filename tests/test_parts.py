@@ -14,6 +14,7 @@ from lrl_jax.env_spec import GoalIndices, env_spec
 from lrl_jax.levels import ActionRepeatLevel, PlannerLevel, RandomLevel
 from lrl_jax.models import ProbabilisticEnsemble
 from lrl_jax.nets import RewardFunction, ValueFunction
+from lrl_jax.obs_maps import GoalParts
 from lrl_jax.planners import CEM
 from lrl_jax.predictors import (
     IdentityEncoder,
@@ -28,6 +29,7 @@ from lrl_jax.spaces import Box
 from lrl_jax.training import preset
 
 BOX = Box(-1, 1, (2,))
+MAZE = lrl.make("Maze2D-Large-v0")[0]
 OPTIMIZER = CEM(horizon=2, num_samples=8, n_iterations=1, elite_ratio=0.5)
 
 
@@ -301,15 +303,32 @@ def test_strange_goal_indices_do_not_matter_where_nobody_asks(goals):
     assert GoalIndices.of_env(env, 6).dim == 6
 
 
-def test_presets_take_the_goal_by_name_in_what_each_level_sees():
-    """The follower sees the achieved goal alone, and its input behind it."""
+@pytest.mark.parametrize(("env", "size"), [(Inertia(), 4), (MAZE, 2)])
+def test_presets_see_all_of_the_state_once(env, size):
+    """A point with inertia keeps its velocity; mazes, which say their position twice, do not."""
     config = preset("maze2d-large-three-levels").resolved()
-    hierarchy = lrl.Hierarchy(config.levels, Inertia(), None, config.obs_maps)
+    hierarchy = lrl.Hierarchy(config.levels, env, None, config.obs_maps)
     obs = jnp.arange(6.0)[None]
-    assert [hierarchy.see(i, obs).tolist() for i in (1, 2)] == [[[0, 1]]] * 2
+    seen = [hierarchy.see(i, obs)[0].tolist() for i in (1, 2)]
+    assert seen == [[0, 1], list(range(size))]  # the follower's subgoals are achieved goals
     top, follower = (
         level._predictor(spec).encoder
         for level, spec in zip(hierarchy.levels[:2], hierarchy.specs[:2], strict=True)
     )
-    assert (top.state, top.context) == (((0, 2),), ((4, 6),))
+    assert (top.state, top.context) == (((0, size),), ((4, 6),) if size == 4 else ((2, 4),))
     assert (follower.state, follower.context) == (((0, 2),), ((2, 4),))
+
+
+def test_the_state_in_parts_is_everything_but_the_desired_goal():
+    class Split(Inertia):
+        goal_indices = {"achieved_goal": (0, 2), "desired_goal": (2, 4)}
+
+    encoder = IndexEncoder(state="state", context="desired_goal")
+    split = planner(small(partial_encoder=encoder))
+    assert encoded(split, range(6), env=Split()) == ([0, 1, 4, 5], [2, 3])
+    seen = GoalParts("state").bind_env(Split())(jnp.arange(6.0))
+    assert seen.tolist() == [0, 1, 4, 5]
+    with pytest.raises(ValueError, match="'state' are not known.*hides or repeats"):
+        encoded(split, [0, 1, 2, 3], env=Split(), maps=[lambda obs: obs[:4], None])
+    Split.state_parts = ("speed",)
+    assert env_spec(Split()).goal_indices.parts == ()

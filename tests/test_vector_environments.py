@@ -66,6 +66,23 @@ def test_wrappers_that_cannot_reset_single_instances_are_refused_by_name():
         lrl.Collector(lrl.RandomHierarchy(env), env)
 
 
+@pytest.mark.parametrize("inside", [lambda env: env, gymnasium.wrappers.OrderEnforcing])
+@pytest.mark.parametrize("name", ["NormalizeObservation", "NormalizeReward"])
+def test_statistics_of_single_instances_are_named(name, inside):
+    def wrapped():
+        return inside(getattr(gymnasium.wrappers, name)(Steady()))
+
+    hierarchy = lrl.RandomHierarchy(Steady())
+    for call in (
+        lambda: lrl.Collector(hierarchy, SyncVectorEnv([wrapped] * 2)),
+        lambda: lrl.Collector(hierarchy, wrapped()),
+        lambda: lrl.Collector(hierarchy, Steady(), wrapped()).evaluate(1),
+        lambda: lrl.AsyncCollector(hierarchy, [wrapped] * 2).close(),
+    ):
+        with pytest.warns(UserWarning, match=f"{name} of a single .*running_normaliser=True"):
+            call()
+
+
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
 def test_episode_statistics_of_gymnasium_are_those_of_the_collector(mode):
     env = SyncVectorEnv([functools.partial(Steady, n) for n in (3, 7)], autoreset_mode=mode)

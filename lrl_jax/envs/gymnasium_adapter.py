@@ -16,7 +16,13 @@ from lrl_jax import interrupts
 from lrl_jax.env_spec import flat_space, is_gymnasium, parts_of  # noqa: F401
 from lrl_jax.envs.vector_infos import rows_of, tolerate_differing, with_final
 from lrl_jax.envs.vector_processes import Processes
-from lrl_jax.envs.vector_resets import Masked, keeping, refuse_wrappers, resetting
+from lrl_jax.envs.vector_resets import (
+    Masked,
+    keeping,
+    refuse_wrappers,
+    resetting,
+    warn_of_own_statistics,
+)
 
 
 def flatten_batch(space: gymnasium.Space, obs: Any, dtype: Any) -> np.ndarray:
@@ -124,6 +130,7 @@ class HostEnv:
         mode = self.vector.metadata.get("autoreset_mode") if mode is None else mode
         self.mode = AutoresetMode(AutoresetMode.NEXT_STEP if mode is None else mode)
         refuse_wrappers(self.vector, self.mode)
+        warn_of_own_statistics(base)
         self.can_pause = isinstance(base, SyncVectorEnv | AsyncVectorEnv)
         if not self.can_pause and self.mode is not AutoresetMode.SAME_STEP:
             raise TypeError(

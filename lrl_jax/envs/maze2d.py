@@ -100,6 +100,9 @@ class Maze2D(Reaching):
     goal_indices = {"achieved_goal": (0, 2), "desired_goal": (2, 4), "observation": (4, 6)}
     """Where the parts of the observation are, [start, stop) each."""
 
+    state_parts = ("achieved_goal",)
+    """Parts that hold the state: the observation is the achieved goal again."""
+
     def __init__(
         self,
         layout: Any,

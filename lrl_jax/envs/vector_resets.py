@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorWrapper
 from gymnasium.wrappers.vector import DictInfoToList, NormalizeObservation, NormalizeReward
@@ -118,3 +120,26 @@ def refuse_wrappers(vector: Any, mode: AutoresetMode) -> None:
                 f"{name} turns infos into lists, in which signals and success are not found: "
                 f"leave it out."
             )
+
+
+def warn_of_own_statistics(base: Any) -> None:
+    """Name wrappers of single instances that normalise by what that instance alone has seen.
+
+    Args:
+        base: a vector environment without wrappers. Instances in other processes are not seen.
+    """
+    normalising = gymnasium.wrappers.NormalizeObservation | gymnasium.wrappers.NormalizeReward
+    found = set()
+    for env in getattr(base, "envs", ()):
+        while isinstance(env, gymnasium.Wrapper):
+            if isinstance(env, normalising):
+                found.add(type(env).__name__)
+            env = env.env
+    if found:
+        warnings.warn(
+            f"{' and '.join(sorted(found))} of a single environment normalises by what that one "
+            f"has seen: other instances and test environments saw other things, and nothing "
+            f"saves it. Leave it out, and use running_normaliser=True and reward_scaling=True "
+            f"of the levels.",
+            stacklevel=2,
+        )

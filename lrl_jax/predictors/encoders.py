@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrl_jax.env_spec import GoalIndices
+from lrl_jax.env_spec import GoalIndices, runs
 from lrl_jax.settings import (
     check_bound,
     check_int,
@@ -56,17 +55,6 @@ def _parts(name: str, value: Any) -> tuple[str | tuple[int, int], ...]:
     return tuple(parts)
 
 
-def _runs(entries: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Entries as (start, stop) of their runs."""
-    runs: list[list[int]] = []
-    for entry in entries:
-        if runs and runs[-1][1] == entry:
-            runs[-1][1] += 1
-        else:
-            runs.append([entry, entry + 1])
-    return tuple((start, stop) for start, stop in runs)
-
-
 def _check_dim(name: str, given: int | None, actual: int) -> None:
     if given is not None and given != actual:
         raise ValueError(
@@ -107,8 +95,8 @@ class IndexEncoder:
     """Fixed entries of the observation are the latent state and the context.
 
     Names such as "achieved_goal" stand for parts of a goal-based environment, in the observation
-    that the encoder sees. A `PredictorFactory` fills in where they are, and the observation's
-    shape; names are ranges from then on.
+    that the encoder sees; "state" is everything but the desired goal, once. A `PredictorFactory`
+    fills in where they are, and the observation's shape; names are ranges from then on.
 
     Attributes:
         state: (start, stop), a name, or a sequence of such; None for all but the context.
@@ -140,7 +128,7 @@ class IndexEncoder:
         if self.state is None and self._is_bound("context") and shape is not None:
             seen = {i for start, stop in self.context for i in range(start, stop)}
             rest = [i for i in range(math.prod(as_shape(shape))) if i not in seen]
-            object.__setattr__(self, "state", _runs(rest))
+            object.__setattr__(self, "state", runs(rest))
         elif self.state is not None:
             object.__setattr__(self, "state", self._ranges("state", self.state))
         if self.state == ():
@@ -169,7 +157,7 @@ class IndexEncoder:
             )
         named: list[Any] = []
         for part in parts:
-            named += _runs(goals[part]) if isinstance(part, str) else [part]
+            named += runs(goals[part]) if isinstance(part, str) else [part]
         return tuple(named)
 
     def _is_bound(self, name: str) -> bool:

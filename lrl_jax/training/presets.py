@@ -67,7 +67,7 @@ def decayed(first: float, last: float, share: float = 0.5) -> PiecewiseLogLinear
 
 
 def goal_model(model: ProbabilisticEnsemble, rate: Any, **predictor: Any) -> PredictorFactory:
-    """A learned model and reward of the achieved goal, in the context of the desired one.
+    """A learned model and reward of the state, in the context of the desired goal.
 
     Args:
         model: the ensemble; its hidden layers and periods are also those of the reward network.
@@ -78,7 +78,7 @@ def goal_model(model: ProbabilisticEnsemble, rate: Any, **predictor: Any) -> Pre
         partial_model=model,
         partial_val_func=None,
         partial_rew_func=RewardFunction(hidden=model.hidden, periods=model.periods),
-        partial_encoder=IndexEncoder(state="achieved_goal", context="desired_goal"),
+        partial_encoder=IndexEncoder(state="state", context="desired_goal"),
         partial_predictor=RewardPredictor(
             learn_encoder=False, encoder_warm_up=0, model_lr=rate, reward_lr=rate, **predictor
         ),
@@ -169,7 +169,7 @@ def splates(env: str = "Maze2D-Medium-v0") -> TrainConfig:
     return TrainConfig(
         (_planner_of_skills(), _skills()),
         env,
-        obs_maps=(None, GoalParts("achieved_goal")),
+        obs_maps=(None, GoalParts("state")),
         total_steps=150_000,
     )
 
@@ -289,15 +289,13 @@ def large_three_levels() -> TrainConfig:
         },
     )
     follower = dataclasses.replace(
-        follower,
+        with_settings(follower, {"predictor_factory.partial_encoder.state": "achieved_goal"}),
         level_input_space=_achieved_space(config.env),
         control_interval=per_subgoal,
         pursues_input=True,
     )
-    seen = GoalParts("achieved_goal")
-    return dataclasses.replace(
-        config, levels=(subgoals, follower, skills), obs_maps=(None, seen, seen)
-    )
+    seen = (None, GoalParts("achieved_goal"), GoalParts("state"))  # subgoals are achieved goals
+    return dataclasses.replace(config, levels=(subgoals, follower, skills), obs_maps=seen)
 
 
 def _achieved_space(env_id: str) -> Box:
