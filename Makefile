@@ -7,7 +7,7 @@ EXTRAS ?= test
 ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: train test test-extras bench rehearse accelerator-kit lint format types clean
+.PHONY: train test test-extras bench rehearse accelerator-kit docs docs-links lint format types clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,18 @@ rehearse: $(VENV)/installed
 
 accelerator-kit: $(VENV)/installed
 	$(BIN)/python -m benchmarks.accelerator.kit $(ARGS)
+
+# Documentation, with warnings as errors. Notebooks are shown with the outputs they are stored with.
+$(VENV)/docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
+	touch $@
+
+docs: $(VENV)/docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html notebooks build/docs
+
+# Asks every address on the web that the documentation links to.
+docs-links: $(VENV)/docs
+	$(BIN)/python -m sphinx -q -b linkcheck notebooks build/docs-links
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
