@@ -1,4 +1,4 @@
-"""AsyncCollector: whoever is ready goes on, nobody waits for the slowest environment."""
+"""AsyncCollector: steps the environments that are ready and does not wait for the slowest."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ _SAVES = "only Collector saves on the way: call save(path) between calls of coll
 
 
 class AsyncCollector(BaseCollector, contextlib.AbstractContextManager):
-    """Collects from environments that step on their own; only those that are ready go on.
+    """Collects from environments that step independently; does not wait for the slowest.
 
     Args:
         hierarchy: acts; built for one of the environments.
         env: a list of functions that make one Gymnasium environment each (one thread each), or an
             envpool environment (extra "envpool").
-        wait_num: steps to wait for before those that are ready decide again; all if None. envpool
-            has its own `batch_size` for that.
+        wait_num: number of finished steps to wait for before those instances decide again; all if
+            None. envpool has its own `batch_size` for this.
         timeout: seconds after which one step is enough; None for never.
-        buffer: rows of a replay buffer of environment transitions, or such a buffer to go on with;
+        buffer: size of a replay buffer of environment transitions, or such a buffer to continue;
             None for none.
         preprocess_fn, exploration_noise: see `Collector`.
-        state: HierarchyState of as many instances to start from; a new one if None.
-        processes: whether each environment of a list lives in a process of its own, for
+        state: HierarchyState to start from, with one instance per environment; a new one if None.
+        processes: whether each environment of a list runs in a separate process, for
             environments that are busy in Python.
         nan, device: see `Collector`. Its other arguments are refused by name, with the reason.
 

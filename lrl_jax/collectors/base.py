@@ -101,7 +101,7 @@ class BaseCollector:
         self._is_reset = False
         # Those that the state has counted, and those taken since then.
         self._n_env_steps = 0
-        self._n_learn_calls: dict[int, int] = {}  # of levels with writers of their own
+        self._n_learn_calls: dict[int, int] = {}  # of levels with their own writers
         self.reset_stat()
 
     def reset(
@@ -167,8 +167,8 @@ class BaseCollector:
         Args:
             path: folder that was written.
             hierarchy: with the settings of the one that was saved.
-            env: as for a new collector, which it is otherwise made like.
-            **settings: further arguments of a new collector but for the number of instances, the
+            env: as for a new collector.
+            **settings: further arguments of a new collector, except the number of instances, the
                 state and the buffer, which were saved.
 
         Raises:

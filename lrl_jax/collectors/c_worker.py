@@ -32,7 +32,7 @@ from lrl_jax.randomness import Salt, key_of
 from lrl_jax.settings import check_float, check_int
 
 COMPONENTS = ("actor", "algo", "storage", "envs_train", "envs_test")
-_SLICES = 16  # times that a worker looks whether it was told to stop, behind its least samples
+_SLICES = 16  # times a worker checks for a stop after it has its minimum of samples
 
 
 @dataclasses.dataclass
@@ -61,7 +61,7 @@ class CWorker:
 
     Args:
         index_worker: of this worker, from 0 on.
-        index_parent: of whoever it works for.
+        index_parent: index of the process it collects for.
         algo_factory: (device, actor) -> settings, such as `CollectionSettings`.
         actor_factory: (device) -> Hierarchy. Its levels store rows where their buffer_size is not
             0; a worker keeps those of a rollout only, whatever their number.
@@ -74,7 +74,7 @@ class CWorker:
             environment; or None. The mode is "train" or "test".
         initial_weights: see `set_weights`.
         device: where it computes, such as "cpu" or "gpu:0".
-        seed: of all workers; each draws from a stream of its own.
+        seed: of all workers; each draws from a separate stream.
 
     Attributes:
         index_worker, index_parent, fraction_samples, device, compress_data_to_send: as given.
@@ -357,8 +357,8 @@ class CWorker:
     def evaluate(self) -> float:
         """Mean return of exactly `algo.num_test_episodes` episodes in the test environments.
 
-        From a reset, without noise, as many in each instance, but for one; the training
-        environments are left alone, and each evaluation begins alike.
+        From a reset, without noise, in equal shares per instance, give or take one. Training
+        environments are not touched, and each evaluation begins the same way.
         """
         if self.envs_test is None:
             raise ValueError(
@@ -508,7 +508,7 @@ class CWorker:
 
 
 def _with_room(state: HierarchyState, samples: int) -> HierarchyState:
-    """With empty rings for the rows that levels may close on so many samples."""
+    """With empty rings for the rows that levels may close in this many samples."""
     rows = -(-samples // state.n_env_instances) + 1  # a reset closes one more
 
     def roomy(level):

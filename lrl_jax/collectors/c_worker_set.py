@@ -1,7 +1,7 @@
-"""CWorkerSet: collection workers in processes of their own, scheduled by Ray.
+"""CWorkerSet: collection workers in separate processes, scheduled by Ray.
 
-Ray starts the workers, moves what they collect, and notices when one dies. What is here is who is
-asked for what, and what comes back: rollouts joined, with the lag of the policies behind them.
+Ray starts the workers, moves what they collect, and notices when one dies. This module decides
+which worker does what, and joins the rollouts that come back, with the lag of their policies.
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ class CWorkerSet(contextlib.AbstractContextManager):
 
     Args:
         num_workers: remote workers; 0 for one local worker, without Ray.
-        index_parent: of whoever they work for.
-        algo_factory, actor_factory, storage_factory, train_envs_factory, test_envs_factory,
-            fraction_samples, compress_data_to_send, initial_weights: see `CWorker`.
+        index_parent: index of the process they collect for.
+        algo_factory, actor_factory, storage_factory: see `CWorker`.
+        train_envs_factory, test_envs_factory: see `CWorker`.
+        fraction_samples, compress_data_to_send, initial_weights: see `CWorker`.
         local_device: device of the local worker.
         total_parent_workers: how many parents there are in all.
         worker_remote_config: what Ray gives each remote worker: num_cpus, num_gpus, memory (bytes)
             and resources. One CPU by default; workers without a GPU run JAX on the CPU.
         address: of a Ray cluster to join; None for the one this process is connected to, or a new
             one on this machine, which `stop` ends.
-        max_lag: versions that a rollout gathered by `collect_async` may be behind, where weights
-            are set once between two gathers; None for no bound.
-        max_restarts: times that a worker which raised or died is started again, with the latest
+        max_lag: how many versions older than the latest a rollout from `collect_async` may be, if
+            weights are set once between two calls; None for no bound.
+        max_restarts: how often a worker that raised or died is restarted, with the latest
             weights and without `start_steps`; 0: it is an error.
-        timeout: seconds after which what a worker was asked for and has not come is an error, be
-            it a rollout, an evaluation or a change; None for never.
-        seed: of all workers; each draws from a stream of its own.
+        timeout: seconds after which a missing answer of a worker is an error, be it a rollout, an
+            evaluation or a change; None for never.
+        seed: of all workers; each draws from a separate stream.
 
     Attributes:
         worker_class: CWorker.
@@ -51,7 +52,7 @@ class CWorkerSet(contextlib.AbstractContextManager):
     Raises:
         ImportError: without Ray, for num_workers above 0.
         ValueError: for resources that the cluster does not have.
-        WorkerError: for a worker that cannot begin.
+        WorkerError: for a worker that cannot start.
     """
 
     worker_class = CWorker
@@ -106,7 +107,7 @@ class CWorkerSet(contextlib.AbstractContextManager):
         # Rollouts that have not come: who collects them, with which version, since when.
         self._flying: dict[Any, tuple[int, int, float]] = {}
         self._arrived: list[tuple[Any, dict[str, Any]]] = []
-        self._set: list[tuple[Any, int]] = []  # weights whose arrival nobody has looked at
+        self._set: list[tuple[Any, int]] = []  # weights whose arrival was not checked yet
         self._n_gathers, self._stopped = 0, False
         self.restarts: dict[int, int] = {}
         if self.num_workers:
@@ -141,8 +142,9 @@ class CWorkerSet(contextlib.AbstractContextManager):
         """A function (device, initial_weights, index_parent) that makes a set.
 
         Args:
-            num_workers, algo_factory, actor_factory, storage_factory, test_envs_factory,
-                train_envs_factory, total_parent_workers, compress_data_to_send: of the set.
+            num_workers, total_parent_workers, compress_data_to_send: of the set.
+            algo_factory, actor_factory, storage_factory: of the set.
+            test_envs_factory, train_envs_factory: of the set.
             col_fraction_samples: its `fraction_samples`.
             col_worker_resources: its `worker_remote_config`.
             **more: further keyword arguments of the set.
@@ -222,7 +224,7 @@ class CWorkerSet(contextlib.AbstractContextManager):
     def collect(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Let all workers collect a rollout, and join what they bring.
 
-        Once half of them have finished, the others are told to stop as soon as they have
+        Once half of them have finished, the others are asked to stop as soon as they have
         `fraction_samples` of their rollout. What `collect_async`, or a call that raised, has left
         under way comes first.
 
@@ -230,7 +232,7 @@ class CWorkerSet(contextlib.AbstractContextManager):
             Data: see `CWorker.collect_data`; `instance` counts through the instances of all
             workers, also in the rows of `levels`. And info: NumberSamples, Episodes, Returns,
             Lengths, Successes, Time, ActorVersion (the oldest), PolicyLag (the largest number of
-            versions that a sample is behind the latest weights), DecisionLag (likewise of the
+            versions between a sample and the latest weights), DecisionLag (the same of the
             levels' rows, whose decisions may be held over rollouts), Workers (the info of each),
             Restarts.
         """
@@ -259,7 +261,7 @@ class CWorkerSet(contextlib.AbstractContextManager):
     def collect_async(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Join the rollouts that have come, at least one; their workers go on at once.
 
-        With `max_lag`, rollouts that would fall behind further than that are waited for.
+        With `max_lag`, it waits for rollouts that would otherwise exceed that lag.
         """
         self._check_running()
         if self.num_workers == 0:
@@ -311,7 +313,7 @@ class CWorkerSet(contextlib.AbstractContextManager):
     def _receive(self, refs: list[Any], word: str | None = None) -> None:
         """Wait for one of these rollouts, and add all of them that have come to those arrived.
 
-        Where one raises, the next gather has what came beside the error.
+        If one raises, the next gather has what the others returned.
         """
         ready: list[Any] = []
         while not ready:

@@ -1,4 +1,4 @@
-"""Collector: the host loop that gathers experience, counts it, and lets the hierarchy learn."""
+"""Collector: the host loop that collects experience, counts it, and lets the hierarchy learn."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class CollectOptions(TypedDict, total=False):
 
 
 class Collector(BaseCollector):
-    """Collects experience with a hierarchy, and lets it learn, test and save on the way.
+    """Collects experience with a hierarchy; learns, tests, logs and saves along the way.
 
     Args:
         hierarchy: acts; in train mode it explores, stores and learns.
@@ -67,13 +67,13 @@ class Collector(BaseCollector):
         env_params: parameters of a gymnax `env`; the hierarchy's if None, or the defaults of an
             `env` that is not the hierarchy's.
         test_env_params: parameters of a gymnax test environment; if None those of `env` where it
-            is the same, else the hierarchy's or its own defaults, likewise.
+            is the same, else the hierarchy's or its own defaults.
         n_env_instances: number of instances, n; a Gymnasium environment has its own.
         state: HierarchyState of n instances to start from; a new one if None.
-        buffer: rows of a replay buffer of environment transitions that is filled in all that is
-            collected, beside the levels' own; or such a buffer to go on with; None for none.
-        preprocess_fn: sees all data of the environment first; what it changes is what is acted
-            on, stored and counted. Called with keywords, arrays with a leading axis of instances:
+        buffer: size of a replay buffer of environment transitions, in addition to the levels'
+            own, that every call of `collect` fills; or such a buffer to continue; None for none.
+        preprocess_fn: sees all data of the environment first; levels act on, store and count what
+            it returns. Called with keywords, arrays with a leading axis of instances:
             `obs` and `env_id` at a reset; `obs_next`, `rew`, `terminated`, `truncated`, `done`,
             `info`, `act` and `env_id` at a step. It returns a dict of what it changes. It is traced
             in gymnax environments, and gets NumPy arrays in Gymnasium's.
@@ -83,8 +83,8 @@ class Collector(BaseCollector):
         nan: what happens where a reward, an observation or a signal is NaN or infinite. "raise":
             `collect` raises a FloatingPointError with the instance and the tick, and so it does
             where a metric of an update is. "drop": such steps are counted in `stats.n_nonfinite`.
-            In both cases the step is dropped and its instance reset; it neither acts on such a
-            number nor stores it, and the collector goes on. "allow": nobody looks.
+            In both cases the step is dropped and its instance reset, no such number is acted on or
+            stored, and the collector can be used further. "allow": no check.
 
     Attributes:
         state: the HierarchyState, readable and settable.
@@ -228,29 +228,28 @@ class Collector(BaseCollector):
     ) -> Any:
         """Collect an exact number of steps or episodes; give one of the three numbers.
 
-        Intervals count ticks (one step of all instances) and are due after step t where
-        t % interval == 0, checkpoints also at the end. Scalars are logged at t * n. Ticks are
-        numbered from the state's own count, `n_total_env_steps` over n, and what was collected
-        since the last reset without counting there, so that call after call, and a restart with a
-        state that was saved, go on where the one before ended.
+        Intervals count ticks (one step of all instances) and are due after step t if
+        t % interval == 0, checkpoints also at the end. Scalars are logged at t * n. Numbering
+        continues from the state's count, `n_total_env_steps` over n, plus what was collected
+        without counting since the last reset: across calls, and across a restart from a saved
+        state.
 
-        Exactly `n_episodes` episodes count, each from its start to its end, so that short ones are
-        not favoured: the first min(n_episodes, n) instances go on with the episode they are in; one
-        that finishes starts another as long as fewer than `n_episodes` have been started, and sits
-        out after that.
+        With `n_episodes`, exactly that many episodes count, each from its start to its end, so that
+        short ones are not favoured. The first min(n_episodes, n) instances continue the episode
+        they are in. An instance that finishes starts another one while fewer than `n_episodes` have
+        been started, and otherwise pauses.
 
         Args:
-            n_steps: number of steps in each instance, with `n_steps_start` those already taken
-                included.
-            env_expects_numpy: without a meaning: Gymnasium environments get NumPy arrays.
+            n_steps: steps of each instance; with `n_steps_start`, including those already taken.
+            env_expects_numpy: has no effect: Gymnasium environments get NumPy arrays.
             record_transitions: True also returns the transitions, leaves [ticks, n, ...]; "levels"
                 also what each level did.
-            learn: make the updates owed after each tick. Without, and without
-                `exploration_noise`, the hierarchy is in eval mode: levels act without noise,
+            learn: make the updates owed after each tick. Without it and without
+                `exploration_noise` the hierarchy is in eval mode: levels act without noise, and
                 nothing is stored or counted.
-            n_steps_start: steps taken in an earlier run that goes on here: `n_steps_start=400,
-                n_steps=1000` takes 600 steps, numbered 400 to 999. None: `n_steps` are taken,
-                numbered as said above.
+            n_steps_start: steps taken in an earlier run that this call continues:
+                `n_steps_start=400, n_steps=1000` takes 600 steps, numbered 400 to 999. None: takes
+                `n_steps`, numbered as above.
             log_interval: ticks between writing scalars.
             test_interval: ticks between tests; None for none.
             n_test_steps: ticks of a test.
@@ -259,30 +258,30 @@ class Collector(BaseCollector):
             post_step_callback: called with (t, obs_next) after each step; obs_next is the true
                 final observation where an episode ended.
             video_logger: gets every frame of instance 0, and its plans in mazes; see VideoLogger.
-            n_total_steps: number of steps, summed over instances. In the last tick the
-                lowest-numbered take what is owed; the others are not touched.
+            n_total_steps: number of steps, summed over instances. In the last tick only as many
+                instances step as are needed, the lowest-numbered ones.
             n_episodes: number of episodes, summed over instances.
             random: act uniformly at random; the hierarchy neither sees nor stores anything, and
                 starts at level 0 afterwards.
-            render: seconds between frames that are shown; None for none.
+            render: seconds between displayed frames; None for no display.
             no_grad: False lets gradients through, see below.
-            gym_reset_kwargs: `options` of resets of single Gymnasium environments on the way.
-            episode_allocation: "any": whichever instance is free takes the next episode; "quota":
-                instance i takes n_episodes // n of them, or one more, where instances differ.
+            gym_reset_kwargs: `options` of resets of single Gymnasium environments within the call.
+            episode_allocation: "any": the next free instance takes the next episode; "quota":
+                each instance takes n_episodes // n of them or one more, for instances that differ.
             max_steps: ticks after which a call that counts episodes gives up, 1,000,000 if None;
-                `stats.truncated_by_limit` then says how many were still open.
+                `stats.truncated_by_limit` is then the number of episodes still open.
 
         With `no_grad=False` in a gymnax environment, `collect(n_steps, record_transitions=True)`
-        can be called where `collector.state` holds values that are differentiated: the transitions
-        returned carry gradients, as far as environment and levels have them. The collector itself
-        stays where it was, its buffer too. Under jit or vmap the statistics know the steps alone.
+        can be differentiated with respect to values in `collector.state`: the returned transitions
+        carry gradients, as far as environment and levels have them. The collector and its buffer
+        do not change. Under jit or vmap the statistics only have the number of steps.
 
         Returns:
             CollectStats, or (CollectStats, Transitions), or with "levels" (CollectStats,
             Transitions, one LevelTransitions per level).
 
         Raises:
-            ValueError, TypeError: for what does not go together or is out of range.
+            ValueError, TypeError: for arguments that exclude each other or are out of range.
         """
         amounts = {"n_steps": n_steps, "n_total_steps": n_total_steps, "n_episodes": n_episodes}
         request = Request.checked(
@@ -391,9 +390,9 @@ class Collector(BaseCollector):
     ) -> CollectStats:
         """Run an exact number of whole episodes in the test environment, in eval mode.
 
-        Each starts from a reset; instances take equal shares, but for one, so that short episodes
-        are not favoured. Training goes on where it was; where a Gymnasium environment is that of
-        training itself, it is reset afterwards, see `test`.
+        Each starts from a reset; instances take equal shares, give or take one, so that short
+        episodes are not favoured. Training is not affected, except that a Gymnasium environment
+        used for both is reset afterwards, see `test`.
 
         Args:
             n_episodes: number of episodes, summed over instances.
@@ -401,7 +400,7 @@ class Collector(BaseCollector):
                 not changed.
             key: typed random key of the evaluation; from the state's random stream if None, so
                 that the same state gives the same episodes.
-            max_steps: ticks after which open episodes are given up, with a warning; 1,000,000 if
+            max_steps: ticks after which open episodes are dropped, with a warning; 1,000,000 if
                 None.
             video_logger: gets every frame of instance 0.
 
@@ -437,20 +436,20 @@ class Collector(BaseCollector):
     ) -> dict[str, Any]:
         """Test from a reset, in eval mode, over the episodes that finish.
 
-        Where a Gymnasium `test_env` is the training environment itself, that is reset again
-        afterwards: give the collector a `test_env` of its own.
+        If a Gymnasium `test_env` is the training environment itself, it is reset again
+        afterwards: give the collector a separate `test_env`.
 
         Args:
             t: training step, where scalars are logged (times n).
             test_state: state to test, such as `hierarchy.get_copy(state)`; not changed.
             n_steps: ticks.
-            env_expects_numpy: without a meaning.
+            env_expects_numpy: has no effect.
             video_logger: gets every frame of instance 0.
 
         Returns:
             test_reward (mean per step) and, of the episodes that finished, the mean test_return and
             test_length, and the fractions with success at any step (test_success) and at the last
-            (test_success_at_end); None without an episode, and where the environment does not tell
+            (test_success_at_end); None without an episode, and where the environment reports no
             success. LayeredRL's test_success_in_ep and test_success_frac are the same two.
         """
         checks.state_of(test_state, name="test_state")

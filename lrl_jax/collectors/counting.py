@@ -83,6 +83,6 @@ class Owed(struct.Node):
         return self.replace(active=left > 0, left=left)
 
     def after_ticks(self, n_ticks: int) -> Owed:
-        """After so many ticks of all instances, where ticks are counted."""
+        """After `n_ticks` more ticks of all instances, where ticks are counted."""
         left = self.left - n_ticks
         return self.replace(active=self.active & (left > 0), left=left)

@@ -41,7 +41,7 @@ class _Taken(struct.Node):
         act: as decided.
         step: what came of it.
         levels: what the levels did, or None.
-        bad: whose step is not finite, bool [n]; None where nobody looks.
+        bad: whose step is not finite, bool [n]; None without the check.
         frame: state of the first instance's environment after it, before any reset; None where no
             frame is drawn, or it cannot be had.
     """
@@ -107,12 +107,12 @@ def _settled(hierarchy, way, owned, owed, taken, mask):
 def _chunk(hierarchy, env, way, preprocess, params, owned, owed, n_ticks):
     """Up to `n_ticks` ticks, their number traced, so that any number compiles once.
 
-    Where steps are checked, one that is not finite ends the chunk: nobody's bookkeeping of that
-    tick is done yet. A mask of shape [] keeps it out, as the lowest level's rings are written as
+    Where steps are checked, one that is not finite ends the chunk before the bookkeeping of that
+    tick. A mask of shape [] keeps it out, as the lowest level's rings are written as
     one (`Hierarchy.aligned`) as long as no instance is masked alone.
 
     Returns what is owned, what is still owed, the ticks taken, what was recorded, leaves
-    [capacity, ...], zero behind the ticks taken, and the last step, (_Taken,), () without checks.
+    [capacity, ...], zero after the ticks taken, and the last step, (_Taken,), () without checks.
     """
     everyone = way.mode == "n_steps"
 
@@ -208,7 +208,7 @@ class DeviceEngine:
     Attributes:
         carry: state of the rollout; None before the first reset.
         store: replay buffer, or None.
-        shared: whether somebody else may hold the arrays of the carry.
+        shared: whether the caller may hold the arrays of the carry, too.
     """
 
     def __init__(self, env: Any, params: Any, n: int, preprocess: Preprocess | None = None):
@@ -233,7 +233,7 @@ class DeviceEngine:
             state: of n instances; a new one if None.
             seed: of all random streams; None goes on with those there are: the engine's, at
                 first those of `state`, without one 0.
-            reset_kwargs: has no meaning here but for a `seed`.
+            reset_kwargs: only a `seed` has a meaning here.
             key: of the environments, in place of a seed.
         """
         kwargs = reset_arguments(reset_kwargs)

@@ -54,7 +54,7 @@ def whole_episodes(
     env_params: Any = None,
     max_steps: int | None = None,
 ) -> CollectStats:
-    """An exact number of whole episodes, equal shares for all instances but for one.
+    """An exact number of whole episodes; instances get equal shares, give or take one.
 
     Args:
         hierarchy, state, key: see `run_test`.

@@ -275,7 +275,7 @@ class HostEngine:
         return self._raw
 
     def saved(self) -> dict[str, Any]:
-        """All that changes, to be saved, but for the environments."""
+        """Everything that changes, except the environments, to be saved."""
         return {"state": self.state(), "store": self.store}
 
     def restore(self, hierarchy: Hierarchy, read: Callable[[Any], Any], is_aligned: bool) -> None:
@@ -517,7 +517,7 @@ class HostEngine:
         self._keep(run)
 
     def _keep(self, run: _Run) -> None:
-        """Store the last tick settled; what nobody wants of it any more is let go."""
+        """Store the last tick settled, and drop what is not needed any more."""
         tick = run.ticks[-1] if run.ticks else None
         if tick is None or tick.is_kept:
             return

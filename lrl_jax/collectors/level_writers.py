@@ -1,4 +1,4 @@
-"""Scalars that levels want in writers of their own, written by the host loop."""
+"""Scalars that the host loop writes to the levels' own writers."""
 
 from __future__ import annotations
 

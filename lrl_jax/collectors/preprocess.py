@@ -83,7 +83,7 @@ class Preprocess:
 
 
 def _like(name: str, new: Any, old: Any) -> Any:
-    """The new value in the old one's type; its shape must be the same, but for the info."""
+    """The new value in the old one's type; shapes must match, except in the info."""
     if name == "info":
         return new
     xp = jnp if isinstance(old, jax.Array) else np

@@ -205,7 +205,7 @@ def in_one_thread(cls: type) -> type:
     Environments may render or hold what only the thread can use that has made them.
 
     Args:
-        cls: class of the workers; its public methods are called alike.
+        cls: class of the workers; its public methods are called by the same names.
     """
 
     class InOneThread:

@@ -68,7 +68,7 @@ class Episodes(struct.Node):
         success: bool, at any step.
         success_at_end: bool, at its last step; False before that.
         finished: bool, whether it has ended.
-        told: bool, whether the environment has told success, or that there was none, at any step.
+        told: bool, whether the environment has reported success or its absence at any step.
     """
 
     episode_return: Any
@@ -86,7 +86,7 @@ class Sums(struct.Node):
         episode_return: a Sum, float32 on the device, float64 on the host.
         length: int32.
         success: bool, whether success was seen.
-        told: bool, whether the environment has told it or its absence.
+        told: bool, whether the environment has reported it or its absence.
     """
 
     episode_return: Sum

@@ -194,7 +194,7 @@ def _rollout(hierarchy, env, n_steps, learn_interval, record, unroll, stops, par
         carry, sums, fault = scanned
         metrics = mean_over_updates(metrics)
     carry = devices.pin(carry, specs)
-    # Gathered first, so that sums are rounded alike however many devices there are.
+    # Gathered first, so that sums are rounded the same for any number of devices.
     sums = {k: s.value if isinstance(s, Sum) else s for k, s in sums.items()}
     sums = devices.pin(sums, lambda sums: dict.fromkeys(sums, P()))
     totals = {name: value.sum() for name, value in sums.items()}
@@ -227,23 +227,22 @@ def rollout(
         learn: make the updates owed every `learn_interval` ticks and at the end.
         record: True returns the transitions; "levels" also what each level did.
         env, env_params: see `init_carry`.
-        learn_interval: ticks of a round; fewer where an on-policy level learns more often, a
-            divisor of both. None: 1, or where only on-policy levels learn, what they ask for. Their
-            updates come in time if `n_steps` stays the same from call to call.
-        unroll: ticks that one iteration of the loop does.
-        stop_at_nan: from the first reward, observation or signal on that is NaN or infinite,
-            nothing more is stored, counted or learned from, so that replay and learners stay
-            sound; what else the carry holds does not. The metrics then name it:
-            `nonfinite_tick` and `nonfinite_instance`, -1 where there was none, see
-            `check_finite`. Training and collectors look; here it is off, as a pure function
-            cannot raise.
+        learn_interval: ticks between updates; if an on-policy level learns more often, a divisor
+            of both. None: 1, or if only on-policy levels learn, their interval. Their updates are
+            on time if `n_steps` stays the same from call to call.
+        unroll: ticks per iteration of the loop.
+        stop_at_nan: from the first NaN or infinite reward, observation or signal on, nothing is
+            stored, counted or learned from, so that replay and learners stay sound; the rest of
+            the carry does not. The metrics `nonfinite_tick` and `nonfinite_instance` then say
+            where it was, -1 without one, see `check_finite`. Training and collectors always
+            check; here the check is off, as a pure function cannot raise.
 
     Returns:
         The carry and a RolloutOutput.
 
     Raises:
         ValueError, TypeError: for numbers out of range, an environment that does not fit, or a
-            carry from elsewhere.
+            carry that is not from `init_carry`.
     """
     n_steps = check_int("n_steps", n_steps, 1)
     if learn_interval is not None:
@@ -291,10 +290,10 @@ def evaluate(
     env_params: Any = None,
     max_steps: int | None = None,
 ) -> Episodes:
-    """Run one episode in each of `n_episodes` instances; `state` is left alone. Can be traced.
+    """Run one episode in each of `n_episodes` instances. Pure; can be traced.
 
-    One episode per instance, whole, so that short ones are not favoured. Compiled once for equal
-    numbers.
+    One complete episode per instance, so that short ones are not favoured. Compiled once per
+    `n_episodes` and `max_steps`.
 
     Args:
         hierarchy: evaluated in eval mode.
@@ -302,14 +301,14 @@ def evaluate(
         key: typed random key, consumed.
         n_episodes: number of episodes, n.
         env, env_params: see `init_carry`.
-        max_steps: ticks; what has not ended by then is reported as not finished. The environment's
-            own limit, `env_params.max_steps_in_episode`, if None.
+        max_steps: ticks; an episode that has not ended by then is reported as not finished. The
+            environment's own limit, `env_params.max_steps_in_episode`, if None.
 
     Returns:
         Episodes, leaves [n].
 
     Raises:
-        ValueError: without `max_steps` where the parameters have no limit that is known here.
+        ValueError: without `max_steps`, if the environment's limit is not known.
     """
     n = check_int("n_episodes", n_episodes, 1)
     env, params = traced_env(hierarchy, env, env_params)

@@ -27,7 +27,7 @@ class _Seat:
         index: of the instance.
         env_fn: makes it.
         dtype: of the observations.
-        processes: whether it lives in a process of its own, started again where it is lost.
+        processes: whether it runs in a separate process, which is restarted if it is lost.
     """
 
     def __init__(self, index: int, env_fn: Callable[[], Any], dtype: Any, processes: bool):
@@ -82,12 +82,12 @@ class _Seat:
 
 
 class Futures:
-    """A list of environment functions, each environment with a thread of its own.
+    """A list of environment functions, with one thread per environment.
 
     Args:
         env_fns: functions without arguments that make one Gymnasium environment each.
         dtype: of the observations.
-        processes: whether each environment lives in a process of its own, for environments that
+        processes: whether each environment runs in a separate process, for environments that
             are busy in Python rather than waiting or computing in C.
         wait_num: steps to wait for; all that are under way if None.
         timeout: seconds after which one step is enough; None for never.
@@ -127,7 +127,7 @@ class Futures:
                 if mine != first:
                     raise ValueError(
                         f"environment {i} has {name} {mine}, but the first has {first}: all must "
-                        f"be alike."
+                        f"be the same."
                     )
 
     @property
@@ -159,7 +159,7 @@ class Futures:
         _wait(running)
         self._flying.clear()
         seen, self.spoiled = self.spoiled, True  # until all have been reset
-        if not seen:  # an error that nobody has seen yet is not forgotten
+        if not seen:  # an error that was not raised yet is not forgotten
             for future in running:
                 future.result()
         obs = self._resets(range(self.n), seed, **kwargs)
@@ -270,7 +270,7 @@ def _spread(n: int, ids: Any, columns: dict[str, np.ndarray], info: dict[str, An
 class Envpool:
     """An envpool environment made with `envpool.make_gymnasium(id, num_envs=, batch_size=)`.
 
-    It answers with `batch_size` instances at a time and resets an instance in a step of its own,
+    It answers with `batch_size` instances at a time and resets an instance in a separate step,
     which is not passed on: a step that ended an episode is, once the reset has been answered. Where
     fewer instances are wanted than fill a batch, others step unseen; they are `spoiled` then.
 
@@ -295,7 +295,7 @@ class Envpool:
         self._dtype = dtype
         self._idle = np.zeros((self.n, *env.action_space.shape), env.action_space.dtype)
         self._flying = np.zeros(self.n, bool)  # envpool owes an answer
-        self._unseen = np.zeros(self.n, bool)  # nobody wants that answer
+        self._unseen = np.zeros(self.n, bool)  # that answer is not needed
         self._ended: dict[int, dict[str, Any]] = {}  # last steps whose reset is not answered yet
         # Where a batch is all of them, envpool takes their actions in one call only.
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
@@ -426,7 +426,7 @@ Source = HostEnv | Futures | Envpool
 def make_source(
     env: Any, dtype: Any, processes: bool, wait_num: int | None, timeout: float | None
 ) -> Futures | Envpool:
-    """The source behind what a user gave.
+    """The source for the environments that a user gave.
 
     Raises:
         TypeError: for what cannot step in part.

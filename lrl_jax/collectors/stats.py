@@ -1,4 +1,4 @@
-"""What a stretch of collecting leaves behind, and its statistics."""
+"""What a call of `collect` returns: its episodes and their statistics."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SUMMARISED = ("return", "reward", "success", "success_at_end")  # of interim te
 
 
 def with_aliases(values: dict[str, Any]) -> dict[str, Any]:
-    """The same with LayeredRL's words beside the library's."""
+    """The same values, also under LayeredRL's names."""
     return values | {old: values[new] for old, new in ALIASES.items() if new in values}
 
 
@@ -63,10 +63,10 @@ class CollectStats(CollectStatsBase, Mapping):
 
     As a mapping it has `n_episodes`, `n_steps`, `mean_reward` and, of the finished episodes, the
     mean `return` and `length`, and the fractions with success at any step (`success`) and at the
-    last (`success_at_end`); None without episodes or where the environment does not tell success.
+    last (`success_at_end`); None without episodes or where the environment reports no success.
     LayeredRL's `mean_return`, `mean_episode_length` and `success_rate` are the same. With interim
-    tests also `mean_test_return`, `last_test_return` and `last_5_test_return`, and alike for
-    reward, success and success_at_end: over all tests, of the last, and over the last five.
+    tests also `mean_test_return`, `last_test_return` and `last_5_test_return` (over all tests, of
+    the last, over the last five), and the same for reward, success and success_at_end.
 
     Attributes:
         n_collected_episodes: episodes that finished.
@@ -78,8 +78,8 @@ class CollectStats(CollectStatsBase, Mapping):
         lens: their lengths, int [N].
         successes: whether they saw success at any step, bool [N].
         successes_at_end: whether they saw it at their last step, bool [N].
-        successes_told: whether the environment told it or its absence, bool [N]. Where it tells
-            none of them, rates of success are None.
+        successes_told: whether the environment reported it or its absence, bool [N]. Where it
+            reports none, success rates are None.
         returns_stat, lens_stat: summaries, None where no episode finished.
         mean_reward: mean reward per environment step.
         learning: metrics of the updates, `level{i}/{name}`.
@@ -125,7 +125,7 @@ class CollectStats(CollectStatsBase, Mapping):
         )
 
     def rate(self, successes: np.ndarray) -> float | None:
-        """Fraction of the finished episodes; None where the environment does not tell success."""
+        """Fraction of the finished episodes; None where the environment reports no success."""
         return float(successes.mean()) if self.successes_told.any() else None
 
     def __str__(self) -> str:

@@ -84,7 +84,7 @@ def names_env_once(function: Callable[Arguments, Result]) -> Callable[Arguments,
 def own_env(hierarchy: Hierarchy, env: Any = None, env_params: Any = None) -> tuple[Any, Any]:
     """Environment and parameters of a loop: the hierarchy's, unless others are given.
 
-    An environment of its own has its default parameters, unless others are given.
+    An environment other than the hierarchy's has its default parameters, unless others are given.
 
     Raises:
         ValueError, TypeError: if the hierarchy was not built for such an environment.
@@ -203,7 +203,7 @@ def begun(
 def restarted(state: HierarchyState) -> tuple[HierarchyState, jax.Array]:
     """A state that goes on in environments of another process, and a key for these.
 
-    The key is of the state's own stream, so that no two starts are alike.
+    The key is from the state's own stream, so that no two starts are the same.
     """
     stream = state.stream
     return state.replace(stream=stream.advance()), stream.tick_key(Salt.RESTART)
@@ -283,7 +283,7 @@ class Step(struct.Node):
 
     @classmethod
     def none(cls, obs: jax.Array, signals: tuple[str, ...]) -> Step:
-        """A step that nobody took, for observations [n, ...]."""
+        """A placeholder for the step before the first, for observations [n, ...]."""
         zeros, no = (jnp.zeros(obs.shape[0], kind) for kind in (jnp.float32, bool))
         return cls(jnp.zeros_like(obs), zeros, no, no, no, no, dict.fromkeys(signals, zeros))
 

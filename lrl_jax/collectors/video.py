@@ -29,7 +29,7 @@ class VideoLogger:
             classics and boards; any other by `env.render(state)` or `env.render(state, params)`.
             For Gymnasium environments the state is None.
         fps: frames per second.
-        every: take one frame out of so many.
+        every: take one frame in `every`.
         max_frames: further frames are left out, None for no limit.
         draw_plans: whether plans are drawn in mazes.
 
@@ -149,7 +149,7 @@ class Frames:
         self._plan: Any = None
         self._decides, self._obs = False, None
         self._steps, self._is_drawn = True, False
-        # The first frame is that of before the first step, but for a film that goes on.
+        # The first frame is from before the first step, unless the film continues.
         self._is_new = not getattr(video, "frames", None)
         source = getattr(engine, "source", None)
         self._source = source if self._draws else None

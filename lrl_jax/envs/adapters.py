@@ -51,7 +51,7 @@ class BraxEnvironment(AdaptedEnvironment):
         return inner.obs, inner
 
     def advance(self, key: jax.Array, inner: Any, action: jax.Array, own: Any) -> Any:
-        """See the base; Brax keeps a key of its own."""
+        """See the base; Brax keeps its own key."""
         inner = self.env.step(inner, jnp.clip(action, -1.0, 1.0))
         info = dict(inner.metrics)
         if "success" in info:
@@ -117,7 +117,7 @@ class PlaygroundEnvironment(AdaptedEnvironment):
         return self._seen(inner), inner
 
     def advance(self, key: jax.Array, inner: Any, action: jax.Array, own: Any) -> Any:
-        """See the base; Playground keeps a key of its own."""
+        """See the base; Playground keeps its own key."""
         inner = self.env.step(inner, jnp.clip(action, -1.0, 1.0))
         return self._seen(inner), inner, inner.reward, inner.done > 0.5, dict(inner.metrics)
 
@@ -158,7 +158,7 @@ class MiniGridEnvironment(AdaptedEnvironment):
         return inner.observation, inner
 
     def advance(self, key: jax.Array, inner: Any, action: jax.Array, own: Any) -> Any:
-        """See the base; the library keeps a key of its own. Reaching the goal is success."""
+        """See the base; the library keeps its own key. Reaching the goal is success."""
         inner = self.env.step(own, inner, action)
         terminated = inner.last() & (inner.discount == 0.0)
         return inner.observation, inner, inner.reward, terminated, {"is_success": terminated}

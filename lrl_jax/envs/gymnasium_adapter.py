@@ -1,4 +1,4 @@
-"""Gymnasium environments behind one interface, whatever their way of resetting themselves."""
+"""One interface to Gymnasium environments, in any autoreset mode."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ class HostStep:
 class HostEnv:
     """A Gymnasium vector environment that has reset itself after every step that ended episodes.
 
-    All three modes of resetting look alike from here: `step` returns the true final observation and
-    that after the reset, and no step is a fake one.
+    All three autoreset modes look the same from here: `step` returns the true final observation and
+    the one after the reset, and every step is a real one.
 
     Args:
         env: Gymnasium environment, single or vector.

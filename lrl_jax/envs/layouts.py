@@ -102,14 +102,14 @@ BUILTIN: dict[str, dict[str, Any]] = {
     ),
     "Maze2D-Empty-v0": dict(layout=EMPTY, starts=_CORNERS, goals=_CORNERS),
 }
-"""Settings of `Maze2D` behind each built-in id."""
+"""Settings of `Maze2D` for each built-in id."""
 
 
 def parse_layout(layout: Any) -> Grid:
     """Read a layout from text or from an array.
 
     Args:
-        layout: text with a line a row, or a list of such lines, of '#' (wall) and '.' (free);
+        layout: text with one line per row, or a list of lines, of '#' (wall) and '.' (free);
             or a 2-D array of 0 (free) and 1 (wall), or of booleans.
 
     Returns:

@@ -79,8 +79,8 @@ class Maze2D(Reaching):
     Args:
         layout: lines of '#' (wall) and '.' (free), as one text or a list, or a 2-D array of 0
             (free) and 1 (wall). The border must be walls.
-        starts: (x, y) of possible starts, `[N, 2]`; None stands for the centres of all free cells.
-        goals: likewise, of possible goals.
+        starts: (x, y) of possible starts, `[N, 2]`; None means the centres of all free cells.
+        goals: the same for goals.
         dense_reward: whether the reward is the negative distance, or sparse.
         max_steps: steps after which an episode is truncated.
         terminate_at_goal: whether an episode terminates where it succeeds, as in OGBench. Success

@@ -74,7 +74,7 @@ def make(env_id: str, **settings: Any) -> tuple[Any, Any]:
 
 
 def make_maze(env_id: str, **settings: Any) -> Maze2D:
-    """Make one of the built-in mazes; `settings` are those of `Maze2D` but for the layout."""
+    """Make one of the built-in mazes; `settings` are those of `Maze2D` except the layout."""
     unknown = sorted(set(settings) - set(_MAZE_SETTINGS))
     if unknown:
         raise TypeError(

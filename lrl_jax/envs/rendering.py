@@ -61,7 +61,7 @@ def render_maze(
         raise TypeError(f"{type(env).__name__} has no maze layout: render_maze draws Maze2D.")
     longest = max(len(grid), len(grid[0]))
     if size < longest:
-        raise ValueError(f"size {size} is less than a pixel a cell: use at least {longest}.")
+        raise ValueError(f"size {size} is less than one pixel per cell: use at least {longest}.")
     positions = state_or_positions
     if hasattr(state_or_positions, "position"):
         positions = state_or_positions.position

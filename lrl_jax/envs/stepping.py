@@ -93,9 +93,9 @@ _ENDS = ("terminated", "truncated")
 
 
 def _is_older(env: Any) -> bool:
-    """Whether `step` is that of a base class whose `step_env` and `reset_env` tell all it does.
+    """Whether `step` is that of a base class and does nothing but `step_env` and `reset_env`.
 
-    Where a wrapper or subclass has a `step` of its own, they would leave out what it does.
+    Where a wrapper or subclass overrides `step`, they would leave out what it adds.
     """
     owner = next((cls for cls in type(env).__mro__ if "step" in vars(cls)), object)
     return {"step_env", "reset_env"} <= set(vars(owner))
@@ -128,10 +128,10 @@ def _name(env: Any) -> str:
 
 
 def success_of(info: Any, n: int) -> tuple[jax.Array, jax.Array]:
-    """Success in the info of a step, and whether anything tells it, bool [n] each.
+    """Success in the info of a step, and whether the info reports it, bool [n] each.
 
-    It is `is_success` or `success`, one flag an instance, 0 or 1; a dict, several flags and other
-    numbers tell none.
+    It is `is_success` or `success`, one flag per instance, 0 or 1; dicts, several flags and other
+    numbers do not count as a report.
     """
     for name in ("is_success", "success"):
         value = info.get(name)

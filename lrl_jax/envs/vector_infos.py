@@ -43,7 +43,7 @@ def rows_of(info: dict[str, Any], mask: np.ndarray) -> dict[str, Any]:
 def merged(infos: list[dict[str, Any]]) -> dict[str, Any]:
     """Infos of vector environments of one instance each as that of one with all of them.
 
-    Entries that some lack are left out of it, but for their mask, as vector environments have it.
+    Of entries that some lack only the mask is included, as in vector environments.
     Where shapes differ, the entry is an array of objects.
     """
     shared = set.intersection(*map(set, infos)) if infos else set()
@@ -98,10 +98,10 @@ def _is_numeric(value: Any) -> bool:
 
 
 def success_in(info: dict[str, Any], n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Success in a vector environment's info, and whether anything tells it, new bools [n].
+    """Success in a vector environment's info, and whether the info reports it, new bools [n].
 
-    It is `is_success` or `success`, one flag an instance, 0 or 1; text, dicts, several flags and
-    other numbers tell none.
+    It is `is_success` or `success`, one flag per instance, 0 or 1; text, dicts, several flags and
+    other numbers do not count as a report.
     """
     success, told = np.zeros(n, bool), np.zeros(n, bool)
     for name in ("is_success", "success"):

@@ -34,7 +34,7 @@ def own_options(options: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 class _Reset:
-    """An environment whose resets get keywords of its own, and are told of first."""
+    """An environment whose resets get their own keywords, and call `before` first."""
 
     def __init__(self, env: Any, keywords: dict[str, Any], before: Callable[[], None] | None):
         self._env, self._keywords, self._before = env, keywords, before
@@ -52,11 +52,11 @@ class _Reset:
 def resetting(
     base: Any, keywords: dict[str, Any], before: Callable[[], None] | None = None
 ) -> Iterator[None]:
-    """A block in which the instances of a SyncVectorEnv are reset with keywords of their own.
+    """A block in which each instance of a SyncVectorEnv is reset with its own keywords.
 
     Args:
         base: a vector environment without wrappers; any but a SyncVectorEnv is left alone.
-        keywords: of each instance's `reset`, beside seed and options.
+        keywords: of each instance's `reset`, in addition to seed and options.
         before: called before the first instance is reset.
     """
     if not isinstance(base, SyncVectorEnv):

@@ -116,7 +116,7 @@ def without_rows(state: Any) -> Any:
 
 
 def _with_room(state: Any, whole: Any) -> Any:
-    """Undo `without_rows`, but for the rows."""
+    """Undo `without_rows`, except for the rows."""
 
     def with_room(s: Any, like: Any) -> Any:
         if s.buffer is None:

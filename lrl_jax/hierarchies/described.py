@@ -1,4 +1,4 @@
-"""Settings as plain JSON, to tell whether a checkpoint belongs to a hierarchy."""
+"""Settings as plain JSON, which say whether a checkpoint belongs to a hierarchy."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _content(cell: Any) -> Any:
 
 
 def _is_part(value: Any, function: Any) -> bool:
-    """Whether a global is part of what a function does: data, or a function beside it."""
+    """Whether a global is part of what a function does: data, or a function of its module."""
     if inspect.isfunction(value):
         return value.__module__ == function.__module__
     if isinstance(value, list | tuple):
@@ -174,7 +174,7 @@ def _digest(code: types.CodeType, doc: str | None) -> str:
 def _values(observed: ObsMap) -> list[list[float]]:
     """What a map makes of some observations, [12, at most 16].
 
-    The same in other processes, versions of Python and of JAX, but for rounding.
+    The same in other processes and versions of Python and JAX, up to rounding.
     """
     space = observed.space
     try:
@@ -272,7 +272,7 @@ def _parameters(function: Any) -> dict[str, Any]:
 
 
 def _default(value: Any, name: str, known: dict[str, Any]) -> Any:
-    """What a setting is where it is not given, beside those that are known; empty if it must be."""
+    """A setting's default, in addition to those in `known`; empty if it must be given."""
     if not dataclasses.is_dataclass(value):
         return inspect.Parameter.empty
     given = {

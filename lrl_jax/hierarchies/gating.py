@@ -78,7 +78,7 @@ def gated(
 
     Args:
         decide: the decision of a batch, (memory, *args) -> (outcome, memory), leaves [B, ...].
-        draft: its cheap first half, alike, which also returns memory for `decide` and a bool [B],
+        draft: its cheap first half, which also returns memory for `decide` and a bool [B],
             where `decide` is needed; or None.
         chunk: what `chunk_of` the level is: how inactive instances are spared.
         mask: bool [n], or None for all.

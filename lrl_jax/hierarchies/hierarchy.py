@@ -49,7 +49,7 @@ class Hierarchy:
         levels: the levels, index 0 the highest; the last acts on the environment.
         env: a gymnax environment, or a Gymnasium environment (single or vector).
         env_params: parameters of a gymnax environment, its defaults if None.
-        env_obs_maps: one function a level from ONE instance's observation to what the level sees,
+        env_obs_maps: one function per level from ONE instance's observation to what it sees,
             None for the identity. Hides information, or moves a trained level to an environment
             with other observations.
         mapped_env_obs_shapes: the shape each map returns: None is inferred, a negative number is
@@ -58,7 +58,7 @@ class Hierarchy:
             they do the reward: costs, health, rewards of options.
         frozen: indices of levels that act as in evaluation, and learn nothing, in train mode too.
         device: where `init` puts the state; the default device if None.
-        writer: a TensorBoard writer for host loops to use if they are given none of their own.
+        writer: a TensorBoard writer for host loops that are not given another.
 
     Raises:
         ValueError, TypeError: if levels do not fit each other or the environment, with both
@@ -139,7 +139,7 @@ class Hierarchy:
         """Jit `function(self, *static, ...)`, once for equal static arguments.
 
         The cache lives as long as the hierarchy, so that Python loops compile once. `donate` is
-        the index of the argument behind `static` that the function may overwrite.
+        the index of the argument after `static` that the function may overwrite.
         """
         entry = (function, static, donate)
         if entry not in self._jitted:
@@ -149,7 +149,7 @@ class Hierarchy:
         return self._jitted[entry]
 
     def specs_for(self, n: int, check: bool = True):
-        """What each level is told about its place, with n instances."""
+        """The `LevelSpec` of each level, with n instances."""
         seen = (self._obs_spaces, self._goals)
         return checks.level_specs(self.levels, *seen, self.env_spec, n, check)
 
@@ -161,7 +161,7 @@ class Hierarchy:
     def learn_ticks(self) -> int | None:
         """Ticks between the updates of on-policy levels; None without any.
 
-        Loops learn at least as often: the greatest number that divides all of theirs.
+        The greatest common divisor of their intervals: loops must learn at least this often.
         """
         ticks = [
             stepping.rollout_ticks(level, spec)
@@ -203,9 +203,9 @@ class Hierarchy:
 
         Args:
             key: typed random key.
-            n_env_instances: number of instances, n; a Gymnasium environment's own if None, 1 where
-                it is no vector environment.
-            learners: one a level, kept in place of a fresh one; None for a fresh one. Settings are
+            n_env_instances: number of instances, n; if None, that of a Gymnasium vector
+                environment, else 1.
+            learners: one per level, kept instead of a fresh one; None for a fresh one. Settings are
                 those of this hierarchy: learning rates, schedules, warm-ups.
 
         Raises:
@@ -392,7 +392,7 @@ class Hierarchy:
     def _make_buffer(self, i: int, fields: Any, n: int) -> Any:
         level = self.levels[i]
         if i in self.frozen and not (i and "children" in self.levels[i - 1].needs):
-            return None  # nobody reads its rows
+            return None  # its rows are not read
         size = level.buffer_size
         if level.rollout_length is not None:
             size = level.rollout_length * n
@@ -407,7 +407,7 @@ class Hierarchy:
 
         Args:
             state: of n instances.
-            obs: [n, *obs_shape], of the kind of number that the environment's are.
+            obs: [n, *obs_shape], of the environment's kind of number.
             mask: bool [n], or [] for all or none; instances outside are unchanged bit for bit and
                 get their previous action. All if None.
 
@@ -432,7 +432,7 @@ class Hierarchy:
         mask: jax.Array | None = None,
         signals: dict[str, jax.Array] | None = None,
     ) -> HierarchyState:
-        """Register one environment step and hand control up where a level is done.
+        """Book one environment step, and hand control up from levels that are done.
 
         Args:
             state: of n instances, after `get_action`.
@@ -473,8 +473,8 @@ class Hierarchy:
     def learn(self, state: HierarchyState) -> tuple[HierarchyState, dict[str, jax.Array]]:
         """Make the updates owed: `n_updates` per `update_interval` new rows of each level.
 
-        What is left of an interval is carried, so that the ratio is exact over time. On-policy
-        levels make theirs after `rollout_length` decisions of nominal length. Metrics are
+        The remainder carries over, so the ratio is exact in the long run. On-policy levels update
+        after `rollout_length` decisions of nominal length. Metrics are
         `level{i}/{name}`, means over the updates of this call, 0 where none was due.
         """
         checks.instances_of(state, self.n_levels)
@@ -483,15 +483,15 @@ class Hierarchy:
     def add_rows(
         self, state: HierarchyState, rows: Sequence[dict[str, np.ndarray] | None], n_env_steps: int
     ) -> HierarchyState:
-        """Store rows that the levels of other states closed, such as those of workers (host).
+        """Store rows that were collected with other states, such as those of workers (host).
 
-        They owe updates as rows of this state's own do.
+        They owe updates as this state's own rows do.
 
         Args:
-            state: its instances are those that the rows name.
+            state: has the instances that the rows name.
             rows: of each level, see `buffers.extend`; None for none. A stamp `actor_version` is
                 not stored.
-            n_env_steps: environment steps that they are of.
+            n_env_steps: environment steps in which they were collected.
         """
         checks.instances_of(state, self.n_levels)
         if len(rows) != self.n_levels:
@@ -519,14 +519,14 @@ class Hierarchy:
         *,
         with_settings: bool = False,
     ) -> HierarchyState:
-        """The state with other learners, of the same shapes; all else goes on.
+        """The state with other learners of the same shapes; everything else stays.
 
         Args:
             state: of any number of instances.
-            learners: one a level; None keeps the level's own.
-            n_total_env_steps: that schedules and warm-ups go by, if given.
-            with_settings: whether the learners bring their copies of settings along; the state's
-                own stay if not.
+            learners: one per level; None keeps the level's own.
+            n_total_env_steps: new step count for schedules and warm-ups, if given.
+            with_settings: whether the learners' copies of settings are taken too; else the
+                state's stay.
 
         Raises:
             ValueError, TypeError: where a learner does not fit its level.
@@ -551,14 +551,14 @@ class Hierarchy:
         return state.replace(levels=tuple(levels))
 
     def reset(self, state: HierarchyState, mask: jax.Array | None = None) -> HierarchyState:
-        """Put instances back to level 0 with fresh memory; learner, buffers and counters stay.
+        """Return instances to level 0 with fresh memory; learners, buffers and counters stay.
 
-        For the beginning of a run, or where an environment was reset in mid-episode; not for the
-        end of an episode.
+        For the start of a run, or after an environment was reset in mid-episode; the end of an
+        episode does not need it.
 
         Args:
             state: of n instances.
-            mask: bool [n], the instances to put back. All if None.
+            mask: bool [n], the instances to reset. All if None.
         """
         n = checks.instances_of(state, self.n_levels)
         if mask is not None:
@@ -580,19 +580,19 @@ class Hierarchy:
         return state.replace(levels=levels, active_level=active)
 
     def get_copy(self, state: HierarchyState) -> HierarchyState:
-        """A state for test rollouts: same learners, fresh memory, a random stream of its own."""
+        """A state for test rollouts: same learners, fresh memory, its own random stream."""
         stream = Stream(jax.random.fold_in(state.stream.key, Salt.COPY), state.stream.tick)
         return self.reset(state).replace(stream=stream)
 
     def aligned(self, state: HierarchyState, known: bool = False) -> HierarchyState:
-        """The state with one cursor for the lowest level's rings, if these stand alike.
+        """The state with one cursor for the lowest level's rings, if all are at the same place.
 
         For loops that step all instances at every tick: a tick's rows are one contiguous write.
         `process_transition` with a mask of [n] undoes it, and so does saving.
 
         Args:
             state: of n instances.
-            known: whether the caller knows that the rings stand alike, as after `init`.
+            known: whether the caller knows that the rings are at the same place, as after `init`.
         """
         last = state.levels[-1]
         if last.buffer is None:
@@ -614,7 +614,7 @@ class Hierarchy:
         """Change the number of instances (host only).
 
         Learners and counters are kept, every instance starts at level 0 with fresh memory, and
-        stored rows are laid out anew, the oldest dropped where room gets short.
+        stored rows are redistributed; the oldest are dropped if there is not enough room.
         """
         del propagate_to_levels  # the state of all levels is one pytree here
         checks.instances_of(state, self.n_levels)
@@ -662,9 +662,9 @@ class Hierarchy:
         return self._other_mode
 
     def save(self, state: HierarchyState, path: str | Path, *, replay: bool = True) -> None:
-        """Write all of the state to the folder `path`.
+        """Write the whole state to the folder `path`.
 
-        A checkpoint that is there is replaced once the new one is whole; nothing else ever is.
+        An existing checkpoint is replaced once the new one is complete; nothing else ever is.
 
         Args:
             state: of this hierarchy.
@@ -672,8 +672,8 @@ class Hierarchy:
             replay: whether stored rows are written; loading gives empty replay if not.
 
         Raises:
-            ValueError: for the states of several seeds or of another hierarchy, and if anything
-                but a checkpoint lies at `path`.
+            ValueError: for the states of several seeds or of another hierarchy, and if `path` holds
+                something other than a checkpoint.
         """
         checks.instances_of(state, self.n_levels)
         if state.active_level.ndim != 1:

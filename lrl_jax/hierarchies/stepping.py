@@ -31,7 +31,7 @@ def no_input(n: int) -> jax.Array:
 
 
 def context(levels: Sequence[Level], state: HierarchyState, i: int, **fields: Any) -> Context:
-    """What level i may know, but for what belongs to an instance."""
+    """What level i may know, except what belongs to an instance."""
 
     def neighbour(j):
         return Neighbour(state.levels[j].learner, levels[j]) if 0 <= j < len(levels) else None
@@ -71,7 +71,7 @@ def get_action(
             below = state.levels[i + 1].buffer
             first = select(decides, below.per_ring("count"), level_state.first_child)
             level_state = level_state.replace(first_child=first)
-        # As data: a draft and what follows it are given the same key, which JAX could not tell
+        # As data: a draft and what follows it get the same key, which JAX could not distinguish
         # from a key that is used twice by mistake.
         keys = jax.random.key_data(state.stream.instance_keys(n, Salt.DECIDE + i))
         args = (mapped, level_input, keys, explores & training[i], control)

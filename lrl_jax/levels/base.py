@@ -44,7 +44,7 @@ def check_discount(name: str, value: Any) -> float | str:
 
 @dataclasses.dataclass(frozen=True)
 class LevelSpec:
-    """What a level is told about its place in the hierarchy.
+    """A level's place in the hierarchy.
 
     Attributes:
         index: position, 0 is the highest.
@@ -110,7 +110,7 @@ class Neighbour(struct.Node):
 
 
 class Context(struct.Node):
-    """What a method of a level may know beside its own state and data.
+    """What a method of a level may know in addition to its own state and data.
 
     Attributes:
         key: typed random key, consumed; None where nothing is to be drawn.
@@ -160,29 +160,31 @@ class LevelLike(Protocol):
 
 
 class Level:
-    """Base of all levels: every method has a default but `act`.
+    """Base of all levels: every method except `act` has a default.
 
     A level is a frozen, hashable dataclass of settings. It is written for one instance of the
     environment; the hierarchy maps it over instances, masks, accumulates, stores and samples.
 
-    Class attributes that a level may turn into fields (the base is no dataclass itself, so that
-    they do not come before a level's own fields):
+    The attributes are class attributes, which a level may turn into fields. The base is no
+    dataclass itself, so that they do not come before a level's own fields.
+
+    Attributes:
         buffer_size: rows its replay buffer holds over all instances; 0 for none.
         rollout_length: for on-policy levels, in place of a buffer_size: an update falls due every
-            `rollout_length` decisions of nominal length, at a tick that nothing drawn decides, and
-            the ring holds that many rows of each instance.
+            `rollout_length` decisions of nominal length, at a tick that no random draw decides, and
+            the ring holds that many rows per instance.
         update_interval, n_updates: `n_updates` calls of `learn` are owed for every
-            `update_interval` new rows of the level, all instances together; on-policy levels make
+            `update_interval` new rows of the level, summed over instances; on-policy levels make
             `n_updates` each time.
         learn_from, learn_until: environment steps; updates owed outside are dropped.
         control_interval: rows after which control goes back to the level above; None for never.
-        chunk_size: how the hierarchy spares inactive instances the work of `act`. 0: cheap,
-            computed for all and selected; None: skipped while no instance is active; a number:
-            active instances are gathered and processed that many at a time. A level with
-            `candidates` that leaves it None gets as many as fill the device.
+        chunk_size: how the hierarchy avoids the work of `act` for inactive instances. 0: `act` is
+            cheap, computed for all and selected; None: skipped while no instance is active; a
+            number: active instances are gathered and processed in chunks of this size. A level
+            with `candidates` that leaves it None gets chunks that fill the device.
         candidates: candidates that a decision compares, which pass through networks together; 0
             for a level that does not plan.
-        needs: what rows keep beside the common fields: "control" (a `Control`), "children" (the
+        needs: what rows keep besides the common fields: "control" (a `Control`), "children" (the
             rows that the level below closes inside), "return" (the discounted return so far).
         reward_discount: a reward i environment steps after the decision counts that to the power
             of i in the row's accumulated reward and signals; "gamma" takes the level's own.
@@ -214,7 +216,7 @@ class Level:
     def __post_init__(self):
         """Check those of the attributes above that are fields; scalars become Python's.
 
-        A level with a `__post_init__` of its own calls this one in it. The hierarchy checks the
+        A level that overrides `__post_init__` calls this one in it. The hierarchy checks the
         attributes of every level again.
         """
         own = {f.name for f in dataclasses.fields(self)}  # pyright: ignore[reportArgumentType]
@@ -247,9 +249,9 @@ class Level:
         """Create what is shared over instances; may consume `key`.
 
         Numbers that should be swept under vmap go in as float32 leaves. Those that copy settings
-        of the level stand under a field or a dict's entry named `settings` (`scheduled` for
-        present values of schedules): where a learner is kept for another level, these leaves are
-        the new level's own.
+        of the level go under a field or a dict's entry named `settings` (`scheduled` for current
+        values of schedules): when a learner is kept for another level, these leaves take the new
+        level's values.
         """
         return ()
 
@@ -263,7 +265,7 @@ class Level:
 
     #: A costly level may define `draft(learner, memory, obs, ctx)`, the cheap first half of a
     #: decision, which returns (Decision, memory, needs_act). Where needs_act is false the Decision
-    #: is final; elsewhere `act` follows, with the memory beside it and the same key.
+    #: is final; elsewhere `act` follows, with that memory and the same key.
     draft: Any = None
 
     #: A level that plans may define `planned_states(learner, memory, obs, level_input)`: latent
@@ -293,7 +295,7 @@ class Level:
     #: `update_statistics(learner, rows, mask, ctx) -> learner`. Where updates fall due, also while
     #: none are made before `learn_from`, it is given all rows since the last time, each once, in
     #: pieces [L, instances] as they were stored, with a mask, bool. Off-policy that is before the
-    #: updates; on-policy behind them, so that the rows that are learned from are seen as they were
+    #: updates; on-policy after them, so that the rows that are learned from are seen as they were
     #: when they were decided on. Frozen levels and eval mode give no rows.
     update_statistics: Any = None
 

@@ -30,7 +30,7 @@ class AlgorithmLearner(struct.Node):
         settings: warm_up_steps, float32 [].
         observation: how observations become features. The bounds are those of the environment that
             the learner began in, also after it has been moved to another.
-        skills: what levels that learn skills share beside; else None.
+        skills: what levels that learn skills share in addition; else None.
         statistics: running ones of the level's rows, where it keeps any.
         condition: how level inputs become features (static).
         action_space: what the level decides (static).
@@ -117,7 +117,7 @@ class LearnerLevel(AlgorithmLevel):
 
     In training it acts at random, and learns nothing, until the warm up is over; in evaluation it
     is deterministic. A truncated row bootstraps from its next observation, the true final one; a
-    terminated row does not. Where control is handed back, the value behind a row is that of the
+    terminated row does not. Where control is handed back, the value after a row is that of the
     next row's input.
 
     Attributes:
@@ -196,7 +196,7 @@ class LearnerLevel(AlgorithmLevel):
             )
 
     def condition_dim(self, spec: LevelSpec) -> int:
-        """Size of what the networks see beside the observation."""
+        """Size of what the networks see next to the observation."""
         space = self.level_input_space
         return 0 if space is None else space.dim
 
@@ -321,7 +321,7 @@ class SACLevel(LearnerLevel):
     """Decides in a bounded Box and learns with soft actor-critic (Haarnoja et al. 2018).
 
     With one level it is flat SAC; under a level that sends `level_input_space` its networks take
-    the input beside the observation. See `LearnerLevel` for the other settings.
+    the input next to the observation. See `LearnerLevel` for the other settings.
 
     Attributes:
         algorithm: hyperparameters of SAC.
@@ -336,7 +336,7 @@ class DQNLevel(LearnerLevel):
     """Decides in a Discrete space and learns with deep Q-learning (Mnih et al. 2015).
 
     With one level it is flat DQN; under a level that sends `level_input_space` its network takes
-    the input beside the observation, and it may itself choose among the inputs of a level below.
+    the input next to the observation, and it may itself choose among the inputs of a level below.
     See `LearnerLevel` for the other settings.
 
     Attributes:

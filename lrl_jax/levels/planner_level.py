@@ -85,7 +85,7 @@ class PlannerLearner(struct.Node):
         return self.predictor.setting(self.ps, "gamma")
 
     def at(self, env_steps: jax.Array) -> PlannerLearner:
-        """With the predictor as it is after so many environment steps, float32 []."""
+        """With the predictor's schedules at `env_steps` environment steps, float32 []."""
         return self.replace(ps=self.predictor.observe_env_steps(self.ps, env_steps))
 
     def latent(self, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -105,7 +105,7 @@ class PlannerMemory(struct.Node):
     """What a planner level keeps of one instance within an episode."""
 
     plan_state: PlanState  # warm start of the next plan
-    plan: jax.Array  # [H, *A] plan behind the last decision; a random action held, if it was one
+    plan: jax.Array  # [H, *A] plan of the last decision; a random action held, if it was one
     random_action: jax.Array  # [*A] action held in random mode
     fresh: jax.Array  # [] bool, no random action has been drawn yet
     planning_mode: jax.Array  # [] bool, mode of the last decision
@@ -128,7 +128,7 @@ class WithInput:
     """Rows with the level's input appended to their observations, as the predictor sees them."""
 
     space: Space
-    bootstraps: bool = False  # whether values behind rows matter
+    bootstraps: bool = False  # whether values after rows matter
 
     def one(self, obs: jax.Array, level_input: Any) -> jax.Array:
         """Observations [..., O] and inputs [..., *input shape] to [..., O + I]."""
@@ -185,13 +185,13 @@ class PlannerLevel(Level):
     plans. Every episode starts in random mode, so with small switch probabilities and short
     episodes little is planned. The predictor's reward is the reward per elapsed environment step.
 
-    With `pursues_input` it plans towards subgoals: latent states that the level above sends, in
-    place of the environment's reward. Its predictor's encoder then finds the subgoal behind the
-    observation, to which it is appended.
+    With `pursues_input` it plans towards subgoals, latent states that the level above sends, rather
+    than for the environment's reward. Its predictor's encoder then finds the subgoal appended to
+    the observation.
 
     Attributes:
         predictor_factory: (mapped observation shape, action space) -> predictor; hashable. One
-            that names a keyword `goal_indices` is told where goals are in what the predictor sees,
+            that names a keyword `goal_indices` gets where goals are in what the predictor sees,
             a `lrl_jax.env_spec.GoalIndices`; what `level_input_space` appends belongs to the
             desired goal, and is all of it with `pursues_input`.
         optimizer: `CEM`, `ICEM` (the default, horizon 15) or, for a Discrete action space,
@@ -226,7 +226,7 @@ class PlannerLevel(Level):
             together, to fill the device.
         level_input_space: what a level above sends, appended to the observation that the
             predictor sees (one-hot if Discrete). None: no input.
-        pursues_input: whether the reward is minus the distance between the latent state behind a
+        pursues_input: whether the reward is minus the distance between the latent state after a
             row and the level's input, not the environment's.
         reward_discount: see `Level`; the reward per environment step is divided by the sum of the
             weights.
@@ -296,7 +296,7 @@ class PlannerLevel(Level):
 
     @property
     def candidates(self) -> int:
-        """Plans that a decision compares at a time; of an optimiser that does not tell, many."""
+        """Plans that a decision compares at a time; 1024 for an optimiser that does not say."""
         return getattr(self.optimizer, "num_samples", 1024)
 
     @property

@@ -23,10 +23,10 @@ class PPOLevel(AlgorithmLevel):
     """Decides in a Box or a Discrete space and learns with PPO (Schulman et al. 2017).
 
     With one level it is flat PPO. Under a level that sends `level_input_space` its networks take
-    the input beside the observation; above others it chooses among their inputs, and its rollout
+    the input next to the observation; above others it decides their input, and its rollout
     counts its own decisions, not environment steps. In evaluation it is deterministic. A truncated
     row bootstraps from its next observation, the true final one; a terminated row does not. Where
-    control was handed back, the value behind a row is that of the next row's input.
+    control was handed back, the value after a row is that of the next row's input.
 
     Attributes:
         algorithm: hyperparameters of PPO, with its functions.

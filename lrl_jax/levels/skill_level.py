@@ -1,4 +1,4 @@
-"""What levels share that learn skills which the model of the level above can tell apart."""
+"""What levels share that learn skills which the model of the level above can distinguish."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Moments(struct.Node):
 
 
 class Skills(struct.Node):
-    """What a level that learns skills shares beside its policy.
+    """What a level that learns skills shares over instances, besides its policy.
 
     Attributes:
         alternatives: skills that rewards compare with, [L, *shape of a skill].
@@ -136,7 +136,7 @@ class SkillLevel(LearnerLevel):
             )
         if isinstance(self.skill_space, Discrete) and self.skill_space.n < 2:
             raise ValueError(
-                "skill_space: one skill alone cannot be told from others: use Discrete(2) or more."
+                "skill_space: a single skill cannot differ from others: use Discrete(2) or more."
             )
         put("level_input_space", self.skill_space)
         put_checked(self, check_int, ("n_alternatives",), 1)

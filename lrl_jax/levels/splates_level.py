@@ -24,16 +24,16 @@ REWARD_MODES = ("last_step", "potential_difference")
 class SPlaTESLevel(SkillLevel):
     """Learns skills of K steps whose ends the model above predicts (Gürtler and Martius 2025).
 
-    A skill z is held for K = `control_interval` decisions from s_0 on. Its potential phi tells the
-    end reached from there under z apart from the ends of other skills, by the model over whole
-    skills of the level above. The networks see the observation, z, the step k, s_0 and, on SAC, the
-    change W (s - s_0) so far, in the units that rewards are made of. On SAC the offset is 0, as it
-    has to be where an environment cannot terminate: set `offset=1` where it can.
+    A skill z is held for K = `control_interval` decisions from s_0 on. Its potential phi says how
+    well the end reached from there under z differs from those of other skills, by the model over
+    whole skills of the level above. The networks see the observation, z, the step k, s_0 and, on
+    SAC, the change W (s - s_0) so far, in the units that rewards are made of. On SAC the offset is
+    0, as it has to be if an environment cannot terminate: set `offset=1` if it can.
 
     The target bootstraps within a skill with (k + 1, s_0, z). At its end it takes the value
     averaged over skills: a skill is judged by where it leaves the agent for an unknown next one,
     which makes skills chainable. On SAC the average is taken over a few fresh skills; on TD-MPC2 it
-    is a head of its own, which plans, that end with the skill, bootstrap with as well. See
+    is a separate head, which plans, that end with the skill, bootstrap with as well. See
     `SkillLevel` for the other settings.
 
     Attributes:
@@ -41,9 +41,9 @@ class SPlaTESLevel(SkillLevel):
         fixed_std: of the model's modes in standardized units, a number or a schedule.
         n_alternatives: skills that rewards compare with.
         reward_mode: "last_step": phi at the end of a skill and 0 before; "potential_difference":
-            phi(s_{k+1}) - phi(s_k), which adds up to the same but for the start. None for the
-            backbone's default.
-        averaged_value: whether the value behind a skill's end is that of fresh skills; else that of
+            phi(s_{k+1}) - phi(s_k), which telescopes to phi at the end minus phi at the start.
+            None for the backbone's default.
+        averaged_value: whether the value after a skill's end is that of fresh skills; else that of
             starting the same skill again.
         n_fresh_skills: fresh skills that the average is taken over, on SAC.
         act_by: on TD-MPC2, "mppi" to plan within the skill, or "policy".
@@ -107,7 +107,7 @@ class SPlaTESLevel(SkillLevel):
         start: jax.Array,
         state: jax.Array,
     ) -> jax.Array:
-        """What the networks see beside the observation, [..., C].
+        """What the networks see next to the observation, [..., C].
 
         Args:
             learner: of this level.
@@ -169,7 +169,7 @@ class SPlaTESLevel(SkillLevel):
     def next_conditions(
         self, learner: AlgorithmLearner, model: PlannerLearner, rows: Row, skills: jax.Array
     ) -> jax.Array:
-        """Conditions behind rows [...]: within the skill, or of fresh ones behind its end.
+        """Conditions after rows [...]: within the skill, or of fresh ones after its end.
 
         Also where a row was truncated. The episode may go on with another skill there, but the
         value is that of this one.

@@ -1,4 +1,4 @@
-"""SPlaTES on SAC: fresh skills stand for the value behind a skill's end.
+"""SPlaTES on SAC: fresh skills give the value after a skill's end.
 
 Functions take the `SPlaTESLevel` they are of.
 """
@@ -23,7 +23,7 @@ STATES = 2
 
 
 class OnSAC(struct.Node):
-    """What the level's learner holds beside.
+    """What the level's learner holds in addition.
 
     Attributes:
         start: how latent states of the level above become features.
@@ -62,8 +62,8 @@ def targets(
 ) -> jax.Array:
     """Values that the critics learn, [B]; consumes `key`.
 
-    r + gamma (1 - terminated) V, with V the value of going on within the skill, or the mean over
-    fresh skills behind its end.
+    r + gamma (1 - terminated) V, with V the value of continuing the skill, or the mean over
+    fresh skills after its end.
     """
     key_skills, key_value = jax.random.split(key)
     n, state = level.n_fresh_skills, learner.state

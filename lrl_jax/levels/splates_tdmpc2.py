@@ -1,4 +1,4 @@
-"""SPlaTES on TD-MPC2: a head of its own is the value behind a skill's end, also for plans.
+"""SPlaTES on TD-MPC2: a separate head gives the value after a skill's end, also for plans.
 
 Functions take the `SPlaTESLevel` they are of.
 """
@@ -24,7 +24,7 @@ STATES = 1
 
 
 class OnTDMPC2(struct.Node):
-    """What the level's learner holds beside.
+    """What the level's learner holds in addition.
 
     Attributes:
         start: how latent states of the level above become features.
@@ -47,7 +47,7 @@ def init(algorithm: TDMPC2, key: jax.Array, latent: Box) -> OnTDMPC2:
 
 
 def more_conditions(backbone: OnTDMPC2, start: jax.Array, state: jax.Array) -> list[jax.Array]:
-    """Nothing beside the start."""
+    """Nothing besides the start."""
     del backbone, start, state
     return []
 
@@ -110,7 +110,7 @@ def targets(
     batch: Batch,
     key: jax.Array,
 ) -> tuple[Batch, jax.Array]:
-    """Conditions behind the rows, and values that the critics learn; consumes `key`.
+    """Conditions after the rows, and values that the critics learn; consumes `key`.
 
     Args:
         level: with its settings.

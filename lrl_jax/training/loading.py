@@ -72,7 +72,7 @@ def load_trainer(
     unclear = ambiguous((config.levels, config.obs_maps))
     if unclear:
         raise ValueError(
-            f"the config of {run} names functions that are told apart by nothing ({unclear}): give "
+            f"the config of {run} names functions that cannot be distinguished ({unclear}): give "
             f"them names with def, and pass them as classes."
         )
     if seed is not None and not 0 <= seed < config.n_agents:

@@ -18,7 +18,7 @@ from lrl_jax.training.statistics import interquartile_mean
 
 @dataclasses.dataclass(frozen=True)
 class Paths:
-    """Episodes recorded in eval mode, one an instance.
+    """Episodes recorded in eval mode, one per instance.
 
     Attributes:
         positions: achieved goals, float [ticks + 1, n, 2].
@@ -120,7 +120,7 @@ def paths_picture(
         ax.imshow(image)
         reached = paths.success[:, i].any()
         ax.set_title(f"goal reached after {end} steps" if reached else "goal not reached")
-    title = "Executed paths and the plans behind them (planned with the learned model)"
+    title = "Executed paths, and the plans they followed (planned with the learned model)"
     figure.suptitle(f"{title}\n{about}" if about else title)
     figure.savefig(path, dpi=100)
     return path

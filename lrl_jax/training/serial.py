@@ -44,7 +44,7 @@ def register(*classes: Any) -> Any:
     Can be used as a decorator.
 
     Args:
-        classes: frozen dataclasses, environment classes, or functions that stand in settings.
+        classes: frozen dataclasses, environment classes, or functions that settings may hold.
 
     Returns:
         The class, if there is one.
@@ -65,9 +65,9 @@ def register(*classes: Any) -> Any:
 
 
 def known(classes: Iterable[Any] = ()) -> dict[str, Any]:
-    """What names in a file stand for: the library's, registered and given ones.
+    """What names in a file refer to: the library's, registered and given ones.
 
-    Where two that are given have the same name, as lambdas have, it stands for neither.
+    Where two that are given share a name, as lambdas do, it refers to neither.
     """
     names = {**_library(), **_registered}
     given: dict[str, Any] = {}
@@ -128,7 +128,7 @@ def decode(value: Any, names: Mapping[str, Any], where: str = "") -> Any:
 
     Args:
         value: plain JSON.
-        names: classes and functions that may stand in it, see `known`.
+        names: classes and functions that it may contain, see `known`.
         where: path, for messages.
 
     Raises:
@@ -172,7 +172,7 @@ def _is_settings(cls: Any) -> bool:
 
 
 def ambiguous(tree: Any) -> list[str]:
-    """Paths in a decoded tree of what several names stand for."""
+    """Paths in a decoded tree of names that refer to more than one thing."""
     return [path for path, value in walk(tree) if isinstance(value, _Ambiguous)]
 
 

@@ -59,7 +59,7 @@ class Session(abc.ABC):
         """The hierarchy's state, with a leading axis where there are several agents."""
 
     def compile(self, n_rounds: int) -> float:
-        """Compile a chunk, where that can be told apart; returns the seconds."""
+        """Compile a chunk, where compilation can be timed separately; returns the seconds."""
         del n_rounds
         return 0.0
 
@@ -72,7 +72,7 @@ class Session(abc.ABC):
         """Write a checkpoint that `begin` goes on from."""
 
     def test(self, i: int) -> dict[str, Any]:
-        """The interim test behind chunk i."""
+        """The interim test after chunk i."""
         trainer, config = self._trainer, self._trainer.config
         if trainer.on_host:
             seed = Salt.INTERIM_TEST_ON_HOST + i
@@ -440,7 +440,7 @@ def _envs_of_a_worker(config: TrainConfig) -> Any:
 
 
 def _test_on_host(trainer: Trainer, state: HierarchyState, n: int, seed: int) -> Episodes:
-    """An exact number of whole episodes in an environment of their own, in eval mode."""
+    """An exact number of whole episodes in a separate environment, in eval mode."""
     config = trainer.config
     env = trainer.make_test_env(min(n, config.n_env_instances))
     key = _test_key(key_of(seed))

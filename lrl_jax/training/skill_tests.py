@@ -1,4 +1,4 @@
-"""What skills do in a maze: where they lead, how well that is predicted, how well told apart."""
+"""What skills do in a maze: where they end, how well that is predicted, how distinct ends are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lrl_jax.spaces import Discrete
 
 
 class SkillPaths(struct.Node):
-    """N skills, each followed from a start of its own.
+    """N skills, each followed from its own start.
 
     Attributes:
         positions: [K + 1, N, 2].
@@ -221,7 +221,7 @@ def push_error(
         push: length of the push, in a random direction.
         push_after: steps before it.
         largest: largest norm of a skill.
-        margin: starts are at least that far from walls, beside the body's radius.
+        margin: starts are at least this far from walls, in addition to the body's radius.
 
     Returns:
         Relative error with the push, and without.

@@ -47,7 +47,7 @@ def bootstrap_interval(
     """Percentile bootstrap interval of the interquartile mean.
 
     Whole seeds are drawn with replacement, as many as there are; the random numbers are the same in
-    every call. One seed alone tells nothing of the others: its interval is the value itself.
+    every call. The interval of a single seed is its value.
 
     Args:
         x: numbers, at least one along `axis`.

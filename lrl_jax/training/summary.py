@@ -33,7 +33,7 @@ class Summary:
         steps_per_second: environment steps per second of training alone, after compilation, all
             agents together.
         test_success: fraction of episodes with success at any step, in the final test; None where
-            the environment does not tell success.
+            the environment reports no success.
         test_return: mean return of the final test.
         test_return_std: std of its episodes' returns, the mean over agents.
         test_episodes: its episodes, of each agent.

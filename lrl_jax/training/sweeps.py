@@ -72,7 +72,7 @@ class Levels:
 
 
 def _refuse_others(hierarchy: Hierarchy, path: str) -> None:
-    """Refuse settings that no number can stand for."""
+    """Refuse settings that are not numbers."""
     value = get(Levels(hierarchy.levels), path)
     if not callable(value) and not is_number(value):
         raise ValueError(f"{path} cannot be swept: it is no number, but {value!r}.")
@@ -118,7 +118,7 @@ def _any_depends(hierarchy: Hierarchy, key: jax.Array, specs: Any, path: str) ->
 
 
 def refuse_static(trainer: Any) -> None:
-    """Refuse swept settings that also stand in the program, where a sweep would not reach them.
+    """Refuse swept settings that are also constants of the program, which a sweep would not change.
 
     Args:
         trainer: of a config with a sweep.

@@ -37,7 +37,7 @@ class Trainer:
         config: the settings, in environment steps.
         hierarchy: in train mode.
         env, params: environment and its parameters; None for Gymnasium's.
-        has_success: whether the environment tells success: `is_success` or `success` in the info
+        has_success: whether the environment reports success: `is_success` or `success` in the info
             of its steps.
         skill_starts: positions [N, 2] that interim tests start skills from, in mazes with a skill
             level; else None.
@@ -57,7 +57,7 @@ class Trainer:
         """Make the environment and the hierarchy of a config.
 
         Raises:
-            ValueError, TypeError: where levels, environment, devices and learners do not fit.
+            ValueError, TypeError: if levels, environment, devices and learners do not fit.
         """
         config = config.resolved()
         env, params = make_env(config)
@@ -120,7 +120,7 @@ class Trainer:
     ) -> tuple[RolloutCarry, dict[str, jax.Array]]:
         """The rounds up to an interim test. Returns the carry and the rollout's metrics.
 
-        They tell of numbers that were not finite, see `collectors.check_finite`.
+        They report numbers that were not finite, see `collectors.check_finite`.
         """
         ticks = self.config.round_ticks
         carry, out = rollout(
@@ -139,9 +139,9 @@ class Trainer:
         return evaluate(self.hierarchy, state, key, n_episodes, max_steps=limit)
 
     def test_metrics(self, state: HierarchyState, chunk: jax.Array | int) -> dict[str, jax.Array]:
-        """The interim test behind a chunk, means over its episodes.
+        """The interim test after a chunk, means over its episodes.
 
-        test_return, test_return_std and, where the environment tells success, test_success (at any
+        test_return, test_return_std and, if the environment reports success, test_success (at any
         step) and test_success_at_end; for skills in mazes also what `skill_quality` returns.
         """
         key = jax.random.fold_in(jax.random.key(Salt.TEST), chunk)
@@ -239,7 +239,7 @@ def _tells_success(hierarchy: Hierarchy, env: Any, params: Any) -> bool:
 
 
 def _told_on_host(trainer: Trainer) -> bool:
-    """Whether an episode of random actions tells success anywhere, also at its last step only."""
+    """Whether an episode of random actions reports success at any step, the last included."""
     env = trainer.make_test_env(1)
     try:
         env.reset(seed=0)
@@ -276,7 +276,7 @@ def make_train(config: TrainConfig) -> Callable[..., dict[str, Any]]:
         )
     if config.sweep or config.seeds > 1:
         raise ValueError(
-            f"a config with seeds={config.seeds} and sweep={dict(config.sweep)} is of several "
+            f"a config with seeds={config.seeds} and sweep={dict(config.sweep)} describes several "
             f"agents: map make_train over keys and settings, or use lrl_jax.train."
         )
 
