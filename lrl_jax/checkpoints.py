@@ -5,7 +5,7 @@ holds the shape and dtype of every leaf, the size and SHA-256 of every file, and
 its own SHA-256. All of that is compared before anything is parsed or inflated, so a byte that
 flipped, a file that is missing, cut short or foreign, and arrays of other shapes are refused.
 
-Writing happens beside the place, in `NAME.part`, and the two swap once the new one is whole and on
+A new checkpoint is written to `NAME.part`, and the two swap once the new one is complete and on
 the disk. Killed at any moment, a program leaves a whole checkpoint that `read` finds and the next
 `write` puts back in its place.
 """
@@ -34,7 +34,7 @@ MANIFEST = "lrl_jax_checkpoint"
 ARRAYS = "arrays"
 #: What a manifest holds until the checkpoint is whole; marks the folder as ours.
 _UNFINISHED = b"unfinished\n"
-#: What lies beside a checkpoint while it is replaced.
+#: Endings of the names of what is next to a checkpoint while it is replaced.
 _PART, _OLD = ".part", ".replaced"
 
 
@@ -54,7 +54,7 @@ def write(path: str | os.PathLike, tree: Any, meta: dict[str, Any], *, kind: str
         kind: what it is of, such as "hierarchy"; `read` has to ask for the same.
 
     Raises:
-        ValueError: if anything else lies at `path`, or beside it under the names that are needed
+        ValueError: if anything else is at `path`, or next to it under the names that are needed
             while writing, or `path` is the working directory or holds it.
         TypeError: if `meta` is no JSON.
     """
@@ -95,12 +95,12 @@ def _resolved(path: str | os.PathLike) -> Path:
     resolved = Path(os.path.realpath(path))
     if resolved.name.endswith((_PART, _OLD)):
         raise ValueError(
-            f"{os.fspath(path)!r} ends with {resolved.suffix!r}, as what lies beside a checkpoint "
-            f"while it is replaced: take another name."
+            f"{os.fspath(path)!r} ends with {resolved.suffix!r}, as temporary folders do while a "
+            f"checkpoint is replaced: take another name."
         )
     if not os.fspath(path) or resolved in (here := Path.cwd().resolve(), *here.parents):
         raise ValueError(
-            f"a checkpoint needs a folder of its own, got {os.fspath(path)!r}, which is the "
+            f"a checkpoint needs its own folder, got {os.fspath(path)!r}, which is the "
             f"working directory or holds it: name a folder, such as 'checkpoints/latest'."
         )
     return resolved
@@ -131,7 +131,7 @@ def _refuse_foreign(place: Path) -> None:
 
 
 def _recover(path: Path) -> None:
-    """Put back what a program that was killed left beside `path`, and remove the rest."""
+    """Restore what a killed program left next to `path`, and remove the rest."""
     found = _found(path)
     if found is not None and found != path:
         os.replace(found, path)
@@ -213,7 +213,7 @@ def _write_manifest(folder: Path, content: bytes) -> None:
 
 
 def _files(folder: Path) -> list[str]:
-    """Files in a checkpoint but for its manifest, at any depth, by their paths in it."""
+    """Files in a checkpoint except its manifest, at any depth, by their paths in it."""
     found = (p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
     names = (p.relative_to(folder).as_posix() for p in found)
     return sorted(name for name in names if name != MANIFEST)
@@ -237,7 +237,7 @@ def _flush(place: Path) -> None:
 
 
 def remove(path: str | os.PathLike) -> None:
-    """Remove a checkpoint, and what writing it has left beside it.
+    """Remove a checkpoint, and what writing it has left next to it.
 
     Raises:
         ValueError: if anything else lies there.
@@ -268,7 +268,7 @@ def names(folder: str | os.PathLike) -> list[str]:
 
 
 def read_meta(path: str | os.PathLike, *, kind: str) -> dict[str, Any]:
-    """What was written beside the arrays, verified by its checksum.
+    """The metadata written with the arrays, verified by its checksum.
 
     Raises:
         FileNotFoundError: if there is no checkpoint at `path`.
@@ -322,7 +322,7 @@ def read(
 
 
 def _found(path: Path) -> Path | None:
-    """Where the latest whole checkpoint of `path` is, which may be beside it; None without."""
+    """Where the latest complete checkpoint of `path` is, which may be next to it; None without."""
     if (path / MANIFEST).is_file() or (path / "settings.json").is_file():
         return path
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -349,7 +349,7 @@ def _manifest(path: str | os.PathLike, kind: str) -> tuple[Path, dict[str, Any]]
     if manifest["kind"] != kind:
         raise ValueError(
             f"the checkpoint at {given} is of a {manifest['kind']}, not of a {kind}: load it as "
-            f"what it is."
+            f"a {manifest['kind']}."
         )
     return folder, manifest
 

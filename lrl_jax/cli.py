@@ -307,7 +307,7 @@ def _train_command(args: list[str]) -> None:
         default,
         args,
         f"lrl-jax train {name}",
-        f"{what} A number may stand in place of a schedule, and --levels.0.NAME for the only "
+        f"{what} A number may replace a schedule, and --levels.0.NAME for the only "
         f"setting of that name below level 0. Further options: "
         f"--env-settings.NAME VALUE, --env-params.NAME VALUE, --sweep.PATH VALUE [VALUE ...].",
     )

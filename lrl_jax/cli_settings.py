@@ -43,7 +43,7 @@ def parse(config: TrainConfig, args: Sequence[str], prog: str, about: str) -> Tr
 
 
 def _refuse_agents(config: TrainConfig, args: Sequence[str]) -> None:
-    """Refuse `--agent.NAME`, which was an option up to 0.1, with what it is now."""
+    """Refuse `--agent.NAME`, an option up to 0.1, and name its successor."""
     for option in args:
         if option.startswith("--agent."):
             name = option.removeprefix("--agent.").partition("=")[0].replace("-", "_")
@@ -131,7 +131,7 @@ def _numbers_for_schedules(config: TrainConfig, args: list[str]) -> tuple[TrainC
 
 
 def _is_schedule(config: TrainConfig, path: str) -> bool:
-    """Whether a number may stand in place of the settings at a path."""
+    """Whether a number may replace the settings at a path."""
     above, _, name = path.rpartition(".")
     try:
         record, value = get(config, above) if above else config, get(config, path)

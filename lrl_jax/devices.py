@@ -1,7 +1,7 @@
 """Devices by name, and meshes of devices that share the instances between them.
 
 Instances are independent, so each device steps its own: leaves [n, ...] are split over the mesh
-axis `AXIS`, learners are copies. XLA's partitioner does the rest (Xu et al. 2021, "GSPMD"), but for
+axis `AXIS`, learners are copies. XLA's partitioner does the rest (Xu et al. 2021, "GSPMD"), except
 three places where it would move whole buffers, which run as a program of each device on its own
 part: writing replay, reading it, and deciding for active instances.
 
@@ -25,7 +25,7 @@ from lrl_jax.settings import check_int
 AXIS = "instances"
 #: Axis of a mesh over which agents, trained side by side, are split.
 AGENTS = "agents"
-#: Leaves of a learner with at least so many entries are split over the devices, not copied.
+#: Leaves of a learner with this many entries or more are split over the devices, not copied.
 LARGE_LEAF = 2**24
 
 
@@ -54,7 +54,7 @@ def make_mesh(n_devices: int | None = None, axis: str = AXIS) -> Mesh:
     """A mesh of devices over which instances are split.
 
     Args:
-        n_devices: the first so many of all processes' devices; None for all.
+        n_devices: how many of all processes' devices, the first ones; None for all.
         axis: what is split, `AXIS` or `AGENTS`.
 
     Raises:

@@ -80,7 +80,7 @@ class GoalIndices:
         return GoalIndices(dim, kept, why if len(kept) < len(self.parts) else self.unknown)
 
     def with_input(self, dim: int, alone: bool) -> GoalIndices:
-        """With a level's input of `dim` entries behind the observation, as (a part of) the goal.
+        """With a level's input of `dim` entries after the observation, as (a part of) the goal.
 
         Args:
             dim: entries of the input.
@@ -142,9 +142,9 @@ def env_spec(env: Any, env_params: Any = None) -> EnvSpec:
 
 
 def _spaces(env: Any, params: Any, name: str) -> tuple[Any, Any]:
-    """Spaces of a JAX environment; where instances have parameters of their own, of the first.
+    """Spaces of a JAX environment; of its first instance where parameters differ by instance.
 
-    The extremes of those stand for all of them: actions are to have the same bounds.
+    The extreme parameters are tried for all of them: actions must have the same bounds.
     """
     first: Any = None
     for reduce in (lambda x: x[0], lambda x: x.min(0), lambda x: x.max(0)):
@@ -157,7 +157,7 @@ def _spaces(env: Any, params: Any, name: str) -> tuple[Any, Any]:
             break
         if action != first[1]:
             raise ValueError(
-                f"instances of {name} have parameters of their own that give them different "
+                f"instances of {name} have different parameters, which give them different "
                 f"action spaces, {first[1]} and {action}: a hierarchy needs the same for all."
             )
     return first
@@ -167,7 +167,7 @@ def params_axes(env: Any, params: Any, n: int | None = None) -> Any:
     """Which of an environment's parameters each instance has its own value of.
 
     Args:
-        env: JAX environment; its `default_params` tell the shape of a value.
+        env: JAX environment; its `default_params` give the shape of a value.
         params: of all instances.
         n: number of instances, checked if given.
 
@@ -196,7 +196,7 @@ def params_axes(env: Any, params: Any, n: int | None = None) -> Any:
 
 
 def _of_instances(env: Any, params: Any, reduce: Callable[[Any], Any]) -> Any:
-    """Parameters with one value of each leaf that instances have values of their own of."""
+    """Parameters with a single value of each leaf that differs by instance."""
     axes = params_axes(env, params)
     if axes is None:
         return params
@@ -253,7 +253,7 @@ def goal_indices(env: Any) -> dict[str, tuple[int, int]]:
             are flattened in the order of the sorted keys, or were by FlattenObservation.
 
     Returns:
-        [start, stop) of each part, such as `{"achieved_goal": (0, 2), ...}`.
+        A dict from the parts' names to [start, stop), such as (0, 2) for "achieved_goal".
 
     Raises:
         ValueError: for an environment that is not goal based.

@@ -47,7 +47,7 @@ class Sum(struct.Node):
     """A sum of many floats, as two: what the first has no digits for is in the second.
 
     In float32 alone, small rewards would vanish in long episodes. The error of each addition is
-    computed without one of its own (Knuth's TwoSum).
+    computed exactly (Knuth's TwoSum).
     """
 
     high: Any

@@ -40,7 +40,7 @@ def export_policy(
 
     The function takes memory, observations, the rewards of the last step, and where episodes begin,
     and returns memory and actions: `process_transition` and `get_action` in one. It is lowered by
-    `jax.export`; the arrays that acting needs (no optimisers, no replay) lie beside it. The file
+    `jax.export`; the arrays that acting needs (no optimisers, no replay) come with it. The file
     also holds `policy_loader.py`, which reads it: see there.
 
     Args:
@@ -95,7 +95,7 @@ class _Parts:
     """A state as two lists of plain arrays: what instances share, and what acting changes.
 
     Memory begins with the random key and the tick and ends with leaves [n, ...], the last of which
-    tells who is about to begin an episode.
+    says which instances are about to begin an episode.
     """
 
     def __init__(self, state: HierarchyState):
@@ -131,7 +131,7 @@ class _Parts:
 
 
 def _split(state: HierarchyState) -> tuple[HierarchyState, HierarchyState]:
-    """What belongs to instances, leaves [n, ...], and what they share, but for the stream."""
+    """What belongs to instances, leaves [n, ...], and what they share, except the stream."""
     own = set(LevelState.__dataclass_fields__) - set(_SHARED)
     rows = tuple(s.replace(**_SHARED) for s in state.levels)
     shared = tuple(s.replace(**dict.fromkeys(own)) for s in state.levels)
@@ -180,7 +180,7 @@ def _exported(hierarchy, parts: _Parts, n, platforms, clip):
 
 
 def _data(hierarchy, parts: _Parts, size: Any) -> tuple[Any, ...]:
-    """Shapes of what the function is given beside the weights, for `size` instances."""
+    """Shapes of what the function is given besides the weights, for `size` instances."""
 
     def batch(shape, dtype):
         return jax.ShapeDtypeStruct((size, *shape), dtype)

@@ -40,7 +40,7 @@ class _Gate:
                 signal.signal(number, self)
 
     def remove(self) -> None:
-        """Put the handlers back, but for those that somebody else has replaced."""
+        """Put the handlers back, except those that other code has replaced."""
         for number, handler in self._own.items():
             if signal.getsignal(number) is self:
                 signal.signal(number, handler)

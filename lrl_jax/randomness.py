@@ -109,7 +109,7 @@ class Stream(struct.Node):
 
         Args:
             n: number of instances.
-            salt: tells uses within one tick apart, below 256: it takes the top 8 bits of the word
+            salt: separates uses within one tick, below 256: it takes the top 8 bits of the word
                 that holds the index.
         """
         data = jax.random.key_data(self.key)

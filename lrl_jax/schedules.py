@@ -15,7 +15,7 @@ from lrl_jax.settings import OfRun, check_float, check_hashable, check_tuple, pu
 
 
 def _out_of_order(later: Any, earlier: Any) -> bool:
-    """Whether two steps of a schedule stand in the wrong order, as far as that is known."""
+    """Whether two steps of a schedule are in the wrong order, as far as that is known."""
     of_run = isinstance(later, OfRun), isinstance(earlier, OfRun)
     if all(of_run):
         return later.fraction <= earlier.fraction

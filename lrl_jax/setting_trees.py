@@ -101,7 +101,7 @@ def get(tree: Any, path: str) -> Any:
 def full_path(tree: Any, path: str) -> str:
     """The path of a setting that may be named without what lies between.
 
-    "levels.0.learning_rate" stands for "levels.0.algorithm.learning_rate" where that is the only
+    "levels.0.learning_rate" means "levels.0.algorithm.learning_rate" where that is the only
     setting of the name below level 0.
 
     Raises:

@@ -18,7 +18,7 @@ from jax.core import Tracer
 class OfRun:
     """A number of environment steps, given as a fraction of a training run.
 
-    It may stand for a number of environment steps anywhere in the levels of a `TrainConfig`, in
+    It may replace a number of environment steps anywhere in the levels of a `TrainConfig`, in
     schedules too; the first start of a run puts the number in its place.
 
     Attributes:

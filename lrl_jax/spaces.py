@@ -25,7 +25,7 @@ class Box:
 
     Attributes:
         low: lower bound; a number, or one number for each entry (flattened, row major).
-        high: upper bound, alike.
+        high: upper bound, in the same form.
         shape: shape of one element.
         dtype: name of a floating dtype; observations may also be integers.
     """
@@ -62,7 +62,7 @@ class Box:
 
     @property
     def is_bounded(self) -> bool:
-        """Whether every entry has finite bounds; the largest float stands for infinity."""
+        """Whether every entry has finite bounds; the largest float counts as infinite."""
         return bool((np.asarray(self.high) - np.asarray(self.low) < 1e30).all())
 
     @property
@@ -216,7 +216,7 @@ def picked_entries(map_obs: Callable, space: Box) -> np.ndarray | None:
 
     Returns:
         Indices [size of what the map returns], of flat arrays; None if the map does not only pick
-        entries, or that cannot be told.
+        entries, or that is not known.
     """
     if space.dtype[:5] != "float":
         return None

@@ -1,4 +1,4 @@
-"""Properties that every level should have, for tests of levels of one's own."""
+"""Properties that every level should have, for tests of your own levels."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_level(
     steps agree; the state keeps its structure, shapes and types, so that a loop compiles once;
     instances outside a mask keep every bit, and draw what they would draw among fewer neighbours;
     evaluation stores, counts and changes nothing shared; a vmap over seeds equals a loop; what is
-    saved and loaded acts alike; and, where the level learns, an update is made.
+    saved and loaded acts the same; and, where the level learns, an update is made.
 
     Args:
         level: an instance, small and cheap settings are enough.
@@ -224,7 +224,7 @@ class _Checks:
 
 
 def _with_rows(state: HierarchyState) -> Any:
-    """A state with stored rows as arrays of their own dtypes."""
+    """A state with stored rows as arrays in their dtypes."""
     rows = [None if s.buffer is None else buffers.stored(s.buffer) for s in state.levels]
     levels = tuple(s.replace(buffer=None) for s in state.levels)
     return state.replace(levels=levels), rows

@@ -31,7 +31,7 @@ class Batch(struct.Node):
         obs_next, condition_next: of the true next observation, [..., X] and [..., C].
         terminated: bool [...].
         elapsed_env_steps: environment steps that each row took, int32 [...].
-        mask: bool [...], rows that count; those behind the end of a piece do not.
+        mask: bool [...], rows that count; those after the end of a piece do not.
     """
 
     obs: jax.Array
@@ -45,7 +45,7 @@ class Batch(struct.Node):
     mask: jax.Array
 
     def discount(self, gamma: jax.Array, smdp: bool) -> jax.Array:
-        """What the value behind each row is multiplied by, [...]; 0 where it terminated.
+        """What the value after each row is multiplied by, [...]; 0 where it terminated.
 
         Args:
             gamma: discount of a decision, or, with `smdp`, of an environment step.

@@ -50,7 +50,7 @@ class DQNState(struct.Node):
 
     Attributes:
         params: parameters of the network of action values.
-        target_params: those of the target network, alike.
+        target_params: those of the target network.
         opt: state of Adam.
         since_target: int32 [], updates since the target network was last moved.
         settings: settings that are read while learning and acting, float32 [] each.
@@ -82,7 +82,7 @@ class DQN:
         tau: share of the online network in the target network when that is moved; 1 copies it.
         target_interval: updates from one move of the target network to the next.
         learning_rate: a number or a schedule of environment steps.
-        epsilon: probability of a uniformly random action in training, alike.
+        epsilon: probability of a uniformly random action in training, a number or a schedule.
         loss: "squared", half the square, or "huber", which is linear beyond errors of 1. Where
             values are far above 1, Huber hardly weighs the rare rows in which they are lost.
         max_grad_norm: gradients are scaled down to this global norm; None for any.

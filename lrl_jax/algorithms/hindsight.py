@@ -96,7 +96,7 @@ class TerminationOf:
 class Hindsight:
     """Relabels a fraction of the sampled rows as if a goal reached later had been the desired one.
 
-    The goal of a relabelled row is what was achieved at its end or at the end of a row behind it,
+    The goal of a relabelled row is what was achieved at its end or at the end of a later row,
     uniform over the rest of its episode as far as it is stored. All rows of a piece of trajectory
     get the same goal.
 

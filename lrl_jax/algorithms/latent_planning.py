@@ -64,7 +64,7 @@ class LatentPlanner(LatentModel):
         """
         planner, dim = self.planner, state.action_space.dim
         conditions = self._over_horizon(condition)
-        # Candidates are drawn from a key of their own in evaluation: no chance is left in it.
+        # In evaluation, candidates are drawn from a fixed key: it is deterministic.
         if explores is False:
             key = jax.random.key(0)
         key_noise, key_heads, key_elite = jax.random.split(key, 3)
@@ -113,8 +113,8 @@ class LatentPlanner(LatentModel):
     def head_weights(self, key: jax.Array) -> jax.Array:
         """Weights [n_critics], 1/2 for two heads drawn, else 0; consumes `key`.
 
-        Instances that are mapped over draw heads of their own: weighting the outputs of all heads
-        keeps their parameters, and the products with them, in common.
+        Under a vmap each instance draws its own heads: weighting the outputs of all heads keeps
+        their parameters, and the products with them, shared.
         """
         if self.n_critics == 2:
             return jnp.full((2,), 0.5, jnp.float32)

@@ -37,7 +37,7 @@ class CategoricalHead:
         return 1
 
     def init(self, log_std_start: float) -> jax.Array:
-        """Parameters beside the network's outputs: none, [0]."""
+        """Parameters besides the network's outputs: none, [0]."""
         del log_std_start
         return jnp.zeros(0, jnp.float32)
 

@@ -54,7 +54,7 @@ class SACState(struct.Node):
     Attributes:
         actor: parameters of the policy.
         critics: parameters of the critics, leaves [n_critics, ...].
-        target_critics: their moving average, alike.
+        target_critics: their moving average, of the same shapes.
         log_temperature: [] float32.
         actor_opt, critic_opt, temperature_opt: states of Adam.
         settings: settings that are read while learning, float32 [] each.

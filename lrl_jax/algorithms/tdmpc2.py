@@ -77,7 +77,7 @@ class TDMPC2(LatentPlanner):
         rho: weight of a step of the horizon, relative to the one before.
         learning_rate: of all parts but the policy, a number or a schedule of environment steps.
         encoder_rate_factor: the encoder learns at that multiple of it.
-        policy_learning_rate: alike, of the policy.
+        policy_learning_rate: learning rate of the policy, a number or a schedule.
         entropy_coefficient: weight of the policy's entropy.
         consistency_weight, reward_weight, value_weight, termination_weight: of the losses.
         dropout: rate in the first layer of the critics.
@@ -382,7 +382,7 @@ class TDMPC2(LatentPlanner):
         rates["encoder"] = rates["encoder"] * settings["encoder_rate_factor"]
         model = {name: _descend(model[name], steps[name], rates[name]) for name in model}
 
-        # A state counts if the row that led there does; conditions behind a piece's end do not.
+        # A state counts if the row that led there does; conditions after a piece's end do not.
         conditions = jnp.concatenate([batch.condition[:1], batch.condition_next])
         mask = jnp.concatenate([batch.mask[:1], batch.mask])
         noise = jax.random.normal(keys[2], (*mask.shape, state.action_space.dim), jnp.float32)

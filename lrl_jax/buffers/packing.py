@@ -28,7 +28,7 @@ class Field:
 
     @property
     def stop(self) -> int:
-        """Word behind the field's last."""
+        """Word after the field's last."""
         return self.start + self.n_words
 
 

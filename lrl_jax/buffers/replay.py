@@ -81,7 +81,7 @@ class Replay(struct.Node):
         A piece never crosses the end of an episode, a reset, the write cursor or an instance.
 
         Returns:
-            Rows [length, n], time major, and which of them belong to the piece, bool; behind its
+            Rows [length, n], time major, and which of them belong to the piece, bool; after its
             end the last row is repeated.
 
         Raises:
@@ -152,7 +152,7 @@ class Replay(struct.Node):
 
         Args:
             found: rows [B] of one of these views.
-            most: children of a row, the first so many.
+            most: children per row; further ones are left out.
 
         Returns:
             Rows [most, B] of the level below, and which of them there are, bool.
@@ -176,7 +176,7 @@ class Replay(struct.Node):
         return Replay(below)._rows(ids), mask
 
     def next_input(self, found: Row) -> Any:
-        """Input that the row behind each row was decided with, [..., *input shape].
+        """Input that the row after each row was decided with, [..., *input shape].
 
         Where control was handed back and the next row is stored, that one's input; else the row's
         own: what a value that sees the input bootstraps with. A row that was relabelled with

@@ -24,9 +24,9 @@ from lrl_jax.buffers import packing
 # Number of rows before this one in its trajectory: rows of a ring continue one another as long as
 # it counts up.
 POSITION = "_position"
-FRAME = "_frame"  # where among the frames a row's observation lies; its next one lies behind it
+FRAME = "_frame"  # index of a row's observation among the frames; the next observation follows it
 _ENDS = {"terminated", "truncated"}  # fields whose truth ends a trajectory
-#: Observations of at least so many bytes are stored once, as frames that rows share.
+#: Observations of this size or more, in bytes, are stored once, as frames that rows share.
 FRAME_BYTES = 1024
 
 
@@ -39,12 +39,12 @@ class Buffer(struct.Node):
         columns: fields of aligned rings by name, [capacity + 1, n, *shape]; else None. The slot at
             the cursor is free, so that what is written there and does not count does no harm.
         cursor: where the next row goes, int32 [n], or [] where the rings are aligned.
-        count: rows ever written, modulo 2**32, uint32, likewise.
-        forgotten: rows written before those that are stored, as far as it matters, likewise.
-        before: rows written when they were last marked as seen, likewise.
+        count: rows ever written, modulo 2**32, uint32 [n] or [].
+        forgotten: rows written before those that are stored, as far as it matters, [n] or [].
+        before: rows written when they were last marked as seen, [n] or [].
         position: rows so far of the trajectory that the next row continues, int32 [n].
         frames: observations of `FRAME_BYTES` and more, [F, n, *shape] in their own dtype: a row's
-            next observation is the frame behind its own, and the next row's own where it goes on
+            next observation is the frame after its own, and the next row's own where it goes on
             from there. None where observations are small. F exceeds the capacity by a sixteenth:
             where episodes are shorter than about 16 rows, the final observations of their ends
             take the room of the oldest rows.
@@ -85,7 +85,7 @@ class Buffer(struct.Node):
 
     @property
     def fresh(self) -> jax.Array:
-        """Rows written since they were last marked as seen, likewise."""
+        """Rows written since they were last marked as seen, int32 [n], or [] where aligned."""
         return (self.count - self.before).astype(jnp.int32)
 
     @property
@@ -164,7 +164,7 @@ def _has_frames(example: Mapping[str, Any]) -> bool:
 
 
 def specs(buffer: Buffer) -> Any:
-    """How a buffer is split over devices: each keeps the rings of its own instances."""
+    """How a buffer is split over devices: each keeps its instances' rings."""
     ring = devices.by_instance(buffer.n_env_instances)
     own = P() if buffer.aligned else ring
     return buffer.replace(
@@ -186,12 +186,12 @@ _CURSORS = ("cursor", "count", "forgotten", "before")
 
 
 def align(buffer: Buffer, known: bool = False) -> Buffer:
-    """The same rows with one cursor for all rings, if these stand alike; else the buffer itself.
+    """The same rows with one cursor, if all rings are at the same place; else the buffer itself.
 
     Args:
         buffer: the rings.
-        known: whether the caller knows that they stand alike; else they are looked at on the host,
-            and traced ones are left as they are.
+        known: whether the caller knows that they are; else they are compared on the host, and
+            traced ones are left as they are.
     """
     if buffer.aligned or buffer.frames is not None:
         return buffer
@@ -235,7 +235,7 @@ def _is_concrete(x: Any) -> bool:
 def add(buffer: Buffer, rows: Mapping[str, Any], mask: jax.Array | None = None) -> Buffer:
     """Write one row for each instance in the mask.
 
-    A row behind one with `terminated` or `truncated` true, or behind a `cut`, begins a trajectory.
+    A row after one with `terminated` or `truncated` true, or after a `cut`, begins a trajectory.
 
     Args:
         buffer: the rings.
@@ -340,7 +340,7 @@ def seen(buffer: Buffer) -> Buffer:
 
 
 def settled(buffer: Buffer) -> Buffer:
-    """The same rows, told by recent counts, which must not be 2**32 rows apart."""
+    """The same rows with recent counts, which must not be 2**32 rows apart."""
     fresh = jnp.minimum(buffer.fresh, 2**30)
     return buffer.replace(
         forgotten=buffer.count - buffer.size.astype(jnp.uint32),
@@ -467,7 +467,7 @@ def sample_partial_trajectories(
         n_steps: rows a piece has at most.
 
     Returns:
-        Row ids int32 [n_steps, B] (behind the end of a piece its last row is repeated), lengths
+        Row ids int32 [n_steps, B] (after the end of a piece its last row is repeated), lengths
         int32 [B], and a mask float32 [B, n_steps] that is 1 within the piece.
 
     Raises:
@@ -494,11 +494,11 @@ def sample_partial_trajectories(
 
 
 def following(buffer: Buffer, ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The rows behind rows [...] in their rings.
+    """The rows after rows [...] in their rings.
 
     Returns:
         Their ids; whether each is stored; and whether the row is continued there, or will be by the
-        next row that is written: it ended no episode, and nothing was reset or left out behind it.
+        next row that is written: it ended no episode, and nothing was reset or left out after it.
     """
     instance, rank = rank_of(buffer, ids)
     exists = rank + 1 < buffer.per_ring("size")[instance]
@@ -510,12 +510,13 @@ def following(buffer: Buffer, ids: jax.Array) -> tuple[jax.Array, jax.Array, jax
 def rows_after(buffer: Buffer, ids: jax.Array, counter: str | None = None) -> jax.Array:
     """Stored rows that follow each row within its trajectory, int32, for row ids [...].
 
-    A binary search over the rows behind it, log2 of a ring's capacity look-ups.
+    A binary search over the rows after it, log2 of a ring's capacity look-ups.
 
     Args:
         buffer: the rings.
         ids: row ids.
-        counter: a field that counts up by 1 as long as rows belong together, beside the trajectory.
+        counter: a field that counts up by 1 while rows belong together, in addition to the
+            trajectory.
     """
     instance, rank = rank_of(buffer, ids)
     names = [POSITION] if counter is None else [POSITION, counter]
@@ -533,7 +534,7 @@ def rows_after(buffer: Buffer, ids: jax.Array, counter: str | None = None) -> ja
 
 
 def ids_after(buffer: Buffer, ids: jax.Array, steps: jax.Array) -> jax.Array:
-    """Ids of the rows that lie `steps` behind those of `ids` in their rings, both int32 [...]."""
+    """Ids of the rows that lie `steps` after those of `ids` in their rings, both int32 [...]."""
     slot, instance = jnp.divmod(ids, buffer.n_env_instances)
     slot = jax.lax.rem(slot + steps, jnp.int32(buffer.slots))
     return slot * buffer.n_env_instances + instance
@@ -636,7 +637,7 @@ def _extend(buffer, rows, mask, first):
 
 
 def clear(buffer: Buffer, capacity: int | None = None) -> Buffer:
-    """Forget all rows; the storage stays, or becomes one of `capacity` rows a ring."""
+    """Forget all rows; the storage stays, or is replaced by rings of `capacity` rows."""
     if capacity is not None:
         buffer = unalign(buffer)
         words, frames = buffer.words, buffer.frames

@@ -38,13 +38,13 @@ class Row(struct.Node):
     truncated: jax.Array  # [] bool; in views also where a reset or unstored ticks follow
     elapsed_env_steps: jax.Array  # [] int32
     n_steps_in_control: jax.Array  # [] int32, rows of this stretch of control, this one included
-    hands_back: jax.Array  # [] bool, control went up behind it: by itself or at an episode's end
+    hands_back: jax.Array  # [] bool, control went up after it: by itself or at an episode's end
     signals: dict[str, jax.Array] = struct.field(default_factory=dict)  # [] float32, accumulated
     control: Control | None = None  # with needs=("control",)
     #: [] float32, with needs=("return",): of its episode's rows up to this one, the earlier ones
     #: discounted: G = rew + (discount of a row) * (G of the row before)
     discounted_return: Any = None
-    stored: dict[str, Any] = struct.field(default_factory=dict)  # what the level kept beside
+    stored: dict[str, Any] = struct.field(default_factory=dict)  # what the level stored itself
     id: Any = None  # opaque: where the row is stored
 
     def __getitem__(self, name: str) -> Any:

@@ -74,7 +74,7 @@ class ProbabilisticEnsemble:
         running_std_momentum: of sigma_d, the unit of the outputs.
         partition_batch: give each member its own share of a training batch.
         deterministic_mode: what a deterministic rollout follows, the "heaviest" mode or the
-            mixture's "mean" (at a wall the mean of two modes is a place nobody reaches).
+            mixture's "mean" (at a wall the mean of two modes is a place that is never reached).
         n_particles: particles of a stochastic rollout, for each member.
         sb_start_duration: environment steps of the symmetry-breaking start; 0 for none. It should
             hold at least 900 model updates.

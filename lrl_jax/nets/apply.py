@@ -1,4 +1,4 @@
-"""Treat flax modules and plain functions alike."""
+"""Treat flax modules and plain functions the same way."""
 
 from __future__ import annotations
 

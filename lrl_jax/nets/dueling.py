@@ -14,7 +14,7 @@ from lrl_jax.nets.mlp import MLP
 class DuelingMLP(nn.Module):
     """Q(x, a) = V(x) + A(x, a) - mean over a of A(x, a), equation 9 of Wang et al. 2016.
 
-    All hidden layers but the last are shared, each stream has a last one of its own.
+    The streams share all hidden layers except the last.
 
     Attributes:
         n_actions: A.

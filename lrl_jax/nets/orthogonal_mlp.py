@@ -88,7 +88,7 @@ class Pair(struct.Node):
 
     Attributes:
         layers: of both, `kernel` [2, in, out] and `bias` [2, out]. The narrower last layer is
-            filled up with outputs that nobody reads, so that they get no gradient.
+            padded with outputs that are not read, so they get no gradient.
         n_first, n_second: outputs of each (static).
     """
 

@@ -31,7 +31,7 @@ class TwoHot:
     Attributes:
         num_bins: bins, at least 2.
         low, high: of the first and the last bin, on the logarithmic scale. Numbers beyond are
-            clipped: 11 stands for 59,873.
+            clipped: 11 means 59,873.
     """
 
     num_bins: int = 101
@@ -61,7 +61,7 @@ class TwoHot:
         return jnp.maximum(1.0 - jnp.abs(place[..., None] - bins), 0.0)
 
     def decode(self, logits: jax.Array) -> jax.Array:
-        """Numbers [...] that distributions with `logits` [..., bins] stand for."""
+        """Numbers [...] that distributions with `logits` [..., bins] encode."""
         # Unnormalised sums: one pass over the bins serves both.
         weight = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
         sums = weight @ np.stack([self.bins, np.ones_like(self.bins)], axis=1)

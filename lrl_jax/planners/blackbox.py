@@ -28,7 +28,7 @@ from lrl_jax.spaces import Space
 class Rollout(struct.Node):
     """Predicted outcome of N plans under M models with P particles each.
 
-    Predictors may return a class of their own with these fields.
+    Predictors may return another class with these fields.
     """
 
     state: Any  # [N, M, P, H+1, D], or a pytree of [N, M, P, H+1, ...] for a known model

@@ -179,7 +179,7 @@ def ICEM(horizon: int, num_samples: int = 256, **settings: Any) -> CEM:
 
 
 def _is_bounded(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Which entries have a width to speak of; the largest float stands for infinity in places."""
+    """Which entries have finite bounds; some spaces use the largest float for infinity."""
     with np.errstate(invalid="ignore"):
         return high - low < 1e30
 

@@ -116,7 +116,7 @@ class CrossEntropyMethod(abc.ABC):
 
     @abc.abstractmethod
     def _fit(self, search: Search, elites: jax.Array, counts: jax.Array, number: jax.Array) -> Any:
-        """Mean and std of the elites, mixed with those before; those that `counts` [E] tells."""
+        """Mean and std of the elites that `counts` [E] selects, mixed with those before."""
 
     @abc.abstractmethod
     def _likeliest(self, search: Search, space: Any) -> jax.Array:
@@ -136,7 +136,7 @@ class CrossEntropyMethod(abc.ABC):
         put_checked(self, check_choice, ("return_mode",), RETURN_MODES)
 
     def _check_elites(self, n_others: int = 0) -> None:
-        """Refuse to keep so many candidates that there would be no new ones."""
+        """Refuse settings that keep all candidates and leave no room for new ones."""
         least = min(self.population)
         if max(self.n_kept, self.n_shifted) + n_others >= least:
             raise ValueError(

@@ -128,7 +128,7 @@ class MPPI:
 
         Args:
             mean, std: [H, A].
-            policy_plans: [P, H, A], candidates beside the drawn ones.
+            policy_plans: [P, H, A], candidates in addition to the drawn ones.
             noise: standard normal draws, [N - P, H, A].
             value_fn: maps plans [N, H, A] to values [N].
             temperature: [], factor of the values.

@@ -18,8 +18,8 @@ def _colouring(horizon: int, beta: float) -> np.ndarray:
         if 2 * k < horizon:
             columns.append(np.sin(angle) * np.sqrt(2.0))
             frequencies.append(k)
-    # A constant has no frequency of its own: like its usual implementations, the law is cut off
-    # at the lowest frequency that fits into the horizon.
+    # A constant has frequency 0, where the law is infinite: as in usual implementations it is cut
+    # off at the lowest frequency that fits into the horizon.
     amplitude = np.maximum(np.asarray(frequencies, np.float64), 1.0) ** (-beta / 2.0)
     matrix = np.stack(columns, axis=1) * amplitude
     matrix /= np.sqrt((matrix**2).sum(axis=1, keepdims=True))

@@ -100,7 +100,7 @@ class IndexEncoder:
 
     Attributes:
         state: (start, stop), a name, or a sequence of such; None for all but the context.
-        context: alike; () for an empty context.
+        context: the same for the context; () for an empty one.
         mapped_env_obs_shape: shape of one observation; ranges are checked against it if given.
         latent_state_dim, context_dim: checked against the ranges if given.
         goal_indices: where named parts are.
@@ -133,7 +133,7 @@ class IndexEncoder:
             object.__setattr__(self, "state", self._ranges("state", self.state))
         if self.state == ():
             raise ValueError(
-                f"the state needs at least one entry of the observation, got none beside "
+                f"the state needs at least one entry of the observation, got none besides "
                 f"context={self.context}."
             )
         for name, dim in (("state", "latent_state_dim"), ("context", "context_dim")):
@@ -192,8 +192,8 @@ class LinearEncoder(nn.Module):
 
     Attributes:
         mapped_env_obs_shape: shape of one observation; None until a `PredictorFactory` fills it in.
-        latent_state_dim, context_dim: sizes of the outputs; alike, and a context_dim that nobody
-            gives is 0 then.
+        latent_state_dim, context_dim: sizes of the outputs; None until a `PredictorFactory` fills
+            them in, with 0 for a context_dim that is not given.
         constant_dims: indices of the dimensions that are constant within an episode.
     """
 

@@ -183,7 +183,7 @@ class PredictorFactory:
             goal_indices: where goals are in the mapped observation, the factory's by default.
 
         Raises:
-            ValueError: if the latent state's dimension, or where goals are, cannot be told.
+            ValueError: if the latent state's dimension, or where goals are, cannot be inferred.
         """
         shape = as_shape(mapped_env_obs_shape)
         action_space = spaces.from_any(action_space)

@@ -44,7 +44,9 @@ LEARNING_RATES = {  # part of the parameters: setting
 class RewardPredictor(Predictor):
     """Predictor that learns the encoder through the reward function.
 
-    Attributes (beyond `Predictor`'s):
+    In addition to the attributes of `Predictor`:
+
+    Attributes:
         gamma: discount factor of value targets.
         tau: soft update rate of the target value network.
         k_steps: transitions K of a sampled trajectory that are trained on.
@@ -52,8 +54,8 @@ class RewardPredictor(Predictor):
         learn_encoder: whether the reward's gradient reaches the encoder.
         consistency_loss_weight, value_loss_weight, rew_loss_weight: of the losses of the model,
             the value and the reward.
-        delta_standardizer_lr, encoder_lr, reward_lr, model_lr, value_lr: learning rates of Adam;
-            a number, which becomes a leaf of the state, or a schedule of environment steps.
+        delta_standardizer_lr, encoder_lr, reward_lr, model_lr, value_lr: learning rates of Adam; a
+            number, which becomes a leaf of the state, or a schedule of environment steps.
         encoder_warm_up: number of first calls of `learn` that only count: nothing is learned, the
             encoder included, as in LayeredRL's code. They return 0.0 and {}, or zeros where `learn`
             is traced.
@@ -246,7 +248,7 @@ class RewardPredictor(Predictor):
             params: used in place of those of `ps`, to differentiate with respect to them.
 
         Returns:
-            The loss, and a dict of its terms and of what tells how the start goes.
+            The loss, and a dict of its terms and of the progress of the symmetry-breaking start.
         """
         params = ps.params if params is None else params
         return self._loss(ps, batch, model_batch, model_batch, params)

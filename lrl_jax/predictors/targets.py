@@ -82,7 +82,9 @@ def n_step_targets(
     """n-step value targets of K consecutive rows, from K + n - 1 of them.
 
     With e the first row from t on that ended its trajectory and m = min(n, e - t + 1),
+
         value_t = sum_{j<m} gamma^j r_{t+j} + gamma^m (1 - terminated_{t+m-1}) V(s'_{t+m-1}).
+
     A row that is both terminated and truncated counts as terminated. Costs O((K + n) log n).
 
     Args:
