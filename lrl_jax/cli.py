@@ -115,7 +115,7 @@ class Compare:
     Attributes:
         runs: the run folders.
         out: file of the figure.
-        measure: column of metrics.csv to compare; if None test_success where all runs tell it, else
+        measure: column of metrics.csv to compare; if None test_success if all runs have it, else
             test_return.
     """
 

@@ -254,7 +254,7 @@ def test_success_is_compared_where_all_runs_tell_it(tmp_path):
     assert lrl.compare(told, untold).measure == "test_return"
     labels = [curve.label for curve in lrl.compare(told, alike).curves]
     assert labels == [str(told), str(alike)]  # their names are the same
-    with pytest.raises(ValueError, match=r"b does not tell test_success: it has .*test_return"):
+    with pytest.raises(ValueError, match=r"b has no test_success: it has .*test_return"):
         lrl.compare(told, untold, measure="test_success")
 
 

@@ -139,7 +139,7 @@ def _protocols() -> tuple[Any, Any]:
 class TensorBoard(Logger):
     """Scalars, figures and videos as TensorBoard events, appended to one file.
 
-    The writer of tensorboardX has a thread of its own that dies with the first error, after which
+    The writer of tensorboardX has a thread that dies with the first error, after which
     its queue fills up and blocks; only its formats are used here.
 
     Args:

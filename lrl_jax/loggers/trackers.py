@@ -123,7 +123,7 @@ class WandB(_Tracker):
         again = {} if known is None else {"id": known, "resume": "allow"}
         settings = {**place, **again, "config": dict(config), **self._settings}
         self._run = self._package.init(project=self.project, **settings)
-        # Steps of its own count calls, and cannot go back.
+        # Its own steps count calls, and cannot go back.
         self._run.define_metric(STEP)
         self._run.define_metric("*", step_metric=STEP)
         return self._run.id

@@ -22,7 +22,7 @@ _SUCCESS, _RETURN = "test_success", "test_return"
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Agents that were trained alike.
+    """Agents that were trained with the same settings.
 
     Attributes:
         label: of the run, with the swept settings of these agents.
@@ -37,7 +37,7 @@ class Curve:
     rows: tuple[tuple[Row, ...], ...]
 
     def has(self, measure: str) -> bool:
-        """Whether the interim tests tell of a measure."""
+        """Whether the interim tests have a measure."""
         return all(any(measure in row for row in rows) for rows in self.rows)
 
     def values(self, measure: str) -> tuple[np.ndarray, np.ndarray]:
@@ -57,7 +57,7 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Runs beside each other; `print` shows a table.
+    """Runs side by side; `print` shows a table.
 
     Attributes:
         curves: one for each run, of a sweep one for each combination of settings.
@@ -135,11 +135,11 @@ def environment_of(config: dict[str, Any]) -> str:
 
 
 def compare(*runs: str | Path, measure: str | None = None) -> Comparison:
-    """Put runs beside each other: `print(compare("runs/a", "runs/b"))`, `.draw("figure.png")`.
+    """Put runs side by side: `print(compare("runs/a", "runs/b"))`, `.draw("figure.png")`.
 
     Args:
         runs: run folders; runs that have not ended may be among them.
-        measure: column of `metrics.csv` to compare; if None test_success where all runs tell it,
+        measure: column of `metrics.csv` to compare; if None test_success if all runs have it,
             else test_return.
 
     Raises:
@@ -159,7 +159,7 @@ def compare(*runs: str | Path, measure: str | None = None) -> Comparison:
     for curve in curves:
         if not curve.has(measure):
             there = ", ".join(dict.fromkeys(name for row in curve.rows[0] for name in row))
-            raise ValueError(f"{curve.run} does not tell {measure}: it has {there}.")
+            raise ValueError(f"{curve.run} has no {measure}: it has {there}.")
     return Comparison(tuple(curves), measure)
 
 

@@ -56,12 +56,12 @@ class TrainConfig:
         test_max_steps: ticks after which a test gives an episode up; the environment's own limit
             if None.
         checkpoint_interval: interim tests between checkpoints; 0 for one at the end only.
-        max_to_keep: checkpoints kept beside the one at the end.
+        max_to_keep: checkpoints kept in addition to the one at the end.
         save_best: whether `checkpoints/best` is kept too, of the interim test with the highest
-            success, then return; of return alone where the environment does not tell success.
+            success, then return; of return alone if the environment reports no success.
         stop_at: the run ends after the first interim test whose success, or return where the
-            environment does not tell success, is at least that; None for never.
-        loggers: names of where scalars and pictures go beside `metrics.csv`: "tensorboard",
+            environment reports no success, reaches this; None for never.
+        loggers: names of where scalars and pictures go, besides `metrics.csv`: "tensorboard",
             "wandb", "trackio", "mlflow", of the last three also "name:project".
         nan: what rewards, observations and losses that are not finite do: "raise" ends the run,
             whose last checkpoint is from before; "allow" does not look.

@@ -54,20 +54,20 @@ def train(
 ) -> Summary:
     """Train, test, save and draw into a run folder.
 
-    Ctrl-C and SIGTERM end the run after the chunk under way with a checkpoint, and raise
-    `Interrupted`; a second one ends it at once. Several processes that share the devices
-    (`jax.distributed`) all call this with the same arguments: the first writes the folder, all of
-    them the checkpoints in it.
+    Ctrl-C and SIGTERM end the run with a checkpoint after the current chunk, and raise
+    `Interrupted`; a second one ends it at once. Processes that share devices (`jax.distributed`)
+    all call this with the same arguments: the first writes the folder, all of them the
+    checkpoints in it.
 
     Args:
-        config: what is trained; None to go on with a run as it was.
+        config: what to train; None to continue a run unchanged.
         run: its folder, `runs/<environment>-<time>` if None.
         progress: whether a bar is shown.
-        resume: go on with the run in the folder, bit for bit on the same device; begin it if there
-            is none. A finished run is returned as it is, unless it is to take more steps.
-        settings: "new" goes on with other settings than the run began with, those of `config`;
-            "kept" refuses a config with other settings.
-        total_steps: in place of the config's.
+        resume: continue the run in the folder, bit for bit on the same device, or begin it if
+            there is none. A finished run is returned unchanged, unless it should take more steps.
+        settings: "new" continues with the settings of `config`, "kept" refuses a config whose
+            settings differ from those the run began with.
+        total_steps: replaces the config's.
         learners: of other runs, one for each level, to begin with: a learner, the folder of a run
             whose level at the same place it is, or None for a fresh one.
         callbacks: called on the host after each interim test, see `Callback`.
@@ -84,7 +84,7 @@ def train(
         FloatingPointError: if rewards, observations or losses stop being finite.
         ImportError: if a logger's package is not installed.
         Interrupted: see above.
-        ValueError, TypeError: for what does not fit, before training.
+        ValueError, TypeError: for arguments that do not fit, before training.
     """
     if settings not in ("kept", "new"):
         raise ValueError(f'settings must be "kept" or "new", got {settings!r}.')
@@ -277,7 +277,7 @@ class _Loop:
                 if stop:
                     raise Interrupted(self.run, saved, stop[0])
             self._save(self.checkpoints / folder.FINAL, done)
-        # The first chunk has compiled where that cannot be told apart.
+        # The first chunk includes compilation where that cannot be timed separately.
         measured = speeds[1:] if len(speeds) > 1 and not self.session.compiles_apart else speeds
         return float(np.mean(measured)) if measured else math.nan
 
