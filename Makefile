@@ -7,7 +7,8 @@ EXTRAS ?= test
 ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: train test test-extras bench rehearse accelerator-kit docs docs-links lint format types clean
+.PHONY: train test test-extras test-lowest test-pythons package bench rehearse accelerator-kit \
+	docs docs-links lint format types clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +28,18 @@ test: $(VENV)/installed
 # installed are skipped, and named in the outcome.
 test-extras: $(VENV)/installed
 	$(BIN)/python -m pytest -m extras --outcome benchmarks/results/test-extras.json $(PYTEST_ARGS)
+
+# The oldest versions of the dependencies that pyproject.toml allows.
+test-lowest:
+	.ci/quick_tests $(PYTHON) lowest
+
+# Other versions of Python than that of $(VENV), where they are installed.
+test-pythons:
+	for python in python3.11 python3.12 python3.13; do .ci/quick_tests $$python newest || exit 1; done
+
+# Wheel and sdist, tried outside the repository.
+package: $(VENV)/installed
+	.ci/package
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -63,4 +76,4 @@ types: $(VENV)/installed
 	$(BIN)/basedpyright
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-* build dist *.egg-info .pytest_cache .ruff_cache
