@@ -57,7 +57,7 @@ def compare(
         functions: name to (function, positional arguments).
         repeats: measured repeats of each, at least 1.
         min_seconds: a repeat calls its function as often as it takes to last that long.
-        jit: compile the functions ahead; else they are called as they are.
+        jit: compile the functions ahead; else they are called directly.
 
     Returns:
         A Timing for each name.

@@ -28,7 +28,7 @@ import numpy as np
 from lrl_jax import __version__
 from lrl_jax.devices import wait_for_processes
 
-#: Of the folder's layout. 1 and 2 had settings.json in place of the manifest.
+#: Of the folder's layout. 1 and 2 had settings.json instead of the manifest.
 FORMAT = 3
 MANIFEST = "lrl_jax_checkpoint"
 ARRAYS = "arrays"
@@ -240,7 +240,7 @@ def remove(path: str | os.PathLike) -> None:
     """Remove a checkpoint, and what writing it has left next to it.
 
     Raises:
-        ValueError: if anything else lies there.
+        ValueError: if anything else is there.
     """
     path = _resolved(path)
     places = [path.with_name(path.name + ending) for ending in ("", _PART, _OLD)]

@@ -144,7 +144,7 @@ def resume(args: Resume) -> None:
     total = None if args.total_steps is None else int(args.total_steps)
     classes = [] if config is None else own_classes(config)
     env = None if config is None or isinstance(config.env, str) else config.env
-    print(f"going on with {args.run}", flush=True)
+    print(f"resuming {args.run}", flush=True)
     summary = run_training(
         None,
         args.run,

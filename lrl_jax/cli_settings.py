@@ -1,4 +1,4 @@
-"""Options of the command line for every setting of a config, however deep it lies."""
+"""Options of the command line for every setting of a config, at any depth."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _literal(text: str) -> Any:
 
 
 def _full_name(config: TrainConfig, option: str) -> str:
-    """The option in full where it names a setting of a level without what lies between."""
+    """The option in full where it names a setting of a level without what is between."""
     name, equals, value = option.partition("=")
     if not name.startswith("--levels."):
         return option

@@ -86,7 +86,7 @@ def check_divides(n: int, n_devices: int) -> None:
 
 
 def use(mesh: Mesh | None) -> contextlib.AbstractContextManager:
-    """Make `mesh` that of the context; None leaves the context as it is."""
+    """Make `mesh` that of the context; None leaves the context unchanged."""
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 

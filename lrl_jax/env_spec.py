@@ -1,4 +1,4 @@
-"""What the library needs to know of an environment: its spaces, and where goals are."""
+"""The library's view of an environment: its spaces, and where goals are."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def is_gymnasium(env: Any) -> bool:
 
 
 def flat_space(space: gymnasium.Space) -> gymnasium.Space:
-    """The Box that `flatten_batch` maps observations to; other simple spaces as they are.
+    """The Box that `flatten_batch` maps observations to; other simple spaces unchanged.
 
     Entries of a Dict come in the order of their sorted keys.
     """

@@ -1,4 +1,4 @@
-"""Calls in the words of other libraries, or of before, answer with the word to use here."""
+"""Answers to calls with the words of other libraries or earlier versions: the word to use."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Read and run a policy that `lrl_jax.export_policy` wrote.
 
 This file needs jax, numpy and flatbuffers (in which JAX stores exported functions), not lrl_jax. A
-copy of it lies in every exported policy, so that one file is enough to act:
+copy of it is in every exported policy, so that one file is enough to act:
 
     import sys
 

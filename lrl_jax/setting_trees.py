@@ -57,7 +57,7 @@ def _rebuilt(tree: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def resolve(tree: Any, total_steps: int) -> Any:
-    """Put numbers of environment steps in place of fractions of a run of `total_steps`."""
+    """Put numbers of environment steps instead of fractions of a run of `total_steps`."""
     return _rebuilt(tree, lambda x: x.steps(total_steps) if isinstance(x, OfRun) else x)
 
 
@@ -99,7 +99,7 @@ def get(tree: Any, path: str) -> Any:
 
 
 def full_path(tree: Any, path: str) -> str:
-    """The path of a setting that may be named without what lies between.
+    """The path of a setting that may be named without what is between.
 
     "levels.0.learning_rate" means "levels.0.algorithm.learning_rate" where that is the only
     setting of the name below level 0.
@@ -152,7 +152,7 @@ def _overlap(path: str, other: str) -> bool:
 
 
 def _replaced(tree: Any, changes: Mapping[str, Any]) -> Any:
-    """The tree with values at full paths, none of which lies below another."""
+    """The tree with values at full paths, none of which is below another."""
     if not changes:
         return tree
     if "" in changes:

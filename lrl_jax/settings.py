@@ -41,7 +41,7 @@ _MAX_FLOAT = float(np.finfo(np.float32).max)
 
 
 def plain(name: str, value: Any) -> Any:
-    """Return scalars of NumPy and JAX as Python's, anything else as it is.
+    """Return scalars of NumPy and JAX as Python's, anything else unchanged.
 
     Raises:
         TypeError: for a traced value.

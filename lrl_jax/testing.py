@@ -157,7 +157,7 @@ class _Checks:
         self.same("actions depend on the number of instances", alone, among[:-1], 1e-4)
 
     def evaluation_changes_nothing(self) -> None:
-        """Learners, rows and counters stay as they are in eval mode."""
+        """Learners, rows and counters do not change in eval mode."""
         carry, _ = rollout(self.hierarchy.eval(), self.carry, n_steps=3)
         for old, new in zip(self.carry.hierarchy.levels, carry.hierarchy.levels, strict=True):
             self.same("evaluation changed a learner", old.learner, new.learner)

@@ -1,4 +1,4 @@
-"""What learning algorithms share: the batch they are given and how inputs become features."""
+"""Common parts of learning algorithms: their batch, and how inputs become features."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Batch(struct.Node):
 class Features:
     """Turns values of several spaces into one flat vector that networks take.
 
-    Entries of a Box with finite bounds are scaled to [-1, 1], others pass as they are; elements of
+    Entries of a Box with finite bounds are scaled to [-1, 1], others pass unchanged; elements of
     a Discrete become one-hot vectors.
 
     Attributes:
@@ -114,7 +114,7 @@ class Scale(struct.Node):
 
         Args:
             space: the bounds.
-            normalised: entries that are left as they are, bool [X]; None for none.
+            normalised: entries that are left unchanged, bool [X]; None for none.
         """
         centre, half = _scale(space)
         if normalised is not None:
@@ -206,7 +206,7 @@ def init_settings(
 
 
 def observe_schedules(algorithm: Any, state: Any, total: jax.Array) -> Any:
-    """The state with its `scheduled` settings as they are after `total` environment steps."""
+    """The state with its `scheduled` settings at their values after `total` environment steps."""
     if not state.scheduled:
         return state
     new = {name: _at(getattr(algorithm, name), total) for name in state.scheduled}

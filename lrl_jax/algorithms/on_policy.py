@@ -1,4 +1,4 @@
-"""What on-policy learning takes from a rollout: advantages, and shuffled minibatches."""
+"""Parts of on-policy learning: advantages, and shuffled minibatches."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ class Replay(struct.Node):
         return self._finished(found, (None, None, key), None, rewarded), mask
 
     def stored_since(self, start: jax.Array | int, length: int) -> tuple[Row, jax.Array]:
-        """Some of the rows since the level's last update, in time order and as they are stored.
+        """Some of the rows since the level's last update, in time order and as stored.
 
         Args:
             start: the first of each instance, int32 [].
@@ -211,5 +211,5 @@ class Replay(struct.Node):
 
 
 def as_replay(buffer: Any) -> Replay:
-    """A view of a raw buffer; a view itself is returned as it is."""
+    """A view of a raw buffer; a view itself is returned unchanged."""
     return buffer if isinstance(buffer, Replay) else Replay(buffer)

@@ -191,7 +191,7 @@ def align(buffer: Buffer, known: bool = False) -> Buffer:
     Args:
         buffer: the rings.
         known: whether the caller knows that they are; else they are compared on the host, and
-            traced ones are left as they are.
+            traced ones are left unchanged.
     """
     if buffer.aligned or buffer.frames is not None:
         return buffer
@@ -371,7 +371,7 @@ def _locate(buffer: Buffer, key: jax.Array, batch_size: int) -> tuple[jax.Array,
 
 
 def _slot(buffer: Buffer, instance: jax.Array, rank: jax.Array) -> jax.Array:
-    """Where in its ring the row of that age rank lies."""
+    """Slot in its ring of the row of that age rank."""
     oldest = (buffer.per_ring("cursor") - buffer.per_ring("size"))[instance] + buffer.slots
     return jax.lax.rem(oldest + rank, jnp.int32(buffer.slots))
 

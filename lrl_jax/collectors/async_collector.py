@@ -94,7 +94,7 @@ class AsyncCollector(BaseCollector, contextlib.AbstractContextManager):
         self.wait_num, self.timeout = wait_num or self.n_env_instances, timeout
 
     def close(self) -> None:
-        """Wait for steps under way and close the environments."""
+        """Wait for pending steps and close the environments."""
         if not self._closed:
             self._closed = True
             self._source.close()
@@ -154,7 +154,7 @@ class AsyncCollector(BaseCollector, contextlib.AbstractContextManager):
 
         Steps are counted when they are received; several may arrive at once, so that more than
         `n_total_steps` may be collected: `stats.n_steps_beyond` says how many more. Steps still
-        under way at the end are received by the next call. Episodes are counted as in `Collector`.
+        pending at the end are received by the next call. Episodes are counted as in `Collector`.
 
         Args:
             n_total_steps: number of steps, summed over instances.
@@ -176,7 +176,7 @@ class AsyncCollector(BaseCollector, contextlib.AbstractContextManager):
             )
         if record_transitions == "levels":
             raise ValueError(
-                'record_transitions="levels": steps are still under way at the end of a call, so '
+                'record_transitions="levels": steps are still pending at the end of a call, so '
                 "that what levels did is not whole: use Collector."
             )
         request = Request.checked(

@@ -1,4 +1,4 @@
-"""What all collectors share: a hierarchy, an engine of environments, a buffer, totals."""
+"""Base of all collectors: a hierarchy, an engine of environments, a buffer, totals."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class BaseCollector:
     Args:
         hierarchy: acts; in train mode it explores, stores and learns.
         engine: of the environments.
-        buffer: rows of a replay buffer, or one to go on with, or None.
+        buffer: size of a replay buffer, or one to continue, or None.
         exploration_noise: whether levels add their training noise also where nothing is learned.
         state: HierarchyState to start from; a new one if None.
         nan: what happens to steps that are not finite: "raise", "drop" or "allow".
@@ -141,7 +141,7 @@ class BaseCollector:
             self._engine.set_state(self.hierarchy, state)
 
     def save(self, path: str | Path) -> None:
-        """Write all that collecting goes on from to the folder `path`; see `load`.
+        """Write everything that collecting continues from to the folder `path`; see `load`.
 
         An older checkpoint there is replaced once the new one is whole.
         """
@@ -159,10 +159,10 @@ class BaseCollector:
 
     @classmethod
     def load(cls, path: str | Path, hierarchy: Hierarchy, env: Any = None, **settings: Any) -> Self:
-        """A collector that goes on where one was that `save` wrote.
+        """A collector that continues where a saved one stopped.
 
-        In JAX environments to the bit: environments and episodes under way go on with all else.
-        Gymnasium's, which cannot be saved, begin fresh episodes, with random streams that go on.
+        To the bit in JAX environments: environments and open episodes continue, too.
+        Gymnasium's, which cannot be saved, begin fresh episodes; random streams continue.
 
         Args:
             path: folder that was written.
@@ -217,7 +217,7 @@ class BaseCollector:
     def reset_env(self, gym_reset_kwargs: dict[str, Any] | None = None) -> None:
         """Reset all environments in mid-episode: returns, lengths and trajectories begin anew.
 
-        Steps under way are waited for and forgotten.
+        Waits for pending steps and forgets them.
         """
         with interrupts.held():
             engine = self._ready()
@@ -227,7 +227,7 @@ class BaseCollector:
         """Empty the collector's own buffer; the levels' are theirs.
 
         Args:
-            keep_statistics: whether the totals of steps, episodes and time go on.
+            keep_statistics: whether the totals of steps, episodes and time are kept.
         """
         if self._engine.store is not None:
             self._engine.store = buffers.cut(buffers.clear(self._engine.store))
@@ -235,7 +235,7 @@ class BaseCollector:
             self.reset_stat()
 
     def reset_stat(self) -> None:
-        """Set the totals of steps, episodes and time to zero; episodes under way go on."""
+        """Set the totals of steps, episodes and time to zero; open episodes continue."""
         self.collect_step, self.collect_episode, self.collect_time = 0, 0, 0.0
 
     def settle(self) -> None:
@@ -245,7 +245,7 @@ class BaseCollector:
 
     @property
     def state(self) -> HierarchyState:
-        """State of the hierarchy. Stays valid when the collector goes on."""
+        """State of the hierarchy. Stays valid when the collector continues."""
         return self._ready().state()
 
     @state.setter
@@ -258,7 +258,7 @@ class BaseCollector:
 
     @property
     def buffer(self) -> Buffer | None:
-        """Replay buffer of environment transitions. Stays valid when the collector goes on."""
+        """Replay buffer of environment transitions. Stays valid when the collector continues."""
         return jax.tree.map(jax.numpy.copy, self._engine.store)
 
     @buffer.setter

@@ -226,7 +226,7 @@ class CWorkerSet(contextlib.AbstractContextManager):
 
         Once half of them have finished, the others are asked to stop as soon as they have
         `fraction_samples` of their rollout. What `collect_async`, or a call that raised, has left
-        under way comes first.
+        pending comes first.
 
         Returns:
             Data: see `CWorker.collect_data`; `instance` counts through the instances of all
@@ -259,7 +259,7 @@ class CWorkerSet(contextlib.AbstractContextManager):
         return self._joined(parts)
 
     def collect_async(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Join the rollouts that have come, at least one; their workers go on at once.
+        """Join the rollouts that have arrived, at least one; their workers continue at once.
 
         With `max_lag`, it waits for rollouts that would otherwise exceed that lag.
         """
@@ -412,7 +412,7 @@ class CWorkerSet(contextlib.AbstractContextManager):
     def evaluate(self) -> float:
         """Mean return over exactly `num_test_episodes` episodes of each worker.
 
-        Rollouts under way are waited for; the next gather has them.
+        Waits for pending rollouts; the next gather has them.
         """
         self._check_running()
         self._check_weights()
@@ -461,7 +461,7 @@ class CWorkerSet(contextlib.AbstractContextManager):
         if self._arrived and component in ("actor", "envs_train"):
             raise ValueError(
                 f"{len(self._arrived)} rollouts of the present {component} have not been gathered: "
-                f"call collect() first, which leaves none under way."
+                f"call collect() first, which leaves none pending."
             )
         if self._local is not None:
             self._ask(self._local.index_worker, name, *arguments)

@@ -50,7 +50,7 @@ class Owed(struct.Node):
         if mode == "n_total_steps":
             return cls(index < amount, np.int32(amount))
         if mode == "n_episodes":
-            # Those that start at once go on with the episode they are in.
+            # Those that start at once continue the episode they are in.
             return cls(index < amount, np.int32(max(0, amount - n)))
         quota = (amount // n + (index < amount % n)).astype(np.int32)
         return cls(quota > 0, quota)

@@ -234,7 +234,7 @@ class DeviceEngine:
             seed: of all random streams; None goes on with those there are: the engine's, at
                 first those of `state`, without one 0.
             reset_kwargs: only a `seed` has a meaning here.
-            key: of the environments, in place of a seed.
+            key: of the environments, instead of a seed.
         """
         kwargs = reset_arguments(reset_kwargs)
         seed = kwargs.pop("seed", seed)
@@ -262,7 +262,7 @@ class DeviceEngine:
             self.store = buffers.cut(self.store)
 
     def state(self) -> HierarchyState:
-        """State of the hierarchy. Stays valid when the engine goes on."""
+        """State of the hierarchy. Stays valid when the engine continues."""
         self.shared = True
         return self.carry.hierarchy
 

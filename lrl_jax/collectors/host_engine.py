@@ -1,7 +1,7 @@
 """Collecting in environments on the host: a loop with one jitted call between two steps.
 
 Environments step in lockstep (`HostEnv`) or on their own (`Futures`, `Envpool`); what is not ready
-when steps are received stays under way.
+when steps are received stays pending.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from lrl_jax.spaces import Box
 
 
 def _between(hierarchy, flat, levels, learn, raw, before, then):
-    """What lies between two steps, in one call; either side can be None.
+    """What happens between two steps, in one call; either side can be None.
 
     Args:
         before: the step taken and its mask: bookkeeping, and the updates owed.
@@ -181,7 +181,7 @@ class HostEngine:
         self._ids, n = np.arange(self.n), self.n
         obs, act = hierarchy.env_spec.obs_space, hierarchy.action_space
         self.obs = np.zeros((n, *obs.shape), obs.dtype)  # to act on next
-        self._act = np.zeros((n, *act.shape), act.dtype)  # of the steps under way
+        self._act = np.zeros((n, *act.shape), act.dtype)  # of the pending steps
         self._random = np.zeros(n, bool)  # those of them that the hierarchy knows nothing of
         self._levels: Any = None
         self._sums = Sums.zero(n, np)
@@ -206,7 +206,7 @@ class HostEngine:
             seed: of all random streams, those of the environments included; None goes on with
                 those there are: the environments', at first those of `state`, without one 0.
             reset_kwargs: further arguments of the environments' reset.
-            key: of the environments, in place of a seed.
+            key: of the environments, instead of a seed.
         """
         kwargs = reset_arguments(reset_kwargs)
         env_seed = kwargs.pop("seed", seed)
@@ -244,7 +244,7 @@ class HostEngine:
         self._broken = False
 
     def state(self) -> HierarchyState:
-        """State of the hierarchy. Stays valid when the engine goes on."""
+        """State of the hierarchy. Stays valid when the engine continues."""
         assert self._flat is not None
         self._shared = True
         return self._flat.state(self._raw)
@@ -258,7 +258,7 @@ class HostEngine:
     def set_state(self, hierarchy: Hierarchy, state: HierarchyState) -> None:
         """Go on with another state, of n instances."""
         busy = self.source.busy
-        if busy.any():  # it knows nothing of what is under way: its rows do not go on
+        if busy.any():  # it does not know pending steps: its rows do not continue
             state = hierarchy.reset(state, jnp.asarray(busy))
             self._random |= busy
         self._put(state)
@@ -335,7 +335,7 @@ class HostEngine:
         self._restart(hierarchy, self.source.stale.copy())
 
     def _recover(self, hierarchy: Hierarchy) -> None:
-        """Reset all instances where some of them cannot go on and cannot be reset alone."""
+        """Reset all instances if some of them cannot continue and cannot be reset alone."""
         if self._broken or self.source.spoiled:
             self._begin_anew(hierarchy.reset(self.state()), None, **self.source.reset_kwargs)
 
@@ -383,7 +383,7 @@ class HostEngine:
             if mask is None or mask.any():
                 self.source.send(self._decided(run, mask), mask)
                 self._keep(run)  # while the environments are busy
-            else:  # all that are owed something are under way
+            else:  # all that are owed something are pending
                 self._finish(run)
             tick = self._received(run, owed.active)
             if not run.everyone:
@@ -444,7 +444,7 @@ class HostEngine:
         if dropped is not None:
             self._sums = self._sums.cleared(dropped.bad)
         decided = ready
-        if not self.source.lockstep:  # what was under way is received, but does not count
+        if not self.source.lockstep:  # pending steps are received, but does not count
             episodes = episodes.replace(finished=episodes.finished & active)
             decided = ready & ~self._random
         levels = self._levels if run.levels else None

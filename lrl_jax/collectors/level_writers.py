@@ -25,7 +25,7 @@ class LevelWriters:
         self._n_calls, self._n_env_steps = n_calls, n_env_steps
 
     def write(self, collected: Collected) -> None:
-        """Write what is due of the chunk of ticks under way, once."""
+        """Write what is due of the current chunk of ticks, once."""
         for record in collected.latest if self._writers else ():
             for tick, n_steps in enumerate(record.steps.tolist()):
                 self._n_env_steps += n_steps

@@ -231,7 +231,7 @@ def in_one_thread(cls: type) -> type:
 
 
 def fetched(x: Any) -> Any:
-    """What a reference of Ray's stands for; anything else as it is."""
+    """What a reference of Ray's stands for; anything else unchanged."""
     return _import_ray().get(x) if type(x).__module__.partition(".")[0] == "ray" else x
 
 

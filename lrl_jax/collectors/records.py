@@ -1,4 +1,4 @@
-"""What is recorded of a step: the transition, what each level did, the episode it belongs to.
+"""Records of a step: the transition, what each level did, the episode it belongs to.
 
 The same records hold NumPy arrays on the host and JAX arrays on the device.
 """
@@ -147,7 +147,7 @@ def wide(mask: Any, like: Any) -> Any:
 
 
 def zeroed(tree: Any, mask: Any) -> Any:
-    """Leaves [n, ...], zero outside the mask [n]; as they are if it is None."""
+    """Leaves [n, ...], zero outside the mask [n]; unchanged if it is None."""
     if mask is None:
         return tree
     where = module_of(mask).where

@@ -1,4 +1,4 @@
-"""What a collector is asked for, checked once, and the loop that carries it out."""
+"""Requests to a collector, checked once, and the loop that carries them out."""
 
 from __future__ import annotations
 

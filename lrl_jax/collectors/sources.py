@@ -67,7 +67,7 @@ class _Seat:
             raise EnvError(self._index, raised(error)) from error
 
     def set_reset_kwargs(self, kwargs: dict[str, Any]) -> None:
-        """Arguments of resets on the way, also of one that a step under way may bring."""
+        """Arguments of resets on the way, also of one that a pending step may bring."""
         if self._env is not None:
             self._env.reset_kwargs = kwargs
         self._reset_kwargs = kwargs
@@ -89,7 +89,7 @@ class Futures:
         dtype: of the observations.
         processes: whether each environment runs in a separate process, for environments that
             are busy in Python rather than waiting or computing in C.
-        wait_num: steps to wait for; all that are under way if None.
+        wait_num: steps to wait for; all pending ones if None.
         timeout: seconds after which one step is enough; None for never.
     """
 
@@ -217,7 +217,7 @@ class Futures:
         return _spread(self.n, ids, columns, info)
 
     def close(self) -> None:
-        """Wait for what is under way, close the environments."""
+        """Wait for pending steps, close the environments."""
         concurrent.futures.wait(self._flying)
         self._flying.clear()
         with contextlib.ExitStack() as stack:  # all of them, also where one raises

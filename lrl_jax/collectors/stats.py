@@ -371,7 +371,7 @@ class Collected:
         owed: what is still owed.
 
     Attributes:
-        latest: records of the chunk of ticks under way.
+        latest: records of the current chunk of ticks.
         owed: what is still owed.
         seconds: they took.
     """
@@ -415,7 +415,7 @@ class Collected:
         self._n_nonfinite += int(dropped.bad.sum())
 
     def check(self, start: int, raises: bool) -> None:
-        """Look at what came in the chunk under way.
+        """Look at what came in the current chunk.
 
         Args:
             start: number of the first tick.

@@ -135,7 +135,7 @@ def check_env(hierarchy: Hierarchy, env: Any, params: Any) -> None:
 
 
 def is_traced(tree: Any) -> bool:
-    """Whether a transformation of JAX is under way over some leaf."""
+    """Whether some leaf is being transformed by JAX."""
     return any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))
 
 
@@ -158,7 +158,7 @@ def init_carry(
         hierarchy: acts in them.
         key: typed random key.
         n_env_instances: number of instances, n.
-        state: HierarchyState of n instances that goes on with a fresh episode; a new one if None.
+        state: HierarchyState of n instances, which begins a fresh episode; a new one if None.
         env: gymnax environment; the hierarchy's if None.
         env_params: its parameters; the hierarchy's if None, or the defaults of another `env`.
             Leaves [n, ...] with one axis more than the default's hold a value of each instance.
@@ -201,7 +201,7 @@ def begun(
 
 
 def restarted(state: HierarchyState) -> tuple[HierarchyState, jax.Array]:
-    """A state that goes on in environments of another process, and a key for these.
+    """A state that continues in environments of another process, and a key for these.
 
     The key is from the state's own stream, so that no two starts are the same.
     """
@@ -428,7 +428,7 @@ def tick(
     Args:
         hierarchy: acts.
         carry: from `init_carry` or an earlier tick, n instances.
-        mask: bool [n]; instances outside are left as they are, bit for bit. All if None.
+        mask: bool [n]; instances outside are left unchanged, bit for bit. All if None.
         env, env_params: see `init_carry`.
         random: act uniformly at random and leave the hierarchy alone.
         preprocess: sees the data first.

@@ -1,4 +1,4 @@
-"""What travels to collection workers and back: weights under a version, samples with stamps."""
+"""Data sent to collection workers and back: versioned weights, stamped samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What adapters of other libraries' environments share."""
+"""Base of adapters of other libraries' environments."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class AdaptedParams(environment.EnvParams):
 class AdaptedEnvironment(environment.Environment[AdaptedState, AdaptedParams], abc.ABC):
     """Abstract: an environment of another library with gymnax's `reset` and six-value `step`.
 
-    A subclass says how an episode of the library's begins and goes on. Truncation is counted here:
+    A subclass says how the library begins an episode and steps it. Truncation is counted here:
     what a subclass calls terminated must not include the time limit.
 
     Args:

@@ -203,4 +203,4 @@ LIBRARIES = {
     "xminigrid": MiniGridEnvironment,
     "craftax": CraftaxEnvironment,
 }
-"""What the ids of adapted environments begin with, before a slash; also the names of extras."""
+"""Prefixes of the ids of adapted environments, before a slash; also the names of extras."""

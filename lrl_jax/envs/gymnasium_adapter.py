@@ -53,7 +53,7 @@ def _columns(space: gymnasium.Space, obs: Any) -> np.ndarray:
 def fitted(action: np.ndarray, space: gymnasium.Space) -> np.ndarray:
     """Actions [n, ...] in the type of an environment's space, and inside its bounds.
 
-    A bound of float64, rounded to the hierarchy's float32, may lie outside.
+    A bound of float64, rounded to the hierarchy's float32, may be outside.
 
     Args:
         action: as the hierarchy decides.

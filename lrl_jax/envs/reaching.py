@@ -1,4 +1,4 @@
-"""What environments share in which a body in the plane has to reach a goal."""
+"""Base of environments in which a body in the plane has to reach a goal."""
 
 from __future__ import annotations
 

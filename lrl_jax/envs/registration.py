@@ -17,7 +17,7 @@ from lrl_jax.envs.maze2d import Maze2D
 from lrl_jax.envs.swimmer import Swimmer
 
 GYMNASIUM = "gymnasium/"
-"""What the ids of Gymnasium's environments begin with."""
+"""Prefix of the ids of Gymnasium's environments."""
 
 _MAZE_SETTINGS = (
     "starts",

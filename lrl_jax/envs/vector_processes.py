@@ -100,11 +100,11 @@ class Processes:
         self._lost = why
         for process in self._vector.processes:
             process.kill()
-        self._vector._state = AsyncState.DEFAULT  # nothing is under way any more
+        self._vector._state = AsyncState.DEFAULT  # nothing is pending any more
         self._vector.close(terminate=True)
 
 
 ANEW = (
     "The other processes were ended too: make the vector environment anew, and a collector with "
-    "state=collector.state goes on."
+    "state=collector.state continues."
 )

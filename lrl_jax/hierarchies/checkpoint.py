@@ -79,7 +79,7 @@ def load(hierarchy: Any, path: str | os.PathLike, settings: str = "same") -> Any
     _refuse_earlier_formats(path)
     meta = checkpoints.read_meta(path, kind=KIND)
     if settings == "same":
-        way_out = ' To go on with those of this hierarchy, use load(..., settings="new").'
+        way_out = ' To continue with those of this hierarchy, use load(..., settings="new").'
         refuse_other_settings(hierarchy, meta["settings"], path, way_out)
     elif others := differences(meta["settings"], _settings(hierarchy)):
         _LOG.warning("%s was saved with other settings: %s.", path, _listed(others))

@@ -277,7 +277,7 @@ class Hierarchy:
         Args:
             keys: typed, one for each level; consumed.
             specs: of the levels; those of one instance if None.
-            levels: in place of the hierarchy's own, with settings that may be traced.
+            levels: instead of the hierarchy's own, with settings that may be traced.
         """
         levels, specs = levels or self.levels, specs or self.specs
         # Copies, so that no two leaves are one array: all of them may be donated.

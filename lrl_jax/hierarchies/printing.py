@@ -1,4 +1,4 @@
-"""What `print(hierarchy)` shows: the stack, a line for each level."""
+"""`print(hierarchy)`: the stack, one line per level."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ class Level:
 
     Attributes:
         buffer_size: rows its replay buffer holds over all instances; 0 for none.
-        rollout_length: for on-policy levels, in place of a buffer_size: an update falls due every
+        rollout_length: for on-policy levels, instead of a buffer_size: an update falls due every
             `rollout_length` decisions of nominal length, at a tick that no random draw decides, and
             the ring holds that many rows per instance.
         update_interval, n_updates: `n_updates` calls of `learn` are owed for every

@@ -1,4 +1,4 @@
-"""What levels share that learn skills which the model of the level above can distinguish."""
+"""Base of levels that learn skills which the model of the level above can distinguish."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class Logger(Protocol):
     `Collector` takes one as its `writer`. Methods are called on the host, by one thread.
 
     What `begin` raises ends a run before it starts; what the others raise is a warning, and the
-    run goes on.
+    run continues.
     """
 
     def begin(self, run: Path, config: Mapping[str, Any], resume_at: int | None) -> None:
@@ -27,7 +27,7 @@ class Logger(Protocol):
         Args:
             run: the folder of the run, which exists.
             config: its settings, as plain JSON.
-            resume_at: environment steps of the checkpoint that the run goes on from; what was
+            resume_at: environment steps of the checkpoint that the run resumes from; what was
                 logged later will be logged again. None for a new run.
         """
 

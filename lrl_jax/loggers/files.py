@@ -163,7 +163,7 @@ class TensorBoard(Logger):
         if self._folder is None:
             raise ValueError("the events have no folder: give them one, TensorBoard(folder).")
         event_pb2, _ = _protocols()
-        # Readers take files in the order of their names, and a run that goes on begins another.
+        # Readers take files in the order of their names, and a resumed run begins another.
         name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
         self._path = self._folder / name
         self._add(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))

@@ -18,10 +18,10 @@ PROJECT = "lrl_jax"
 
 
 class _Tracker(Logger, abc.ABC):
-    """A run of another package, which a run that goes on finds again.
+    """A run of another package, which a resumed run finds again.
 
     The folder of the run keeps a file with the id that the package gave it, and the last step that
-    was logged. Steps up to there are not logged again by a run that goes on from before: they are
+    was logged. Steps up to there are not logged again by a run that resumes from before: they are
     the same in JAX environments.
     """
 
@@ -42,7 +42,7 @@ class _Tracker(Logger, abc.ABC):
         self._is_open = False
 
     def begin(self, run: Path, config: Mapping[str, Any], resume_at: int | None) -> None:
-        """Begin a run there, or go on with the one that this run had."""
+        """Begin a run there, or resume the one that this run had."""
         self._file = Path(run) / f".{self.package}.json"
         known: dict[str, Any] = {}
         if resume_at is not None and self._file.is_file():
@@ -89,7 +89,7 @@ class _Tracker(Logger, abc.ABC):
 
     @abc.abstractmethod
     def _open(self, run: Path | None, config: Mapping[str, Any], known: str | None) -> str:
-        """Begin a run, or go on with the one of an id; returns its id."""
+        """Begin a run, or resume the one with an id; returns its id."""
 
     @abc.abstractmethod
     def _log(self, step: int, scalars: dict[str, float]) -> None: ...

@@ -151,7 +151,7 @@ class ProbabilisticEnsemble:
     def encode_action(self, action: jax.Array) -> jax.Array:
         """Flatten actions [..., *shape] to float32 [..., A]; Discrete ones become one-hot.
 
-        One-hot actions [..., n] of floats are left as they are.
+        One-hot actions [..., n] of floats are left unchanged.
         """
         self._check_bound()
         action = jnp.asarray(action)

@@ -21,7 +21,7 @@ def fourier_features(x: jax.Array, periods: tuple[float, ...]) -> jax.Array:
 
     Args:
         x: [..., D].
-        periods: in units of x; none returns x as it is.
+        periods: in units of x; none returns x unchanged.
 
     Returns:
         [..., D + 2 D P].

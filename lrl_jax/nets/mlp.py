@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def activation_fn(activation: str | Callable) -> Callable[[jax.Array], jax.Array]:
-    """Look an activation up by name; a callable is returned as it is.
+    """Look an activation up by name; a callable is returned unchanged.
 
     Raises:
         ValueError: for a name that is not in the table.

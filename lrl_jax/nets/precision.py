@@ -68,7 +68,7 @@ _rounded.defjvp(_rounded_jvp, symbolic_zeros=True)
 
 
 def in_bfloat16(next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext):
-    """Dense layers of a flax module in bfloat16, for `nn.intercept_methods`; the rest as it is."""
+    """Dense layers of a flax module in bfloat16, for `nn.intercept_methods`; the rest unchanged."""
     layer = context.module
     if type(layer) is not nn.Dense or layer.dtype or context.method_name != "__call__":
         return next_fun(*args, **kwargs)

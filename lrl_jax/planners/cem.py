@@ -166,7 +166,7 @@ def ICEM(horizon: int, num_samples: int = 256, **settings: Any) -> CEM:
 
     Args:
         horizon, num_samples: see `CEM`.
-        settings: of `CEM`, in place of the above.
+        settings: of `CEM`, instead of the above.
     """
     additions: dict[str, Any] = {
         "return_mode": "best",

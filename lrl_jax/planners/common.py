@@ -1,4 +1,4 @@
-"""What the optimisers of plans share: their state and elites."""
+"""Common parts of plan optimisers: their state and elites."""
 
 from __future__ import annotations
 

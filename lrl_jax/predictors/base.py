@@ -364,7 +364,7 @@ class Predictor(abc.ABC):
             buffer: a level's view of its rows, or a replay buffer.
             batch_size: number of them, B.
             n_steps: steps of each at most.
-            device: unused, results lie where the buffer does.
+            device: unused, results are where the buffer is.
             key: random key.
 
         Returns:

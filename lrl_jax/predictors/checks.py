@@ -18,7 +18,7 @@ def check_gamma(gamma: Any) -> None:
     if not isinstance(gamma, Tracer):
         values = np.asarray(gamma, np.float64)
         if not np.all((values >= 0.0) & (values <= 1.0)):
-            raise ValueError(f"gamma must lie in [0, 1], got {gamma}.")
+            raise ValueError(f"gamma must be in [0, 1], got {gamma}.")
 
 
 def check_call(name: str, function: Callable[..., Any]) -> None:

@@ -51,7 +51,7 @@ def adam_update(
         grads, params: dicts of pytrees with the same parts.
         state: moments.
         learning_rates: scalar for each part.
-        active: scalar bool; where False, parameters and moments stay as they are. The choice is
+        active: scalar bool; where False, parameters and moments do not change. The choice is
             part of the elementwise update, so that it costs no pass over the parameters.
 
     Returns:

@@ -245,7 +245,7 @@ class RewardPredictor(Predictor):
             ps: state.
             batch: for reward and value.
             model_batch: for the model and the delta standardizer.
-            params: used in place of those of `ps`, to differentiate with respect to them.
+            params: used instead of those of `ps`, to differentiate with respect to them.
 
         Returns:
             The loss, and a dict of its terms and of the progress of the symmetry-breaking start.

@@ -37,7 +37,7 @@ def n_step_windows(
         n_rows = length - width_a - width_b + 1
         sum_a, prod_a, alive_a, last_a = jax.tree.map(lambda x: x[:, :n_rows], a)
         sum_b, prod_b, alive_b, last_b = jax.tree.map(lambda x: x[:, width_a : width_a + n_rows], b)
-        # Selects, not products with 0: what lies after an end may be anything, NaN included.
+        # Selects, not products with 0: what comes after an end may be anything, NaN included.
         return (
             sum_a + jnp.where(alive_a, prod_a * sum_b, 0.0),
             prod_a * jnp.where(alive_a, prod_b, 1.0),

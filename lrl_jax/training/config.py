@@ -27,7 +27,7 @@ from lrl_jax.settings import (
 from lrl_jax.training.serial import classes_of, decode, encode, known
 
 CONFIG = "config.json"
-#: Of config.json; 1 named an agent in place of its levels.
+#: Of config.json; 1 named an agent instead of its levels.
 FORMAT = 2
 
 
@@ -201,7 +201,7 @@ class TrainConfig:
         if self.workers and (self.devices > 1 or self.n_agents > 1):
             raise ValueError(
                 f"workers={self.workers} with devices={self.devices} and {self.n_agents} agents: "
-                f"workers send to one learner on one device."
+                f"workers send to one process, which learns on one device."
             )
         if self.workers and self.n_env_instances % self.workers:
             raise ValueError(
@@ -250,7 +250,7 @@ class TrainConfig:
     # --------------------------------------------------------------- length
 
     def resolved(self) -> TrainConfig:
-        """With numbers of environment steps in place of fractions of the run."""
+        """With numbers of environment steps instead of fractions of the run."""
         config = dataclasses.replace(self, levels=resolve(self.levels, self.total_steps))
         if config.chunk_rounds is None:
             tests = max(1, self.test_interval // self.round_steps)
@@ -334,7 +334,7 @@ def from_json(text: str, classes: Iterable[Any] = (), env: Any = None) -> TrainC
     Args:
         text: the JSON.
         classes: your own classes that it names, if they are not registered.
-        env: in place of an environment that was an object.
+        env: instead of an environment that was an object.
 
     Raises:
         ValueError: for settings, classes or an environment that are not known here.

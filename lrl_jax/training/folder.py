@@ -51,7 +51,7 @@ def claim(run: Path, config: TrainConfig) -> None:
         os.link(part, run / CONFIG)  # fails where there is one, unlike a rename
     except FileExistsError:
         raise FileExistsError(
-            f"{run} already holds a run: choose another folder, or go on with it "
+            f"{run} already holds a run: choose another folder, or continue it "
             f"(lrl-jax resume {run}, or resume=True)."
         ) from None
     finally:
@@ -59,7 +59,7 @@ def claim(run: Path, config: TrainConfig) -> None:
 
 
 def rewrite(run: Path, config: TrainConfig, first_total: int) -> None:
-    """Replace the config of a run that goes on; there is a whole one at any moment."""
+    """Replace the config of a run that is resumed; the file is complete at any moment."""
     part = run / f"{CONFIG}.part"
     part.write_text(_with_start(config, first_total))
     os.replace(part, run / CONFIG)

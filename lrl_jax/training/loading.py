@@ -1,4 +1,4 @@
-"""What a run folder holds: its config, its agents, and what may change when it goes on."""
+"""What a run folder holds: its config, its agents, and what may change when it is resumed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lrl_jax.training.serial import ambiguous
 from lrl_jax.training.sessions import read_checkpoint
 from lrl_jax.training.train import Trainer, take_seed
 
-#: Settings that may be others when a run goes on.
+#: Settings that may differ when a run is resumed.
 _FREE = (
     "total_steps",
     "test_episodes",
@@ -92,7 +92,7 @@ def load_trainer(
 def learners_of(
     learners: Sequence[Any] | None, classes: Iterable[Any] = ()
 ) -> tuple[Any, ...] | None:
-    """Learners to begin with; in place of the folder of a run, its learner at the same place."""
+    """Learners to begin with; instead of the folder of a run, its learner at the same place."""
     if learners is None:
         return None
     found = []
@@ -129,14 +129,14 @@ def merged(
     settings: str,
     total_steps: int | None,
 ) -> TrainConfig:
-    """The config that a run goes on with.
+    """The config that a run is resumed with.
 
     Args:
         stored: of the run, in environment steps.
         given: the caller's, or None.
         first_total: total steps that the run began with.
         settings: "kept" or "new", see `train`.
-        total_steps: in place of the run's, where there is no `given`.
+        total_steps: instead of the run's, where there is no `given`.
 
     Raises:
         ValueError: if "kept" settings are others than those given.

@@ -15,13 +15,13 @@ from lrl_jax.loggers.files import STEP, Row
 class RunLog:
     """Writes the scalars of a run to `metrics.csv`, `seeds.csv`, and to loggers.
 
-    Where a logger fails, as files do on a full disk, a warning says so and the run goes on; files
+    Where a logger fails, as files do on a full disk, a warning says so and the run continues; files
     get what is missing when there is room again. Used as a context manager, it closes the loggers
     at the end.
 
     Args:
         folder: of the run; made if it is not there.
-        resume_at: environment steps of the checkpoint that the run goes on from. Rows up to there
+        resume_at: environment steps of the checkpoint that the run resumes from. Rows up to there
             are kept, later ones dropped. None begins anew.
         loggers: further loggers, or their names, see `lrl_jax.loggers.make`.
         config: settings of the run as plain JSON, for loggers.

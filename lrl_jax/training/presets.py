@@ -100,7 +100,7 @@ def planner(env: str = "Maze2D-Medium-v0") -> TrainConfig:
         batch_size=256,
         model_batch_size=512,
         warm_up_steps=10_000,
-        # Random actions must go on: where the planner goes is where its model is wrong, and planned
+        # Random actions must continue: the planner goes where its model is wrong, and planned
         # actions alone do not show what others do there.
         alternate_with_noise=True,
         switch_planner_prob=0.3,

@@ -1,4 +1,4 @@
-"""What a run is and how it went, as text."""
+"""A summary of a run as text: its settings and how it went."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LAST = 5
 
 
 def report(run: str | Path, *, classes: Iterable[Any] = (), env: Any = None) -> str:
-    """What a run is and how it went: levels, settings, steps, last tests, files, how to go on.
+    """What a run is and how it went: levels, settings, steps, last tests, files, how to continue.
 
     Levels are shown with their spaces where the hierarchy can be built: where the environment is
     installed, and classes of your own are given or registered. Else they are named.
@@ -118,7 +118,7 @@ def _tests(run: Path) -> str:
 def _commands(run: Path, summary: Summary | None) -> str:
     longer = "--total-steps N" if summary is not None else "[--total-steps N]"
     rows = [
-        ("go on", f"lrl-jax resume {run} {longer}"),
+        ("continue", f"lrl-jax resume {run} {longer}"),
         ("test again", f"lrl-jax test {run}"),
         ("load", f'lrl_jax.load_run("{run}")'),
     ]

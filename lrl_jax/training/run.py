@@ -71,7 +71,7 @@ def train(
         learners: of other runs, one for each level, to begin with: a learner, the folder of a run
             whose level at the same place it is, or None for a fresh one.
         callbacks: called on the host after each interim test, see `Callback`.
-        loggers: where scalars and pictures go, in place of the config's: names, or objects, see
+        loggers: where scalars and pictures go, instead of the config's: names, or objects, see
             `lrl_jax.loggers`.
         checkpoint: with `resume`, "best" goes back to the checkpoint of `save_best`: later ones
             are removed, and what was logged after it is dropped.
@@ -89,14 +89,14 @@ def train(
     if settings not in ("kept", "new"):
         raise ValueError(f'settings must be "kept" or "new", got {settings!r}.')
     if config is None and not resume:
-        raise ValueError("config is missing: give one, or resume=True to go on with a run.")
+        raise ValueError("config is missing: give one, or resume=True to continue a run.")
     if checkpoint is not None and not resume:
         raise ValueError(f"checkpoint={checkpoint!r} goes with resume=True.")
     if config is not None and total_steps is not None:
         config = dataclasses.replace(config, total_steps=total_steps)
     if run is None:
         if resume:
-            raise ValueError("run is missing: give the folder to go on with.")
+            raise ValueError("run is missing: give the folder of the run to continue.")
         assert config is not None
         run = folder.new_folder(config.name)
     run = Path(run)
@@ -125,7 +125,7 @@ def train(
     _check_processes(config)
     if (run / CONFIG).exists():
         raise FileExistsError(
-            f"{run} already holds a run: choose another folder, or go on with it (resume=True)."
+            f"{run} already holds a run: choose another folder, or continue it (resume=True)."
         )
     log_to = make_loggers(config.loggers if loggers is None else loggers)
     known = [*classes, *own_classes(config)]
@@ -160,8 +160,8 @@ def _check_processes(config: TrainConfig) -> None:
     n = jax.process_count()
     if config.workers:
         raise ValueError(
-            f"workers={config.workers} with {n} processes: workers on other machines join one "
-            f"learner through Ray, use one process."
+            f"workers={config.workers} with {n} processes: workers on other machines join "
+            f"through Ray: start one process."
         )
     if is_gymnasium(config.env) or str(config.env).startswith(GYMNASIUM):
         raise ValueError(

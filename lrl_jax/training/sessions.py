@@ -69,7 +69,7 @@ class Session(abc.ABC):
 
     @abc.abstractmethod
     def save(self, path: Path, meta: dict[str, Any]) -> None:
-        """Write a checkpoint that `begin` goes on from."""
+        """Write a checkpoint that `begin` resumes from."""
 
     def test(self, i: int) -> dict[str, Any]:
         """The interim test after chunk i."""
@@ -92,7 +92,7 @@ class Session(abc.ABC):
 
 
 def begin(trainer: Trainer, checkpoint: Path | None = None, new_settings: bool = False) -> Session:
-    """Start the run of a trainer, or go on with it from a checkpoint.
+    """Start the run of a trainer, or resume it from a checkpoint.
 
     With `new_settings` the levels' settings take the place of those of the checkpoint.
     """
@@ -117,7 +117,7 @@ class HostCarry(struct.Node):
 
 
 def write_checkpoint(trainer: Trainer, path: Path, carry: Any, meta: dict[str, Any]) -> None:
-    """Write what a run goes on from; `carry` has the hierarchies' state as `hierarchy`."""
+    """Write what a run resumes from; `carry` has the hierarchies' state as `hierarchy`."""
     meta = {**meta, "hierarchy": settings_of(trainer.hierarchy)}
     checkpoints.write(path, carry, meta, kind=RUN)
 
@@ -156,7 +156,7 @@ def begun(trainer: Trainer) -> Any:
 
 
 def renewed(trainer: Trainer, carry: Any) -> Any:
-    """A carry with the levels' settings in place of those that its learners hold."""
+    """A carry with the levels' settings instead of those that its learners hold."""
     fresh = begun(trainer).hierarchy
 
     def own(path, old, new):
@@ -334,7 +334,7 @@ class HostSession(Session):
     """A Collector that learns after each tick in a Gymnasium vector environment.
 
     Such environments cannot be saved. All of them begin new episodes after each checkpoint, with
-    seeds that follow from the number of steps, so that a run which goes on from it is the same.
+    seeds that follow from the number of steps, so that a resumed run is the same.
     """
 
     def __init__(self, trainer: Trainer, carry: Any = None):
@@ -370,7 +370,7 @@ class HostSession(Session):
 
 
 class WorkerSession(Session):
-    """Workers collect, rounds of all of them together; one learner learns between rounds.
+    """Workers collect in rounds, all of them together; this process learns between rounds.
 
     After a checkpoint is read, workers begin new episodes, with seeds that follow from the number
     of steps.
@@ -423,7 +423,7 @@ class WorkerSession(Session):
         }
 
     def save(self, path: Path, meta: dict[str, Any]) -> None:
-        """Write the hierarchy's state; workers go on."""
+        """Write the hierarchy's state; workers continue."""
         write_checkpoint(self._trainer, path, HostCarry(self._state), meta)
 
     def close(self) -> None:

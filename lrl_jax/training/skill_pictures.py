@@ -104,7 +104,7 @@ def skills_picture(
         ax.scatter(*(starts * scale).T, s=30, c="black", zorder=3)
     error = np.linalg.norm(paths.predicted - paths.positions[-1], axis=-1).mean()
     left.set_title("skills from several starts, coloured by skill", fontsize=10)
-    title = f"ends reached (dots) and predicted (crosses), {error:.2f} apart in the mean"
+    title = f"ends reached (dots) and predicted (crosses), {error:.2f} apart on average"
     right.set_title(title, fontsize=10)
     _legend(left, skills, colours)
     if about:

@@ -1,4 +1,4 @@
-"""What several seeds say together: the interquartile mean and its bootstrap interval."""
+"""Results over several seeds: the interquartile mean and its bootstrap interval."""
 
 from __future__ import annotations
 

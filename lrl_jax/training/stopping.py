@@ -1,4 +1,4 @@
-"""How a run is asked to stop: by signals, after the chunk under way."""
+"""Stopping a run by signals, after the current chunk."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def stop_signals(run: Path) -> Iterator[list[int]]:
             raise KeyboardInterrupt(f"stopped within a chunk: lrl-jax resume {run} goes back.")
         got.append(number)
         name = signal.Signals(number).name
-        print(f"\n{name}: saving after the chunk under way; once more to stop at once", flush=True)
+        print(f"\n{name}: saving after the current chunk; once more to stop at once", flush=True)
 
     if threading.current_thread() is not threading.main_thread():
         yield got

@@ -1,4 +1,4 @@
-"""What a run reached, and how its agents are tested at the end."""
+"""The results of a run, and the final test of its agents."""
 
 from __future__ import annotations
 

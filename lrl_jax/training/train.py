@@ -176,7 +176,7 @@ def make_env(config: TrainConfig, n: int | None = None) -> tuple[Any, Any]:
 
     Args:
         config: the config.
-        n: instances of one of Gymnasium's, in place of the config's.
+        n: instances of one of Gymnasium's, instead of the config's.
 
     Raises:
         ValueError, TypeError: for an id, settings or parameters that do not exist.
