@@ -209,7 +209,7 @@ def check_bound(part: Any, *names: str) -> None:
         kind = type(part).__name__
         raise ValueError(
             f"{kind} cannot be used yet, as it does not know {', '.join(missing)}: a "
-            f"PredictorFactory fills that in, or say {kind}({missing[0]}=...)."
+            f"PredictorFactory fills that in, or use {kind}({missing[0]}=...)."
         )
 
 

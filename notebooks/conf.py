@@ -24,6 +24,7 @@ myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_inherit_docstrings = False  # the protocol is described once, in Level
 autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_use_ivar = True
 default_role = "code"  # docstrings put single backticks around code

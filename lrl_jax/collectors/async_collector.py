@@ -50,7 +50,7 @@ class AsyncCollector(BaseCollector, contextlib.AbstractContextManager):
     """
 
     @answers(
-        policy="say hierarchy=",
+        policy="use hierarchy=",
         test_env=_TESTS,
         test_env_params=_TESTS,
         writer="only Collector writes scalars: write what the statistics say",
@@ -136,7 +136,7 @@ class AsyncCollector(BaseCollector, contextlib.AbstractContextManager):
         max_steps: int | None = None,
     ) -> tuple[CollectStats, Transitions]: ...
 
-    @answers(n_step="say n_total_steps=", n_episode="say n_episodes=")
+    @answers(n_step="use n_total_steps=", n_episode="use n_episodes=")
     def collect(
         self,
         n_total_steps: int | None = None,

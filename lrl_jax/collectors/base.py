@@ -122,7 +122,7 @@ class BaseCollector:
             gym_reset_kwargs: further arguments of a Gymnasium environment's reset.
         """
         if isinstance(seed, bool):
-            raise TypeError(f"seed, the first argument, is {seed}: say reset_buffer={seed}.")
+            raise TypeError(f"seed, the first argument, is {seed}: use reset_buffer={seed}.")
         if seed is not None:
             seed = checks.seed_of("seed", seed)
         self._check_open()

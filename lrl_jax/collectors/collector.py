@@ -93,7 +93,7 @@ class Collector(BaseCollector):
             seconds of all calls since the last `reset_stat`.
     """
 
-    @answers(policy="say hierarchy=")
+    @answers(policy="use hierarchy=")
     def __init__(
         self,
         hierarchy: Hierarchy,
@@ -200,8 +200,8 @@ class Collector(BaseCollector):
     ) -> Any: ...
 
     @answers(
-        n_step="say n_total_steps= for steps summed over instances, n_steps= for those of each",
-        n_episode="say n_episodes=",
+        n_step="use n_total_steps= for steps summed over instances, n_steps= for those of each",
+        n_episode="use n_episodes=",
     )
     def collect(
         self,
@@ -425,7 +425,7 @@ class Collector(BaseCollector):
         warn_of_open(collected, 3)
         return collected.stats()
 
-    @answers(test_hierarchy="say test_state=, such as hierarchy.get_copy(state)")
+    @answers(test_hierarchy="use test_state=, such as hierarchy.get_copy(state)")
     def test(
         self,
         t: int,

@@ -70,7 +70,7 @@ class CollectStats(CollectStatsBase, Mapping):
 
     Attributes:
         n_collected_episodes: episodes that finished.
-        n_collected_steps: environment steps, all instances together.
+        n_collected_steps: environment steps, summed over instances.
         collect_time: seconds, around finished device work.
         collect_speed: environment steps per second.
         returns: returns of the finished episodes in order of completion (by tick, then

@@ -63,7 +63,7 @@ class HierarchyState(struct.Node):
     Attributes:
         levels: one LevelState a level, the highest first.
         active_level: level that decides next, int32 [n].
-        n_total_env_steps: environment steps in train mode, all instances together.
+        n_total_env_steps: environment steps in train mode, summed over instances.
         stream: random stream of the decisions and updates.
     """
 

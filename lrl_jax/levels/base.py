@@ -114,7 +114,7 @@ class Context(struct.Node):
 
     Attributes:
         key: typed random key, consumed; None where nothing is to be drawn.
-        env_steps: environment steps in train mode so far, all instances together, float32 [].
+        env_steps: environment steps in train mode so far, summed over instances, float32 [].
         level_input: what the level above sent, [0] without; in `act`, `draft`, `after_transition`.
         explores: whether to explore, bool []: training, and no level above asked for greedy
             behaviour. None in `learn` and `reward`.

@@ -77,7 +77,7 @@ class Summary:
             f"{' of each agent' if agents else ''} after {self.env_steps} environment steps\n"
             f"training took {self.train_seconds:.0f} s with compilation and interim tests "
             f"({self.steps_per_second:.0f} environment steps/s while training"
-            f"{', all agents together' if agents else ''})"
+            f"{', summed over agents' if agents else ''})"
         )
 
     def save(self) -> None:
