@@ -273,6 +273,38 @@ def foreign_private_fields(sources: list[Source]) -> list[str]:
     return found
 
 
+# --------------------------------------------------------- private parts of others
+
+
+def private_dependencies(sources: list[Source]) -> list[str]:
+    """Private modules and names of other packages, which change without notice."""
+
+    def is_private(dotted: str) -> bool:
+        return any(x.startswith("_") and not x.endswith("__") for x in dotted.split("."))
+
+    found = []
+    for source in sources:
+        foreign = set()  # names in this file that are of other packages
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.Import):
+                names = [(alias.name, alias.asname) for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [(f"{node.module}.{x.name}", x.asname or x.name) for x in node.names]
+            else:
+                continue
+            for name, own in names:
+                if name.partition(".")[0] != PACKAGE:
+                    foreign.add(own or name.partition(".")[0])
+                    if is_private(name) and name.partition(".")[0] != "__future__":
+                        found.append(f"{source.at(node)}: imports {name}")
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.Attribute) and is_private(node.attr):
+                owner, _, _ = ast.unparse(node.value).partition(".")
+                if owner in foreign:
+                    found.append(f"{source.at(node)}: {ast.unparse(node)}")
+    return found
+
+
 # ---------------------------------------------------------------------- classes
 
 
@@ -334,6 +366,7 @@ RULES = {
     "imports point down": upward_imports,
     "salts are in randomness.py": invented_salts,
     "levels keep their private fields": foreign_private_fields,
+    "dependencies keep their private parts": private_dependencies,
     "classes are abstract or final": half_abstract_classes,
 }
 
@@ -373,6 +406,24 @@ def test_exceptions_are_needed():
 )
 def test_imports_are_found(path, text, n):
     assert len(upward_imports([_source(path, text)])) == n
+
+
+@pytest.mark.parametrize(
+    ("text", "n"),
+    [
+        ("import jax._src.core", 1),
+        ("from jax._src import core", 1),
+        ("from jax import _src", 1),
+        ("import jax\njax._src.core", 1),
+        ("import jax.numpy as jnp\ndef f():\n    return jnp.array._x", 1),
+        ("from __future__ import annotations\nimport jax as _jax\n_jax.numpy.ones(3)", 0),
+        ("import jax\njax.__version__", 0),
+        ("from lrl_jax.a import _b\n_b._c", 0),
+        ("self._jax", 0),
+    ],
+)
+def test_private_parts_of_dependencies_are_found(text, n):
+    assert len(private_dependencies([_source("lrl_jax/a.py", text)])) == n
 
 
 @pytest.mark.parametrize(

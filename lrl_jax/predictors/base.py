@@ -43,7 +43,7 @@ class Predictor(abc.ABC):
         context_dim: C.
         device: where `init` puts the state; None for JAX's default.
         writer, log_interval: every `log_interval` calls of `learn`, its loss terms are written to
-            `writer` (anything with add_scalar(name, value, step)) as `predictor/{name}`, at the
+            `writer` (a logger, or a TensorBoard writer) as `predictor/{name}`, at the
             total of environment steps. Where `learn` is traced the host loop writes: collectors do.
         mapped_env_obs_shape: shape of one observation; None for a flat one of any size. An
             encoder with parameters needs it.

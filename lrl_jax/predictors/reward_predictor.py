@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from lrl_jax import buffers
+from lrl_jax.loggers import write_scalars
 from lrl_jax.models import masked_covariance, standardizer_loss, update_running_std
 from lrl_jax.nets import apply_function
 from lrl_jax.predictors.base import Predictor
@@ -340,8 +341,8 @@ class RewardPredictor(Predictor):
         if n_calls <= self.encoder_warm_up:
             return 0.0, {}
         if self.writer is not None and n_calls % self.log_interval == 0:
-            for name, value in info.items():
-                self.writer.add_scalar(f"predictor/{name}", float(value), int(ps.n_total_env_steps))
+            scalars = {f"predictor/{name}": float(value) for name, value in info.items()}
+            write_scalars(self.writer, int(ps.n_total_env_steps), scalars)
         return loss, info
 
     @compiled("n_steps", "batch_size", "model_batch_size", "model_mask_fn")
