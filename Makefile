@@ -46,7 +46,7 @@ bench: $(VENV)/installed
 
 # Little is computed, much compiled: without LLVM's optimisations it takes a third of the time.
 rehearse: $(VENV)/installed
-	XLA_FLAGS="--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0" \
+	XLA_FLAGS="$$($(BIN)/python tests/xla_flags.py)" \
 		$(BIN)/python -m benchmarks.accelerator --rehearse --out runs/rehearsal $(ARGS)
 
 accelerator-kit: $(VENV)/installed

@@ -4,15 +4,14 @@ import gc
 import os
 from pathlib import Path
 
-# Most of the time is compilation. What one test, process or run has compiled, others need not, the
-# older of XLA's two code generators for CPUs takes half as long, and LLVM without optimisations
-# half of that. Subprocesses do likewise.
+from xla_flags import QUICK
+
+# Most of the time is compilation. What one test, process or run has compiled, others need not, and
+# flags make it quicker. Subprocesses do likewise.
 CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
-)
+os.environ.setdefault("XLA_FLAGS", QUICK)
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
