@@ -31,7 +31,7 @@ from lrl_jax.collectors import (
 )
 
 ray = pytest.importorskip("ray")
-pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
+pytestmark = [pytest.mark.extras, pytest.mark.filterwarnings("ignore")]  # Ray's own
 HERE = Path(__file__).parent
 
 

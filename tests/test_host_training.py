@@ -51,6 +51,7 @@ def test_it_can_be_loaded_and_tested_again(finished, capsys):
     assert f"{summary.test_return:.1f}" in capsys.readouterr().out
 
 
+@pytest.mark.extras
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 @pytest.mark.parametrize(
     "env", ["gymnasium/Pendulum-v1", pytest.param("Pendulum-v1", marks=pytest.mark.slow)]

