@@ -27,7 +27,7 @@ test: $(VENV)/installed
 # What needs optional packages, kills processes or builds many environments. Packages that are not
 # installed are skipped, and named in the outcome.
 test-extras: $(VENV)/installed
-	$(BIN)/python -m pytest -m extras --outcome benchmarks/results/test-extras.json $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m extras --outcome=benchmarks/results/test-extras.json $(PYTEST_ARGS)
 
 # The oldest versions of the dependencies that pyproject.toml allows.
 test-lowest:

@@ -16,6 +16,7 @@ from lrl_jax.algorithms import DQN, SAC, TDMPC2
 from lrl_jax.algorithms.base import to_unit
 from lrl_jax.collectors import init_carry
 from lrl_jax.levels import Context, DQNLevel, SACLevel, TDMPC2Level
+from lrl_jax.nets.two_hot import TwoHot
 from lrl_jax.planners.mppi import MPPI
 from lrl_jax.predictors import RampSchedule
 
@@ -53,7 +54,8 @@ TDMPC2_SETTINGS = {
     "hidden": (32, 32),
     "encoder_hidden": (32,),
     "n_critics": 2,
-    "planner": MPPI(horizon=2, num_samples=32, num_policy_samples=4, num_elites=6, n_iterations=3),
+    "planner": MPPI(horizon=2, num_samples=16, num_policy_samples=4, num_elites=4, n_iterations=2),
+    "two_hot": TwoHot(num_bins=21, low=-3.0, high=3.0),  # values are from -1 to 5
     "gamma": GAMMA,
     "tau": 0.05,
     "learning_rate": RATE,

@@ -1,6 +1,7 @@
 """Running normaliser and reward scaling: against NumPy, and as parts that any level takes."""
 
 import dataclasses
+import functools
 import math
 import warnings
 
@@ -108,6 +109,7 @@ LEVELS = {
 }
 
 
+@functools.cache  # a hierarchy keeps what it has compiled
 def hierarchy_of(name, **settings):
     env = Far(discrete=name == "DQN")
     return Hierarchy([LEVELS[name](env, **{**ON, **settings})], env)
@@ -131,6 +133,12 @@ def same(a, b):
 def close(a, b, **tolerance):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, **tolerance)
+
+
+@functools.cache
+def trained_once(name):
+    """Of the first random stream, with what it recorded: what many tests look at."""
+    return trained(hierarchy_of(name), record=True)
 
 
 # ---------------------------------------------------------------------- moments
@@ -214,7 +222,7 @@ def kept_rows(hierarchy, state, i=0):
 @pytest.mark.parametrize("name", ["SAC", "PPO"])
 def test_every_stored_row_counts_once(name):
     hierarchy = hierarchy_of(name)
-    carry, out = trained(hierarchy, record=True)
+    carry, out = trained_once(name)
     found = statistics(carry.hierarchy)
     obs = np.asarray(out.transitions.obs, np.float64)
     assert int(found.observations.count) == int(found.returns.count) == 24 * N
@@ -237,7 +245,7 @@ def test_every_stored_row_counts_once(name):
 
 def test_networks_see_normal_numbers_and_scaled_rewards():
     hierarchy = hierarchy_of("SAC")
-    carry, _ = trained(hierarchy)
+    carry, _ = trained_once("SAC")
     level, s = hierarchy.levels[0], carry.hierarchy.levels[0]
     ctx = lrl.levels.Context(key=jax.random.key(1), env_steps=jnp.float32(0))
     replay = buffers.Replay(hierarchy.unaligned(carry.hierarchy).levels[0].buffer)
@@ -286,7 +294,7 @@ def test_the_policy_that_rows_were_decided_by_has_a_ratio_of_one():
 
 def test_frozen_and_eval_keep_the_statistics():
     hierarchy = hierarchy_of("SAC")
-    carry, _ = trained(hierarchy)
+    carry, _ = trained_once("SAC")
     tested, _ = lrl.rollout(hierarchy.eval(), carry, 8)
     same(statistics(tested.hierarchy), statistics(carry.hierarchy))
     frozen = Hierarchy([*hierarchy.levels, ActionRepeatLevel(2)], hierarchy.env, frozen=[0])
@@ -302,11 +310,8 @@ def test_they_stop_where_learning_does_and_go_on_in_the_warm_up():
     assert float(out.metrics["level0/n_updates"]) == 1  # at its end the total is 32
     carry, _ = lrl.rollout(hierarchy, carry, 16, learn=True)
     assert int(statistics(carry.hierarchy).observations.count) == 32
-    hierarchy = (
-        hierarchy_of("SAC", learning=1)
-        if False
-        else Hierarchy([SACLevel(SAC(hidden=(8,)), **{**ROWS, "warm_up_steps": 1000}, **ON)], Far())
-    )
+    level = SACLevel(SAC(hidden=(8,)), **{**ROWS, "warm_up_steps": 1000}, **ON)
+    hierarchy = Hierarchy([level], Far())
     carry, out = trained(hierarchy, 8)
     assert float(out.metrics["level0/n_updates"]) == 0
     assert int(statistics(carry.hierarchy).observations.count) == 32
@@ -365,7 +370,7 @@ def test_two_devices_have_the_statistics_of_one():
 
 def test_another_number_of_instances_counts_no_row_twice():
     hierarchy = hierarchy_of("SAC")
-    carry, _ = trained(hierarchy)
+    carry, _ = trained_once("SAC")
     state = hierarchy.set_n_env_instances(hierarchy.unaligned(carry.hierarchy), 2)
     same(statistics(state), statistics(carry.hierarchy))
     carry = lrl.init_carry(hierarchy, jax.random.key(1), 2, state)
@@ -388,7 +393,7 @@ def test_rows_of_workers_count():
 
 def test_the_planner_predicts_normalised_states():
     hierarchy = hierarchy_of("planner")
-    carry, _ = trained(hierarchy)
+    carry, _ = trained_once("planner")
     learner = carry.hierarchy.levels[0].learner
     state, _ = learner.latent(carry.obs)
     want = learner.statistics.see(carry.obs)
@@ -572,7 +577,7 @@ def test_mistakes_of_a_level_of_ones_own_are_named():
 )
 def test_numbers_stay_float32_in_stricter_modes(mode, name):
     with mode():
-        hierarchy = hierarchy_of(name)
+        hierarchy = hierarchy_of.__wrapped__(name)  # built in this mode too
         out = jax.eval_shape(lambda: trained(hierarchy, 8))
     floats = [x for x in jax.tree.leaves(out) if jnp.issubdtype(x.dtype, jnp.floating)]
     assert {str(x.dtype) for x in floats} == {"float32"}
@@ -596,7 +601,7 @@ def test_settings_that_do_not_fit_are_refused():
 
 
 def test_a_kept_learner_takes_the_new_clip():
-    carry, _ = trained(hierarchy_of("SAC"), 8)
+    carry, _ = trained_once("SAC")
     other = hierarchy_of("SAC", normaliser_clip=2.0)
     state = other.init(jax.random.key(1), N, learners=[carry.hierarchy.levels[0].learner])
     found = statistics(state)
