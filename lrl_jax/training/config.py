@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lrl_jax.devices import check_divides
-from lrl_jax.levels.base import LevelLike, as_level
+from lrl_jax.levels.base import as_level
 from lrl_jax.loggers import check_names
 from lrl_jax.schedules import is_number
 from lrl_jax.setting_trees import full_path, get, resolve, with_settings
@@ -75,7 +75,7 @@ class TrainConfig:
             of the instances; 0 for none.
     """
 
-    levels: tuple[LevelLike, ...]
+    levels: tuple[Any, ...]
     env: Any = "Maze2D-Medium-v0"
     env_settings: Any = ()
     env_params: Any = ()
