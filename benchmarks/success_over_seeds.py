@@ -33,7 +33,7 @@ CURVE = ("env_steps", "seconds", "test_success", "test_success_at_end", "test_re
 def one_seed(config: TrainConfig, progress: bool) -> dict[str, Any]:
     """Train with the config's seed in a temporary folder; returns what it reached."""
     summary, table = _run(config, progress)
-    return _reached(summary, 0, table) | {
+    return reached(summary, 0, table) | {
         "train_seconds": summary.train_seconds,
         "steps_per_second": summary.steps_per_second,
         "test_seconds": summary.test_seconds,
@@ -44,7 +44,7 @@ def all_seeds(config: TrainConfig, progress: bool) -> tuple[list[dict[str, Any]]
     """Train the config's seeds in one call; returns what each reached, and the time of all."""
     summary, table = _run(config, progress)
     results = [
-        _reached(summary, i, [row for row in table if int(row.get("agent", 0)) == i])
+        reached(summary, i, [row for row in table if int(row.get("agent", 0)) == i])
         for i in range(config.seeds)
     ]
     return results, {
@@ -61,14 +61,19 @@ def _run(config: TrainConfig, progress: bool) -> tuple[Summary, list[dict[str, s
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         summary = lrl.train(config, run, progress=progress)
-        name = "seeds.csv" if config.seeds > 1 else "metrics.csv"
-        with (run / name).open(newline="") as file:
-            table = list(csv.DictReader(file))
+        table = read_table(run / ("seeds.csv" if config.seeds > 1 else "metrics.csv"))
     gc.collect()
     return summary, table
 
 
-def _reached(summary: Summary, i: int, table: list[dict[str, str]]) -> dict[str, Any]:
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a run's metrics.csv or seeds.csv."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def reached(summary: Summary, i: int, table: list[dict[str, str]]) -> dict[str, Any]:
+    """What agent i reached in the final test, and the rows of its interim tests."""
     result: dict[str, Any] = {"seed": summary.seeds[i], "env_steps": summary.env_steps}
     if summary.success_of_seeds is not None:
         result["test_success"] = summary.success_of_seeds[i]

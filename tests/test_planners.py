@@ -20,6 +20,7 @@ from lrl_jax.planners import (
     colouring_matrix,
     ensemble_disagreement,
     plan_cost,
+    stillness,
 )
 from lrl_jax.planners.common import Search, n_elites, population_sizes
 from lrl_jax.spaces import Box, Discrete
@@ -399,12 +400,13 @@ def test_cost_against_a_plain_oracle(use_value, use_termination):
     state = rng.normal(size=(7, 3, 2, 5, 6))
     plans = jnp.asarray(rng.normal(size=(7, 4, 2)), jnp.float32)
     rollout = jax.tree.map(jnp.float32, Rollout(state, rew, term, value))
-    aux = ((0.5, ensemble_disagreement), (-2.0, lambda r, p: (p**2).sum((1, 2))))
+    moved = (np.diff(state, axis=3) ** 2).sum((3, 4)).mean((1, 2))
+    aux = ((0.5, ensemble_disagreement), (-2.0, lambda r, p: (p**2).sum((1, 2))), (0.3, stillness))
     cost = plan_cost(
         rollout, plans, use_value=use_value, use_termination=use_termination, aux_rewards=aux
     )
     disagreement = state.mean(2).var(1)[:, 1:].sum((1, 2))
-    extra = 0.5 * disagreement - 2.0 * (np.asarray(plans) ** 2).sum((1, 2))
+    extra = 0.5 * disagreement - 2.0 * (np.asarray(plans) ** 2).sum((1, 2)) - 0.3 * moved
     wanted = oracle_cost(rew, term, value, extra, use_value, use_termination)
     np.testing.assert_allclose(cost, wanted, rtol=1e-4, atol=1e-4)
 

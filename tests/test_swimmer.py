@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import lrl_jax as lrl
+from lrl_jax.env_spec import env_spec
 from lrl_jax.envs import Swimmer
 from lrl_jax.envs.swimmer import _drift, swim
 
@@ -98,3 +99,82 @@ def test_the_environment_as_a_goal_based_one():
     assert int(out.metrics["n_episodes"]) >= 4
     with pytest.raises(TypeError, match="dense_reward"):
         Swimmer(dense_reward=1)
+
+
+# --------------------------------------------------------------------- in a maze
+
+CORNER = ("####", "#..#", "##.#", "####")
+
+
+def body(position, heading, joints):
+    """Ends of the links, [4, 2], around their centroid."""
+    angles = np.array([0.0, joints[0], joints[0] + joints[1]])
+    angles += heading - angles.mean()
+    ends = np.cumsum([[0, 0], *np.stack([np.cos(angles), np.sin(angles)], 1)], 0)
+    centres = (ends[1:] + ends[:-1]) / 2
+    return ends - centres.mean(0) + position
+
+
+def test_no_link_touches_a_wall_in_any_pose():
+    env = Swimmer(CORNER, max_steps=50)
+    params = env.default_params
+    keys = jax.random.split(jax.random.key(3), 32)
+    _, states = jax.vmap(env.reset, (0, None))(keys, params)
+    assert {tuple(x) for x in np.asarray(states.position)} == {(6, 6), (10, 6), (10, 10)}
+    assert (np.asarray(states.position) != np.asarray(states.goal)).any(1).all()
+    free = np.array([[c == "." for c in line] for line in CORNER])
+    step = jax.jit(jax.vmap(env.step_env, (0, 0, 0, None)))
+    wave = np.sign(np.sin(2 * np.pi * (np.arange(120)[:, None] + [0.5, 2.0]) / 6))
+    went = np.zeros(32)
+    for action in wave:
+        before = np.asarray(states.position)
+        _, states, reward, *_ = step(keys, states, np.tile(np.float32(action), (32, 1)), params)
+        went += np.hypot(*(np.asarray(states.position) - before).T)
+        for i in range(32):
+            points = body(states.position[i], states.heading[i], states.joints[i])
+            cells = np.floor(points / env.cell_size).astype(int)
+            assert free[cells[:, 1], cells[:, 0]].all()
+    assert went.min() > 1  # they did swim
+    distance = np.hypot(*np.asarray(states.position - states.goal).T)
+    np.testing.assert_allclose(reward, -distance / np.hypot(16, 16), rtol=1e-5)
+
+
+def test_walls_stop_what_moves_into_them():
+    env = Swimmer(CORNER)
+    params = env.default_params
+    _, state = env.reset(jax.random.key(0), params)
+    inside = state.replace(position=jnp.array([9.0, 6.0]))
+    wall = state.replace(position=jnp.array([5.5, 5.5]))  # both sides are touched
+    open_state = state.replace(position=jnp.array([0.0, 0.0]))
+    for action in np.random.default_rng(0).uniform(-1, 1, (20, 2)).astype(np.float32):
+        free = swim(open_state.position, state.heading, state.joints, action)[0]
+        moved = env.step_env(jax.random.key(0), inside, action, params)[1]
+        np.testing.assert_allclose(moved.position - inside.position, free, atol=1e-5)
+        moved = env.step_env(jax.random.key(0), wall, action, params)[1]
+        np.testing.assert_allclose(
+            moved.position - wall.position, np.maximum(free, 0.0), atol=1e-5
+        )
+
+
+def test_mazes_of_swimmers():
+    env, params = lrl.make("Swimmer-UMaze-v0", max_steps=300)
+    assert params.max_steps_in_episode == 300 and env != lrl.make("Swimmer-UMaze-v0")[0]
+    assert env == Swimmer(env_layout(env), max_steps=300) != Swimmer(max_steps=300)
+    low, high = (np.asarray(x) for x in env_spec(env).obs_space.bounds)
+    assert (low[:4] == 0).all() and (high[:4] == 20).all()
+    image = lrl.envs.render_maze(env, env.reset(jax.random.key(0), params)[1], size=100)
+    # The body is drawn where it is in the world, not in cells.
+    rows, columns = np.nonzero((image == (206, 62, 58)).all(-1))
+    position = env.reset(jax.random.key(0), params)[1].position
+    np.testing.assert_allclose([columns.mean(), rows.mean()], position * 5, atol=1)
+    for layout, cell_size, message in (
+        ("###\n#.#\n###", 4.0, "one free cell"),
+        (CORNER, 3.0, "cell_size"),
+        ("....", 4.0, "border"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Swimmer(layout, cell_size)
+
+
+def env_layout(env):
+    return ["".join("#" if wall else "." for wall in row) for row in env.layout]

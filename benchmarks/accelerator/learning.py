@@ -10,11 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from benchmarks import Row
 from benchmarks.accelerator import Found, Job, Sizes
 from benchmarks.accelerator.rollouts import config_of
+from benchmarks.flops import product_flops
 from benchmarks.ppo import ROLLOUT, cases
 from lrl_jax import benchmark, setting_trees, spaces
 from lrl_jax.algorithms import SAC, TDMPC2, Batch
@@ -98,34 +98,6 @@ def seeds(n: int, sizes: Sizes) -> Found:
 
 
 # ----------------------------------------------------------------- updates a second
-
-
-def product_flops(function: Callable, *args: Any) -> float:
-    """Operations of all matrix products of a call, those in loops of known length counted."""
-    return _flops(jax.make_jaxpr(function)(*args).jaxpr)
-
-
-def _flops(jaxpr: Any) -> float:
-    total = 0.0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            (left, _), _ = equation.params["dimension_numbers"]
-            summed = np.prod([equation.invars[0].aval.shape[i] for i in left])
-            total += 2.0 * float(summed) * float(np.prod(equation.outvars[0].aval.shape))
-        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        inner = [x for value in equation.params.values() for x in _jaxprs(value)]
-        branches = [_flops(x) for x in inner]
-        is_choice = equation.primitive.name == "cond"
-        total += times * (max(branches) if is_choice and branches else sum(branches))
-    return total
-
-
-def _jaxprs(value: Any) -> list[Any]:
-    """Those in a parameter of an equation."""
-    if isinstance(value, tuple | list):
-        return [x for one in value for x in _jaxprs(one)]
-    value = getattr(value, "jaxpr", value)  # of a closed one
-    return [value] if hasattr(value, "eqns") else []
 
 
 def _batch(lead: tuple[int, ...]) -> Batch:

@@ -13,25 +13,17 @@ from gymnax.environments import environment, spaces
 
 from lrl_jax.envs.layouts import check_points, free_centres, parse_layout, wall_distance
 from lrl_jax.envs.reaching import GOAL_RADIUS, Reaching
+from lrl_jax.envs.walls import CONTACT_TOLERANCE, Walls
 from lrl_jax.settings import check_float
 
 BODY_RADIUS = 0.15
 STEP_SIZE = 0.1  # unless asked otherwise
 LARGEST_STEP = 0.5  # with the radius less than a cell: only neighbouring walls can be met
 
-# A body that touches a wall does not overlap it. Float32 rounds a touching position by up to 1e-6
-# at 20 cells from the origin, so contact is judged with that tolerance: otherwise a body at 1.15
-# would count as inside the wall that ends at 1, and could never slide along it.
-CONTACT_TOLERANCE = 1e-6
-
 # Limits of `_uniform_index`: above the first its products overflow, above the second a draw shared
 # by goal and start would make some pairs likelier than others by more than 0.03%.
 _MAX_POINTS = 2**16
 _ONE_DRAW_PAIRS = 2**20
-
-# The 3 x 3 cells around the body's, row by row, are bits 0 to 8 of one integer. The one in the
-# middle is the body's own and never tested.
-_OFFSETS = tuple((dx, dy) for dy in (-1, 0, 1) for dx in (-1, 0, 1))
 
 
 @struct.dataclass
@@ -103,6 +95,12 @@ class Maze2D(Reaching):
     state_parts = ("achieved_goal",)
     """Parts that hold the state: the observation is the achieved goal again."""
 
+    cell_size = 1.0
+    """Side of a cell of the layout."""
+
+    body_radius = BODY_RADIUS
+    """Of the disc."""
+
     def __init__(
         self,
         layout: Any,
@@ -128,7 +126,7 @@ class Maze2D(Reaching):
         )
         self._start_array = np.array(self.starts, np.float32)
         self._goal_array = np.array(self.goals, np.float32)
-        self._neighbours = _neighbour_bits(np.asarray(self.layout))
+        self._walls = Walls(self.layout, BODY_RADIUS)
         self._n_eligible, self._skips = _eligible_starts(self.starts, self.goals)
 
     def _points(self, points: Any, what: str):
@@ -246,54 +244,8 @@ class Maze2D(Reaching):
 
     def _move(self, position: jax.Array, action: float | jax.Array) -> jax.Array:
         """Position `[2]` after a step with the velocity `action` `[2]`."""
-        # Components apart: arrays of [n] vectorise, arrays of [n, 2] hardly do.
-        x, y = position[0], position[1]
         action = jnp.clip(jnp.asarray(action, jnp.float32), -1.0, 1.0)
-        new_x = jnp.clip(x + self.step_size * action[0], BODY_RADIUS, self.width - BODY_RADIUS)
-        new_y = jnp.clip(y + self.step_size * action[1], BODY_RADIUS, self.height - BODY_RADIUS)
-        # A step plus the radius is shorter than a cell, so only the neighbours of the present cell
-        # can be met: one look-up for all candidates.
-        column, row = jnp.floor(x), jnp.floor(y)
-        index = row.astype(jnp.int32) * self.width + column.astype(jnp.int32)
-        walls = jnp.asarray(self._neighbours)[index]
-        old_dx, new_dx = _gaps(x - column), _gaps(new_x - column)
-        old_dy, new_dy = _gaps(y - row), _gaps(new_y - row)
-        free = ~_overlaps(walls, new_dx, new_dy)
-        free_x = ~free & ~_overlaps(walls, new_dx, old_dy)
-        free_y = ~free & ~free_x & ~_overlaps(walls, old_dx, new_dy)
-        return jnp.stack([
-            jnp.where(free | free_x, new_x, x),
-            jnp.where(free | free_y, new_y, y),
-        ])  # fmt: skip
-
-
-def _neighbour_bits(walls: np.ndarray) -> np.ndarray:
-    """For each cell which of the 3 x 3 cells around it are walls, int32 `[rows * columns]`."""
-    height, width = walls.shape
-    padded = np.pad(walls, 1)
-    bits = np.zeros((height, width), np.int32)
-    for k, (dx, dy) in enumerate(_OFFSETS):
-        bits |= padded[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width].astype(np.int32) << k
-    return bits.reshape(-1)
-
-
-def _gaps(q: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Squared distances along one axis from q in (-1, 2) to [-1, 0], [0, 1] and [1, 2]."""
-    below = jnp.maximum(q, 0.0)
-    inside = jnp.maximum(jnp.maximum(-q, q - 1.0), 0.0)
-    above = jnp.maximum(1.0 - q, 0.0)
-    return below * below, inside * inside, above * above
-
-
-def _overlaps(walls: jax.Array, dx2: tuple, dy2: tuple) -> jax.Array:
-    """Whether the body overlaps a wall, given the squared distances to columns and to rows."""
-    limit = (BODY_RADIUS - CONTACT_TOLERANCE) ** 2
-    hit = jnp.zeros((), bool)
-    for k, (dx, dy) in enumerate(_OFFSETS):
-        if dx or dy:
-            is_wall = (walls & (1 << k)) != 0
-            hit |= is_wall & (dx2[dx + 1] + dy2[dy + 1] < limit)
-    return hit
+        return self._walls.move(position, self.step_size * action)
 
 
 def _eligible_starts(starts: Any, goals: Any) -> tuple[np.ndarray, np.ndarray]:

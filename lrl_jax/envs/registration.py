@@ -12,7 +12,7 @@ import gymnasium
 import gymnax
 
 from lrl_jax.envs.adapters import LIBRARIES
-from lrl_jax.envs.layouts import BUILTIN
+from lrl_jax.envs.layouts import BUILTIN, U_MAZE
 from lrl_jax.envs.maze2d import Maze2D
 from lrl_jax.envs.swimmer import Swimmer
 
@@ -84,9 +84,14 @@ def make_maze(env_id: str, **settings: Any) -> Maze2D:
     return Maze2D(**{**BUILTIN[env_id], **settings})
 
 
+def _swimmer_in_u_maze(**settings: Any) -> Swimmer:
+    return Swimmer(**{"layout": U_MAZE, "max_steps": 800, **settings})
+
+
 OWN: dict[str, Callable[..., Any]] = {
     **{env_id: functools.partial(make_maze, env_id) for env_id in BUILTIN},
     "Swimmer-Open-v0": Swimmer,
+    "Swimmer-UMaze-v0": _swimmer_in_u_maze,
 }
 """Constructors of the library's own environments by id."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lrl_jax.envs.layouts import Grid
-from lrl_jax.envs.maze2d import BODY_RADIUS, GOAL_RADIUS
+from lrl_jax.envs.reaching import GOAL_RADIUS
 
 FLOOR_COLOUR = (248, 248, 246)
 WALL_COLOUR = (58, 62, 70)
@@ -41,7 +41,7 @@ def render_maze(
     Row 0 of the layout is at the top, as in its text, so y points down and x to the right.
 
     Args:
-        env: a `Maze2D`.
+        env: a `Maze2D`, or a `Swimmer` in a maze.
         state_or_positions: bodies to draw: a `Maze2DState` of one instance or of several, or
             positions (x, y), `[2]` or `[n, 2]`.
         goal: (x, y), `[2]` or `[n, 2]`; None stands for the state's, if a state is given.
@@ -58,7 +58,10 @@ def render_maze(
     """
     grid = getattr(env, "layout", None)
     if not isinstance(grid, tuple):
-        raise TypeError(f"{type(env).__name__} has no maze layout: render_maze draws Maze2D.")
+        raise TypeError(
+            f"{type(env).__name__} has no maze layout: render_maze draws Maze2D, and Swimmer in a "
+            f"maze."
+        )
     longest = max(len(grid), len(grid[0]))
     if size < longest:
         raise ValueError(f"size {size} is less than one pixel per cell: use at least {longest}.")
@@ -67,7 +70,7 @@ def render_maze(
         positions = state_or_positions.position
         goal = state_or_positions.goal if goal is None else goal
     image = _background(grid, int(size)).astype(np.float32)
-    scale = size / longest
+    scale = size / longest / env.cell_size
     for point in _points(goal, "goal"):
         draw_disc(image, point * scale, GOAL_RADIUS * scale, GOAL_COLOUR, 0.75)
     for i, path in enumerate(_paths(paths, "paths")):
@@ -75,7 +78,7 @@ def render_maze(
     for path in _paths(planned, "planned"):
         draw_line(image, path * scale, PLANNED_COLOUR, 0.8)
     for point in _points(positions, "positions"):
-        draw_disc(image, point * scale, BODY_RADIUS * scale, BODY_COLOUR, 1.0)
+        draw_disc(image, point * scale, env.body_radius * scale, BODY_COLOUR, 1.0)
     return np.rint(image).astype(np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Purcell's swimmer: a body that moves by gaits alone."""
+"""Purcell's swimmer: a body that moves by gaits alone, in the open or in a maze."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from lrl_jax.envs.reaching import Reaching
+from lrl_jax.envs.layouts import free_centres, parse_layout
+from lrl_jax.envs.reaching import GOAL_RADIUS, Reaching
+from lrl_jax.envs.walls import Walls
+from lrl_jax.settings import check_float
 
 GOAL_DISTANCE = (2.0, 4.0)  # of goals from the start
 JOINT_SPEED = 1.2  # rad in a step, at an action of 1
 JOINT_LIMIT = 1.8  # rad
 DRAG_ALONG, DRAG_ACROSS = 1.0, 2.0  # of a link, per unit of length
 SUBSTEPS = 2
+HULL_RADIUS = 1.5  # of the disc about the centroid that no pose reaches out of
+SMALLEST_CELL = 3.5  # that the disc can pass
 
 
 @struct.dataclass
@@ -40,7 +46,7 @@ class SwimmerState(environment.EnvState):
 
 
 class Swimmer(Reaching):
-    """Three links at low Reynolds number that swim to a goal in the open (Purcell 1977).
+    """Three links at low Reynolds number that swim to a goal (Purcell 1977).
 
     Resistive force theory: a link of length 1 with velocity v, direction t and normal n feels the
     force -(t t' + 2 n n') v and, turning at w, the torque -(2 / 12) w. Forces and torques add up
@@ -52,10 +58,16 @@ class Swimmer(Reaching):
     +-1.8 rad. Observation: float32 `[8]`, achieved_goal (x, y of the centroid), desired_goal (x,
     y), and the rest: cosine and sine of the heading, and the joints. Reward: minus the distance to
     the goal over 4, or, sparse, 1 within 0.3 of the goal and else 0. `info["is_success"]`: whether
-    it is within 0.3. Episodes start at the origin in a random pose, with a goal 2 to 4 away; they
-    are truncated after `max_steps`.
+    it is within 0.3. Episodes start in a random pose and are truncated after `max_steps`. In the
+    open they start at the origin, with a goal 2 to 4 away.
+
+    With a layout, walls keep the centroid 1.5 away, so that no link touches them in any pose: what
+    of a move they block is tried along x alone, then along y alone. Start and goal are drawn from
+    the centres of the free cells, not the same one. The reward is divided by the world's diagonal.
 
     Args:
+        layout: lines of '#' (wall) and '.' (free), see `Maze2D`; None for the open.
+        cell_size: side of a cell of the layout, at least 3.5.
         dense_reward: whether the reward is the negative distance, or sparse.
         max_steps: steps after which an episode is truncated.
         terminate_at_goal: whether an episode terminates where it succeeds.
@@ -67,23 +79,50 @@ class Swimmer(Reaching):
     goal_indices = {"achieved_goal": (0, 2), "desired_goal": (2, 4), "observation": (4, 8)}
     """Where the parts of the observation are, [start, stop) each."""
 
+    body_radius = GOAL_RADIUS
+    """Of the disc that stands for the body in pictures of a maze."""
+
     def __init__(
-        self, dense_reward: bool = True, max_steps: int = 200, terminate_at_goal: bool = False
+        self,
+        layout: Any = None,
+        cell_size: float = 4.0,
+        dense_reward: bool = True,
+        max_steps: int = 200,
+        terminate_at_goal: bool = False,
     ):
-        super().__init__((), GOAL_DISTANCE[1], dense_reward, max_steps, terminate_at_goal)
+        self.layout = None if layout is None else parse_layout(layout)
+        self.cell_size = check_float("cell_size", cell_size, SMALLEST_CELL)
+        scale = GOAL_DISTANCE[1]
+        if self.layout is not None:
+            self.width = len(self.layout[0]) * self.cell_size
+            self.height = len(self.layout) * self.cell_size
+            self.centres = free_centres(self.layout)
+            if len(self.centres) < 2:
+                raise ValueError("the layout has one free cell: start and goal need two.")
+            self._walls = Walls(self.layout, HULL_RADIUS / self.cell_size)
+            scale = math.hypot(self.width, self.height)
+        settings = (self.layout, self.cell_size)
+        super().__init__(settings, scale, dense_reward, max_steps, terminate_at_goal)
 
     def __repr__(self) -> str:
+        place = "the open"
+        if self.layout is not None:
+            place = f"{len(self.layout)}x{len(self.layout[0])} cells of {self.cell_size:g}"
         return (
-            f"Swimmer(dense_reward={self.dense_reward}, max_steps={self.max_steps}, "
+            f"Swimmer({place}, dense_reward={self.dense_reward}, max_steps={self.max_steps}, "
             f"terminate_at_goal={self.terminate_at_goal})"
         )
 
     def observation_space(self, params: Any = None) -> spaces.Box:
-        """Observations `[8]`; the plane has no bounds."""
+        """Observations `[8]`; the plane in the open has no bounds."""
         del params
         entries = (math.inf, GOAL_DISTANCE[1], 1.0, JOINT_LIMIT)
-        high: Any = jnp.repeat(jnp.array(entries, jnp.float32), 2)
-        return spaces.Box(-high, high, (8,), jnp.float32)
+        high = np.repeat(np.array(entries, np.float32), 2)
+        low = -high
+        if self.layout is not None:
+            low[:4], high[:4] = 0.0, (self.width, self.height, self.width, self.height)
+        bounds: Any = low, high  # gymnax's types ask for arrays of JAX
+        return spaces.Box(*bounds, (8,), jnp.float32)
 
     def step_env(
         self, key: jax.Array, state: SwimmerState, action: float | jax.Array, params: Any
@@ -94,6 +133,9 @@ class Swimmer(Reaching):
             obs `[8]`, state, reward float32 `[]`, terminated bool `[]`, and info with is_success.
         """
         position, heading, joints = swim(state.position, state.heading, state.joints, action)
+        if self.layout is not None:
+            before, size = state.position, self.cell_size
+            position = self._walls.move(before / size, (position - before) / size) * size
         state = SwimmerState(
             time=state.time + 1,
             position=position,
@@ -105,18 +147,25 @@ class Swimmer(Reaching):
         return self.observe(key, state, action, params), state, reward, terminated, info
 
     def reset_env(self, key: jax.Array, params: Any) -> tuple[jax.Array, SwimmerState]:
-        """Draw a pose and a goal, uniform over the ring around it; consumes `key`."""
+        """Draw a pose and a goal, in the open uniform over the ring around it; consumes `key`."""
         keys = jax.random.split(key, 4)
-        low, high = GOAL_DISTANCE
-        radius = jnp.sqrt(jax.random.uniform(keys[0], (), jnp.float32, low**2, high**2))
         angle, heading = jax.random.uniform(keys[1], (2,), jnp.float32, -math.pi, math.pi)
         joints = jax.random.uniform(keys[2], (2,), jnp.float32, -JOINT_LIMIT / 2, JOINT_LIMIT / 2)
+        if self.layout is None:
+            low, high = GOAL_DISTANCE
+            radius = jnp.sqrt(jax.random.uniform(keys[0], (), jnp.float32, low**2, high**2))
+            position = jnp.zeros(2, jnp.float32)
+            goal = radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)])
+        else:
+            centres = jnp.asarray(self.centres, jnp.float32) * self.cell_size
+            pair = jax.random.choice(keys[0], len(self.centres), (2,), replace=False)
+            position, goal = centres[pair[0]], centres[pair[1]]
         state = SwimmerState(
             time=jnp.zeros((), jnp.int32),
-            position=jnp.zeros(2, jnp.float32),
+            position=position,
             heading=heading,
             joints=joints,
-            goal=radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)]),
+            goal=goal,
         )
         return self.observe(key, state, None, params), state
 

@@ -7,6 +7,7 @@ from lrl_jax.planners.blackbox import (
     Rollout,
     ensemble_disagreement,
     plan_cost,
+    stillness,
 )
 from lrl_jax.planners.categorical import CategoricalCEM
 from lrl_jax.planners.cem import CEM, ICEM
@@ -28,4 +29,5 @@ __all__ = [
     "colouring_matrix",
     "ensemble_disagreement",
     "plan_cost",
+    "stillness",
 ]

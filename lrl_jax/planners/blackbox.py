@@ -116,6 +116,20 @@ def ensemble_disagreement(rollout: Any, plans: jax.Array) -> jax.Array:
     return total
 
 
+def stillness(rollout: Any, plans: jax.Array) -> jax.Array:
+    """Auxiliary reward [N]: minus the squared predicted changes of state.
+
+    Averaged over models and particles, summed over state entries and steps. A learned reward has
+    errors that differ from place to place, so near a goal it always promises a little more
+    somewhere else. With a small weight of this one a plan only moves where that pays.
+    """
+    total = jnp.zeros(plans.shape[0], jnp.float32)
+    for state in jax.tree.leaves(rollout.state):
+        change = jnp.diff(state.reshape(*state.shape[:4], -1), axis=3)
+        total -= (change**2).sum((3, 4)).mean((1, 2))
+    return total
+
+
 def check_aux_rewards(aux_rewards: Any) -> tuple[tuple[float, AuxReward], ...]:
     """Return pairs (weight, function) as a tuple of tuples; TypeError or ValueError otherwise."""
     pairs = []

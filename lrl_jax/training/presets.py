@@ -316,6 +316,44 @@ def empty_dads() -> TrainConfig:
     return dads("Maze2D-Empty-v0")
 
 
+def swimmer_splates() -> TrainConfig:
+    """SPlaTES in Swimmer-Open, where only skills get anywhere (minutes on a CPU)."""
+    top = with_settings(
+        _planner_of_skills(symmetry_steps=65_000),
+        {
+            "optimizer.horizon": 20,
+            # Gaits begin as whatever tells skills apart in the pose and the place they lead to.
+            "predictor_factory.partial_encoder.state": ((0, 2), (4, 6)),  # position and heading
+            "predictor_factory.partial_model.sb_start_factor": 0.5,
+            "predictor_factory.partial_model.periods": (),
+            "predictor_factory.partial_rew_func.periods": (),
+            "predictor_factory.partial_predictor.delta_standardizer": False,
+            "no_planning_steps": 35_000,
+        },
+    )
+    skills = _skills(skill_space=Box(-1, 1, (3,)), fixed_std=0.12, n_updates=192)
+    skills = with_settings(skills, {"algorithm.gamma": 0.97})
+    return TrainConfig(
+        (top, skills),
+        "Swimmer-Open-v0",
+        obs_maps=(None, GoalParts("observation")),
+        total_steps=150_000,
+    )
+
+
+def swimmer_planner() -> TrainConfig:
+    """Planner over actions held for 3 steps in Swimmer-Open: what skills have to beat."""
+    factory = "levels.0.predictor_factory."
+    changes = {
+        f"{factory}partial_encoder.state": None,  # all but the goal: position, heading, joints
+        f"{factory}partial_model.periods": (),
+        f"{factory}partial_rew_func.periods": (),
+        "levels.0.optimizer.horizon": 40,
+        "levels.1.control_interval": 3,
+    }
+    return with_settings(planner("Swimmer-Open-v0"), changes)
+
+
 # ------------------------------------------------------------------- flat agents
 
 _SAC = SACLevel(SAC(hidden=(128, 128)))
@@ -456,6 +494,8 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "maze2d-medium-splates-reference": splates_reference,
     "maze2d-large-splates": large_splates,
     "maze2d-large-three-levels": large_three_levels,
+    "swimmer-splates": swimmer_splates,
+    "swimmer-planner": swimmer_planner,
     "maze2d-empty-splates": empty_splates,
     "maze2d-empty-dads": empty_dads,
     "pendulum-sac": pendulum_sac,

@@ -29,11 +29,12 @@ _registered: dict[str, Any] = {}
 
 
 def _library() -> dict[str, Any]:
-    """All settings classes of the library by name."""
+    """All settings classes of the library by name, and the functions that can be settings."""
     found: dict[str, Any] = {"OfRun": OfRun}
     for module in _OWN:
         for name, value in vars(module).items():
-            if inspect.isclass(value) and dataclasses.is_dataclass(value):
+            is_class = inspect.isclass(value) and dataclasses.is_dataclass(value)
+            if is_class or inspect.isfunction(value):
                 found[name] = value
     return found
 

@@ -1,0 +1,1 @@
+"""Hierarchies and flat agents on tasks with longer and longer horizons."""
