@@ -151,9 +151,7 @@ def test_walls_stop_what_moves_into_them():
         moved = env.step_env(jax.random.key(0), inside, action, params)[1]
         np.testing.assert_allclose(moved.position - inside.position, free, atol=1e-5)
         moved = env.step_env(jax.random.key(0), wall, action, params)[1]
-        np.testing.assert_allclose(
-            moved.position - wall.position, np.maximum(free, 0.0), atol=1e-5
-        )
+        np.testing.assert_allclose(moved.position - wall.position, np.maximum(free, 0.0), atol=1e-5)
 
 
 def test_mazes_of_swimmers():
