@@ -74,7 +74,12 @@ def walk(env, n, steps, seed, hold=8):
 FINE = Maze2D(ROOM, starts=[(1.16, 1.17), (3.8, 2.8)], goals=[(2.5, 1.5)], step_size=0.02)
 
 
-@pytest.mark.parametrize("env_id", [*(name for name in IDS if "x" not in name), "fine"])
+def is_plain(env_id):
+    """Whether the body moves by 0.1 of its action."""
+    return "x" not in env_id and "Inertia" not in env_id
+
+
+@pytest.mark.parametrize("env_id", [*filter(is_plain, IDS), "fine"])
 def test_moves_rewards_and_success_equal_oracle(env_id):
     env = FINE if env_id == "fine" else make(env_id)[0]
     positions, actions, goals, obs, rewards, successes = walk(env, 4, 280, seed=3)
@@ -93,6 +98,36 @@ def test_moves_rewards_and_success_equal_oracle(env_id):
         np.testing.assert_allclose(obs[t, i], [*after, *goals[i], *after])
         assert gap_to_walls(env.layout, *after) > 0.15 - 3e-6
     assert kinds["free"] > 200 and kinds["x"] > 20 and kinds["y"] > 20, kinds
+
+
+def test_inertia_equals_oracle():
+    env, params = make("Maze2D-Large-Inertia-v0")
+    assert params.max_steps_in_episode == 600
+    rng = np.random.default_rng(5)
+    step = jax.jit(env.step_env)
+    _, state = env.reset(jax.random.key(5), params)
+    velocity, blocked, fastest = np.zeros(2), 0, 0.0
+    for action in np.repeat(rng.uniform(-1.3, 1.3, (60, 2)), 10, axis=0).astype(np.float32):
+        position = np.asarray(state.position).tolist()
+        velocity = velocity + 0.1 * (3 * np.clip(action, -1, 1) - 2 * velocity)
+        velocity, margin = np.clip(velocity, -1.9, 1.9), math.inf
+        for _ in range(2):
+            by = 0.05 * velocity
+            asked = np.add(position, by)
+            position, _, near = oracle_move(env.layout, *position, by, step_size=1.0)
+            margin = min(margin, near)
+            hit = np.abs(np.subtract(position, asked)) > 1e-6
+            velocity, blocked = np.where(hit, 0.0, velocity), blocked + hit.sum()
+        obs, state, *_ = step(jax.random.key(0), state, action, params)
+        if margin > 3e-6:
+            np.testing.assert_allclose(state.position, position, atol=1e-5)
+            np.testing.assert_allclose(state.velocity, velocity, atol=1e-5)
+        np.testing.assert_array_equal(obs[4:], [*state.position, *state.velocity])
+        velocity, fastest = np.asarray(state.velocity, float), max(fastest, np.abs(velocity).max())
+    assert blocked > 20 and 1.2 < fastest < 1.9
+    assert env.goal_indices["observation"] == (4, 8) and obs.shape == (8,)
+    with pytest.raises(ValueError, match="step_size"):
+        Maze2D(ROOM, step_size=0.4, inertia=True)
 
 
 def test_body_is_round_at_corners():

@@ -108,6 +108,8 @@ BUILTIN: dict[str, dict[str, Any]] = {
     "Maze2D-Medium-x30-v0": dict(
         layout=MEDIUM, starts=_CORNERS, goals=_CORNERS, max_steps=12_000, step_size=0.1 / 30
     ),
+    "Maze2D-Medium-Inertia-v0": dict(layout=MEDIUM, starts=_CORNERS, goals=_CORNERS, inertia=True),
+    "Maze2D-Large-Inertia-v0": dict(layout=LARGE, max_steps=600, inertia=True),
     "Maze2D-Empty-v0": dict(layout=EMPTY, starts=_CORNERS, goals=_CORNERS),
 }
 """Settings of `Maze2D` for each built-in id."""

@@ -14,10 +14,11 @@ from gymnax.environments import environment, spaces
 from lrl_jax.envs.layouts import check_points, free_centres, parse_layout, wall_distance
 from lrl_jax.envs.reaching import GOAL_RADIUS, Reaching
 from lrl_jax.envs.walls import CONTACT_TOLERANCE, Walls
-from lrl_jax.settings import check_float
+from lrl_jax.settings import check_flag, check_float
 
 BODY_RADIUS = 0.15
 STEP_SIZE = 0.1  # unless asked otherwise
+ACCELERATION, DRAG, FASTEST = 0.3, 0.2, 1.9  # of a body with inertia, per step
 LARGEST_STEP = 0.5  # with the radius less than a cell: only neighbouring walls can be met
 
 # Limits of `_uniform_index`: above the first its products overflow, above the second a draw shared
@@ -34,11 +35,13 @@ class Maze2DState(environment.EnvState):
         time: steps since the reset, int32 `[]`.
         position: centre of the body (x, y), float32 `[2]`.
         goal: (x, y), float32 `[2]`.
+        velocity: (x, y) with inertia, float32 `[2]`; else None.
     """
 
     time: jax.Array  # pyright: ignore[reportIncompatibleVariableOverride]  # gymnax: int
     position: jax.Array
     goal: jax.Array
+    velocity: jax.Array | None = None
 
 
 @struct.dataclass
@@ -61,8 +64,13 @@ class Maze2D(Reaching):
     minus the radius. A move that would bring the centre closer to a wall cell than the radius is
     tried along x alone, then along y alone; if both fail the body stays.
 
+    With `inertia` an action accelerates: v' = v + 0.3 a - 0.2 v, each entry at most 1.9, and the
+    body moves by step_size v' in two halves; a component that a wall blocks is lost. Its terminal
+    speed is 1.5.
+
     Observation: float32 `[6]`, achieved_goal (x, y), desired_goal (x, y), observation (x, y); the
-    first and the last are the position. Reward: minus the distance to the goal over the world's
+    first and the last are the position. With inertia `[8]`, the observation being position and
+    velocity. Reward: minus the distance to the goal over the world's
     diagonal, or, sparse, 1 within 0.3 of the goal and else 0. `info["is_success"]`: whether the new
     position is within 0.3 of the goal. Episodes do not terminate unless `terminate_at_goal`; they
     are truncated after `max_steps`. A reset draws the goal uniformly, then the start uniformly
@@ -77,7 +85,9 @@ class Maze2D(Reaching):
         max_steps: steps after which an episode is truncated.
         terminate_at_goal: whether an episode terminates where it succeeds, as in OGBench. Success
             at the last step is success at any step then: do not report one for the other.
-        step_size: distance that an action of 1 moves the body by, at most 0.5.
+        step_size: distance that an action of 1 moves the body by, at most 0.5; with inertia a
+            velocity of 1, at most 0.25.
+        inertia: whether actions accelerate the body.
 
     Raises:
         ValueError: for a layout that is ragged, open at its border or without free cells, points
@@ -88,12 +98,6 @@ class Maze2D(Reaching):
     """
 
     _supports_transition_gradients = True
-
-    goal_indices = {"achieved_goal": (0, 2), "desired_goal": (2, 4), "observation": (4, 6)}
-    """Where the parts of the observation are, [start, stop) each."""
-
-    state_parts = ("achieved_goal",)
-    """Parts that hold the state: the observation is the achieved goal again."""
 
     cell_size = 1.0
     """Side of a cell of the layout."""
@@ -110,15 +114,18 @@ class Maze2D(Reaching):
         max_steps: int = 400,
         terminate_at_goal: bool = False,
         step_size: float = STEP_SIZE,
+        inertia: bool = False,
     ):
         self.layout = parse_layout(layout)
         self.height, self.width = len(self.layout), len(self.layout[0])
         self.diameter = math.hypot(self.height, self.width)
         self.starts = self._points(starts, "start")
         self.goals = self._points(goals, "goal")
-        self.step_size = check_float("step_size", step_size, 1e-6, LARGEST_STEP)
+        self.inertia = check_flag("inertia", inertia)
+        most = LARGEST_STEP / 2 if inertia else LARGEST_STEP
+        self.step_size = check_float("step_size", step_size, 1e-6, most)
         super().__init__(
-            (self.layout, self.starts, self.goals, self.step_size),
+            (self.layout, self.starts, self.goals, self.step_size, self.inertia),
             self.diameter,
             dense_reward,
             max_steps,
@@ -145,7 +152,7 @@ class Maze2D(Reaching):
             f"Maze2D({self.height}x{self.width} cells, {len(self.starts)} starts, "
             f"{len(self.goals)} goals, dense_reward={self.dense_reward}, "
             f"max_steps={self.max_steps}, terminate_at_goal={self.terminate_at_goal}, "
-            f"step_size={self.step_size:g})"
+            f"step_size={self.step_size:g}, inertia={self.inertia})"
         )
 
     @property
@@ -154,16 +161,34 @@ class Maze2D(Reaching):
         return "Maze2D"
 
     @property
+    def goal_indices(self) -> dict[str, tuple[int, int]]:
+        """Where the parts of the observation are, [start, stop) each."""
+        return {
+            "achieved_goal": (0, 2),
+            "desired_goal": (2, 4),
+            "observation": (4, 8 if self.inertia else 6),
+        }
+
+    @property
+    def state_parts(self) -> tuple[str, ...]:
+        """Parts that hold the state: without a velocity the observation is the position again."""
+        return ("observation",) if self.inertia else ("achieved_goal",)
+
+    @property
     def default_params(self) -> Maze2DParams:
         """Parameters with the `max_steps` of the constructor."""
         return Maze2DParams(max_steps_in_episode=self.max_steps)
 
     def observation_space(self, params: Maze2DParams | None = None) -> spaces.Box:
-        """Three positions in the world, `[6]`."""
+        """Three positions in the world, `[6]`, and with inertia the velocity, `[8]`."""
         del params
-        low: Any = np.zeros(6, np.float32)  # gymnax's types ask for arrays of JAX
+        # gymnax's types ask for arrays of JAX
+        low: Any = np.zeros(6, np.float32)
         high: Any = np.tile(np.array([self.width, self.height], np.float32), 3)
-        return spaces.Box(low, high, (6,), jnp.float32)
+        if self.inertia:
+            fastest = np.full(2, FASTEST, np.float32)
+            low, high = np.concatenate([low, -fastest]), np.concatenate([high, fastest])
+        return spaces.Box(low, high, low.shape, jnp.float32)
 
     def state_space(self, params: Maze2DParams | None = None) -> spaces.Dict:
         """Spaces of the state's fields."""
@@ -171,7 +196,10 @@ class Maze2D(Reaching):
         low: Any = np.zeros(2, np.float32)
         high: Any = np.array([self.width, self.height], np.float32)
         box = spaces.Box(low, high, (2,), jnp.float32)
-        return spaces.Dict({"position": box, "goal": box, "time": spaces.Discrete(limit + 1)})
+        fields: dict[str, Any] = {"position": box, "goal": box, "time": spaces.Discrete(limit + 1)}
+        if self.inertia:
+            fields["velocity"] = spaces.Box(-FASTEST, FASTEST, (2,), jnp.float32)
+        return spaces.Dict(fields)
 
     def step_env(
         self, key: jax.Array, state: Maze2DState, action: float | jax.Array, params: Maze2DParams
@@ -179,10 +207,17 @@ class Maze2D(Reaching):
         """Step without a reset; `key` is not used.
 
         Returns:
-            obs `[6]`, state, reward float32 `[]`, terminated bool `[]`, and info with is_success.
+            obs `[6]` or `[8]`, state, reward float32 `[]`, terminated bool `[]`, and info with
+            is_success.
         """
-        position = self._move(state.position, action)
-        state = Maze2DState(position=position, goal=state.goal, time=state.time + 1)
+        velocity = state.velocity
+        if velocity is None:
+            position = self._move(state.position, action)
+        else:
+            position, velocity = self._accelerate(state.position, velocity, action)
+        state = Maze2DState(
+            position=position, goal=state.goal, time=state.time + 1, velocity=velocity
+        )
         reward, terminated, info = self.outcome(state)
         obs = self.observe(key, state, action, params)
         obs, state = self._apply_transition_gradient_policy(obs, state)
@@ -204,6 +239,7 @@ class Maze2D(Reaching):
             position=jnp.asarray(self._start_array)[start],
             goal=jnp.asarray(self._goal_array)[goal],
             time=jnp.zeros((), jnp.int32),
+            velocity=jnp.zeros(2, jnp.float32) if self.inertia else None,
         )
         return self.observe(key, state, None, params), state
 
@@ -214,9 +250,10 @@ class Maze2D(Reaching):
         action: float | jax.Array | None,
         params: Maze2DParams | None = None,
     ) -> jax.Array:
-        """Observation `[6]` of a state: achieved goal, desired goal, position."""
+        """Observation of a state: achieved goal, desired goal, position and any velocity."""
         del key, action, params
-        return jnp.concatenate([state.position, state.goal, state.position])
+        parts = [state.position, state.goal, state.position]
+        return jnp.concatenate(parts if state.velocity is None else [*parts, state.velocity])
 
     def free_positions(self, key: jax.Array, n: int, margin: float = 0.0) -> np.ndarray:
         """Positions [n, 2] of the body, uniform over where it fits; consumes `key` (host only).
@@ -246,6 +283,20 @@ class Maze2D(Reaching):
         """Position `[2]` after a step with the velocity `action` `[2]`."""
         action = jnp.clip(jnp.asarray(action, jnp.float32), -1.0, 1.0)
         return self._walls.move(position, self.step_size * action)
+
+    def _accelerate(
+        self, position: jax.Array, velocity: jax.Array, action: float | jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Position and velocity `[2]` after a step with the force `action` `[2]`."""
+        action = jnp.clip(jnp.asarray(action, jnp.float32), -1.0, 1.0)
+        velocity = velocity + ACCELERATION * action - DRAG * velocity
+        velocity = jnp.clip(velocity, -FASTEST, FASTEST)
+        for _ in range(2):
+            half = 0.5 * self.step_size * velocity
+            moved = self._walls.move(position, half)
+            blocked = jnp.abs(moved - (position + half)) > CONTACT_TOLERANCE
+            position, velocity = moved, jnp.where(blocked, 0.0, velocity)
+        return position, velocity
 
 
 def _eligible_starts(starts: Any, goals: Any) -> tuple[np.ndarray, np.ndarray]:

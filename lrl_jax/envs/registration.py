@@ -26,6 +26,7 @@ _MAZE_SETTINGS = (
     "max_steps",
     "terminate_at_goal",
     "step_size",
+    "inertia",
 )
 
 
