@@ -20,12 +20,13 @@ def test_builtin_ids_are_known_here_and_to_gymnax(env_id):
     ours, params = make(env_id)
     theirs, their_params = gymnax.make(env_id)
     assert isinstance(ours, Maze2D) and ours == theirs and params == their_params
-    limits = {"Large": 800, "Giant": 800, "x10": 4_000, "x30": 12_000}
+    limits = {"Large-Inertia": 600, "Large": 800, "Giant": 800, "x10": 4_000, "x30": 12_000}
     expected = [limit for name, limit in limits.items() if name in env_id] or [400]
     assert params.max_steps_in_episode == expected[0]
     obs, state = ours.reset(jax.random.key(0), params)
     assert len(ours.step(jax.random.key(1), state, np.ones(2), params)) == 6
-    assert goal_indices(ours) == PARTS
+    inertia = {"observation": (4, 8)} if "Inertia" in env_id else {}
+    assert goal_indices(ours) == {**PARTS, **inertia}
 
 
 def test_importing_twice_is_safe():
