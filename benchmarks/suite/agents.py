@@ -17,7 +17,7 @@ from benchmarks.suite.tasks import Task
 from lrl_jax.algorithms import PPO, TDMPC2
 from lrl_jax.levels import ActionRepeatLevel, PPOLevel, TDMPC2Level
 from lrl_jax.schedules import RampSchedule
-from lrl_jax.setting_trees import OfRun
+from lrl_jax.setting_trees import OfRun, get
 from lrl_jax.training import TrainConfig, preset, with_settings
 
 Build = Callable[[Task], TrainConfig]
@@ -43,23 +43,21 @@ def _held(config: TrainConfig, steps: int) -> TrainConfig:
     return dataclasses.replace(config, levels=levels, obs_maps=maps)
 
 
-def _finer(task: Task, config: TrainConfig, i: int) -> dict[str, Any]:
-    """What level i counts in environment steps, or in rows of single steps, on finer control."""
-    level = config.levels[i]
-    return {f"levels.{i}.warm_up_steps": level.warm_up_steps * task.fine}
+def _times(config: TrainConfig, factor: float, *paths: str) -> dict[str, Any]:
+    """Whole numbers among the settings, times a factor."""
+    return {path: round(get(config, path) * factor) for path in paths}
 
 
 def planner(task: Task, plain_steps: int) -> TrainConfig:
     """Planner with a learned model and reward over held actions."""
     config = preset("swimmer-planner" if task.is_swimmer else "maze2d-medium-planner")
-    top = config.levels[0]
+    config = dataclasses.replace(config, levels=config.levels[:1], obs_maps=None)
     changes = {
         "levels.0.optimizer.horizon": task.plan * 10 // plain_steps,
         # As many updates per environment step as over actions held for 10.
-        "levels.0.update_interval": top.update_interval * 10 // plain_steps,
-        **_finer(task, config, 0),
+        **_times(config, 10 / plain_steps, "levels.0.update_interval"),
+        **_times(config, task.fine, "levels.0.warm_up_steps"),
     }
-    config = dataclasses.replace(config, levels=(top,), obs_maps=None)
     return _on(task, _held(config, plain_steps * task.fine), **changes)
 
 
@@ -69,25 +67,17 @@ def splates(task: Task) -> TrainConfig:
     changes = {"levels.0.optimizer.horizon": task.plan, "levels.0.buffer_size": task.remembered}
     if task.fine > 1:
         config = _held(config, task.fine)
-        for name in ("warm_up_steps", "no_planning_steps"):
-            changes[f"levels.0.{name}"] = getattr(config.levels[0], name) * task.fine
-        path = "levels.0.predictor_factory.partial_model.sb_start_duration"
-        model = config.levels[0].predictor_factory.partial_model
-        changes |= {path: model.sb_start_duration * task.fine}
-        changes |= _finer(task, config, 1)
+        waits = ("levels.0.warm_up_steps", "levels.0.no_planning_steps", "levels.1.warm_up_steps")
+        symmetry = "levels.0.predictor_factory.partial_model.sb_start_duration"
+        changes |= _times(config, task.fine, *waits, symmetry)
     return _on(task, config, **changes)
 
 
 def flat(task: Task, name: str = "maze2d-medium-sac-her") -> TrainConfig:
     """Soft actor-critic, with as many updates and rows remembered per plain step everywhere."""
     config = preset(name)
-    level = config.levels[0]
-    changes = {
-        "levels.0.update_interval": level.update_interval * task.fine,
-        "levels.0.buffer_size": level.buffer_size * task.fine,
-        **_finer(task, config, 0),
-    }
-    return _on(task, config, **changes)
+    counts = ("levels.0.update_interval", "levels.0.buffer_size", "levels.0.warm_up_steps")
+    return _on(task, config, **_times(config, task.fine, *counts))
 
 
 def tuned(task: Task) -> TrainConfig:
@@ -104,11 +94,10 @@ def tuned(task: Task) -> TrainConfig:
 
 def from_trial(config: TrainConfig, trial: dict[str, Any]) -> TrainConfig:
     """A flat agent with the settings of a trial of the search."""
-    level = config.levels[0]
     return with_settings(
         config,
         {
-            "levels.0.n_updates": level.n_updates * trial["updates"],
+            **_times(config, trial["updates"], "levels.0.n_updates"),
             "levels.0.algorithm.hidden": (trial["width"],) * 2,
             "levels.0.algorithm.gamma": trial["gamma"],
             "levels.0.algorithm.learning_rate": trial["learning_rate"],
@@ -147,7 +136,7 @@ def tdmpc2(task: Task) -> TrainConfig:
 def held_flat(task: Task) -> TrainConfig:
     """Soft actor-critic with hindsight over actions held for 10 plain steps."""
     config = flat(task)
-    changes = {"levels.0.update_interval": config.levels[0].update_interval // 10}
+    changes = _times(config, 0.1 / task.fine, "levels.0.update_interval")
     return with_settings(_held(config, 10 * task.fine), changes)
 
 

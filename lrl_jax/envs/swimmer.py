@@ -117,12 +117,11 @@ class Swimmer(Reaching):
         """Observations `[8]`; the plane in the open has no bounds."""
         del params
         entries = (math.inf, GOAL_DISTANCE[1], 1.0, JOINT_LIMIT)
-        high = np.repeat(np.array(entries, np.float32), 2)
-        low = -high
+        high: Any = np.repeat(np.array(entries, np.float32), 2)  # gymnax's types ask for JAX's
+        low: Any = -high
         if self.layout is not None:
             low[:4], high[:4] = 0.0, (self.width, self.height, self.width, self.height)
-        bounds: Any = low, high  # gymnax's types ask for arrays of JAX
-        return spaces.Box(*bounds, (8,), jnp.float32)
+        return spaces.Box(low, high, (8,), jnp.float32)
 
     def step_env(
         self, key: jax.Array, state: SwimmerState, action: float | jax.Array, params: Any

@@ -30,6 +30,9 @@ class RewardFunction(nn.Module):
         hidden, activation: of the network.
         use_context: whether the context is an input.
         periods: of the Fourier features of the state, in its units; none by default.
+        relative: whether the change from the state's first C entries to the context is an input,
+            with Fourier features. For contexts that are goals: small networks tell how near a state
+            is to each of many goals only roughly from the two alone.
         compute_dtype: "bfloat16" multiplies in it; parameters and results stay float32.
     """
 
@@ -37,19 +40,37 @@ class RewardFunction(nn.Module):
     activation: str | Callable = "relu"
     use_context: bool = True
     periods: tuple[float, ...] = ()
+    relative: bool = False
     compute_dtype: str = "float32"
 
     def __post_init__(self):
         _check(self)
         self.use_context = check_flag("use_context", self.use_context)
+        self.relative = check_flag("relative", self.relative)
+        if self.relative and not self.use_context:
+            raise ValueError("relative=True needs the context: leave use_context=True.")
         super().__post_init__()
 
     @nn.compact
     def __call__(self, state: jax.Array, context: jax.Array, action: jax.Array) -> jax.Array:
         """Map state [..., D], context [..., C], action [..., A] to the reward [...]."""
-        state = fourier_features(state, self.periods)
-        parts = [state, context, action] if self.use_context else [state, action]
+        parts = [fourier_features(state, self.periods), action]
+        if self.use_context:
+            parts.insert(1, context)
+        if self.relative:
+            parts.append(fourier_features(_change(state, context), self.periods))
         return MLP(self.hidden, 1, self.activation)(jnp.concatenate(parts, -1))[..., 0]
+
+
+def _change(state: jax.Array, context: jax.Array) -> jax.Array:
+    """From the first entries of the state [..., D] to the context [..., C], [..., C]."""
+    size = context.shape[-1]
+    if size > state.shape[-1]:
+        raise ValueError(
+            f"relative=True with a context of {size} entries and a state of {state.shape[-1]}: the "
+            f"context has to be a goal, for the state's first entries."
+        )
+    return context - state[..., :size]
 
 
 class ValueFunction(nn.Module):
