@@ -332,3 +332,26 @@ def test_the_state_in_parts_is_everything_but_the_desired_goal():
         encoded(split, [0, 1, 2, 3], env=Split(), maps=[lambda obs: obs[:4], None])
     Split.state_parts = ("speed",)
     assert env_spec(Split()).goal_indices.parts == ()
+
+
+def test_rewards_that_see_the_change_to_the_goal():
+    """A relative reward that is linear in its features knows a goal by the way there alone."""
+    reward = RewardFunction(hidden=(), periods=(2.0,), relative=True)
+    state, goal, action = jnp.array([0.3, -0.7, 5.0]), jnp.array([1.3, 0.3]), jnp.zeros(1)
+    params = reward.init(jax.random.key(0), state, goal, action)
+    (kernel,) = (x for x in jax.tree.leaves(params) if x.ndim == 2)
+    # State and its sines, goal, action, the change and its sines.
+    assert kernel.shape == (3 * 3 + 2 + 1 + 2 * 3, 1)
+    only = jnp.zeros_like(kernel).at[12:].set(kernel[12:])
+    params = jax.tree.map(lambda x: only if x.ndim == 2 else jnp.zeros_like(x), params)
+    change = goal - state[:2]
+    phase = jnp.pi * change
+    features = jnp.concatenate([change, jnp.sin(phase), jnp.cos(phase)])
+    value = reward.apply(params, state, goal, action)
+    np.testing.assert_allclose(value, features @ kernel[12:, 0], rtol=1e-5)
+    shifted = reward.apply(params, state + 1, goal + 1, action)
+    np.testing.assert_allclose(shifted, value, atol=1e-5)
+    with pytest.raises(ValueError, match="a context of 2 entries and a state of 1"):
+        reward.init(jax.random.key(0), state[:1], goal, action)
+    with pytest.raises(ValueError, match="use_context"):
+        RewardFunction(use_context=False, relative=True)

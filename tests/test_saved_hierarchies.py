@@ -19,6 +19,7 @@ import pytest
 import lrl_jax as lrl
 from lrl_jax import buffers, checkpoints
 from lrl_jax.algorithms import SAC
+from lrl_jax.env_spec import GoalIndices
 from lrl_jax.hierarchies.described import ObsMap, describe, differences
 from lrl_jax.levels import Decision, Level, RandomLevel, SACLevel
 from lrl_jax.schedules import RampSchedule
@@ -129,6 +130,16 @@ def test_settings_added_later_have_their_default():
     assert found == ["inner.size: not saved, here 3"]
     assert differences(edited(Outer(), gone=3), Outer()) == ["gone: saved 3, unknown here"]
     assert differences(edited(Inner(3)), Outer()) == [": saved Inner, here Outer"]
+
+
+def test_which_entries_are_the_state_follows_from_the_others():
+    """Checkpoints of version 0.2.0 do not say so."""
+    parts = (("achieved_goal", (0, 1)), ("desired_goal", (2, 3)))
+    earlier = json.loads(json.dumps(describe(GoalIndices(4, parts))))
+    now = GoalIndices(4, (("state", (0, 1)), *parts))
+    assert differences(earlier, now) == []
+    moved = GoalIndices(4, (("state", (0, 1)), ("achieved_goal", (2, 3)), parts[1]))
+    assert differences(earlier, moved)
 
 
 def test_settings_within_partial_functions_too():

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from flax import linen
 
+from lrl_jax.env_spec import GoalIndices
 from lrl_jax.levels.base import LevelSpec
 from lrl_jax.spaces import Box
 
@@ -71,6 +72,9 @@ def _parts(value: Any) -> tuple[str, dict[str, Any]] | None:
         return "partial", {"func": value.func, "args": value.args, "keywords": keywords}
     if not dataclasses.is_dataclass(value):
         return None
+    if isinstance(value, GoalIndices):
+        # "state" follows from the environment and the others, and earlier versions had none.
+        value = dataclasses.replace(value, parts=tuple(p for p in value.parts if p[0] != "state"))
     skipped = {"above", "below"} if isinstance(value, LevelSpec) else set()
     if isinstance(value, linen.Module):
         skipped = {"name", "parent"}

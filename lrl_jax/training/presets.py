@@ -77,9 +77,7 @@ def goal_model(model: ProbabilisticEnsemble, rate: Any, **predictor: Any) -> Pre
     return PredictorFactory(
         partial_model=model,
         partial_val_func=None,
-        partial_rew_func=RewardFunction(
-            hidden=model.hidden, periods=model.periods, relative=True
-        ),
+        partial_rew_func=RewardFunction(hidden=model.hidden, periods=model.periods, relative=True),
         partial_encoder=IndexEncoder(state="state", context="desired_goal"),
         partial_predictor=RewardPredictor(
             learn_encoder=False, encoder_warm_up=0, model_lr=rate, reward_lr=rate, **predictor
