@@ -139,9 +139,10 @@ def training_chunk(more_rows: int = 1, name: str = DEFAULT_PRESET) -> dict[str, 
         name: of the preset.
     """
     config = preset(name)
+    levels: Any = config.levels
     rows = {
         f"levels.{i}.buffer_size": more_rows * level.buffer_size
-        for i, level in enumerate(config.levels)
+        for i, level in enumerate(levels)
         if level.buffer_size
     }
     trainer = Trainer.build(with_settings(config, rows))
