@@ -26,7 +26,7 @@ from lrl_jax.training import preset, sessions
 from lrl_jax.training.presets import DEFAULT_PRESET
 from lrl_jax.training.train import Trainer
 
-#: Instructions that are no work of their own.
+#: Instructions that do no work.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "call"}
 #: Counted by name, also where they lie in a fusion.
 NAMED = ("copy", "scatter", "sort", "while", "conditional", "custom-call", "dot")

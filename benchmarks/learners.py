@@ -32,7 +32,7 @@ PRODUCT_NOTE = (
 
 
 def learning(config: TrainConfig, name: str, seeds: int, repeats: int) -> Row:
-    """Time chunks behind the warm up."""
+    """Time chunks after the warm up."""
     trainer = Trainer.build(config)
     n_rounds = trainer.config.chunks[0]
     keys = jax.random.split(jax.random.key(0), seeds)

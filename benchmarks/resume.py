@@ -45,7 +45,7 @@ def _small(levels: Any, env: str, rounds: int = ROUNDS, **settings: Any) -> Trai
     config = TrainConfig(
         levels, env, total_steps=rounds * steps, test_interval=rounds // 8 * steps, **settings
     )
-    # Fractions of the run are of all of it, also where its first half is a run of its own.
+    # Fractions of the run are of all of it, also where its first half is a separate run.
     return dataclasses.replace(config, chunk_rounds=rounds // 8).resolved()
 
 
@@ -127,7 +127,7 @@ def command(name: str, run: Path, *options: str) -> list[str]:
 
 
 def finish(name: str, run: Path, *options: str) -> None:
-    """Train to the end in a process of its own."""
+    """Train to the end in a separate process."""
     subprocess.run(command(name, run, *options), check=True, capture_output=True, text=True)
 
 

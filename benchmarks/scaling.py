@@ -23,7 +23,7 @@ STEP_SECONDS = 1e-3
 
 
 class Costly(gymnasium.Env):
-    """A step sleeps, or computes, for so many seconds."""
+    """A step sleeps, or computes, for a number of seconds."""
 
     observation_space = gymnasium.spaces.Box(-1, 1, (3,))
     action_space = gymnasium.spaces.Box(-1, 1, (1,))

@@ -1,4 +1,4 @@
-"""Skills in Maze2D beside what they have to beat, one study at a time.
+"""Skills in Maze2D, and what they have to beat, one study at a time.
 
 `python -m benchmarks.skills STUDY [--seeds N]` trains the presets a study needs and writes
 `benchmarks/results/skills-STUDY.json` after each seed; with `--first-seed N` it adds to what the

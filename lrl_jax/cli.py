@@ -97,7 +97,7 @@ class Resume:
 
 @dataclasses.dataclass(frozen=True)
 class Show:
-    """Say what a run is and how it went.
+    """Show what a run is and how it went.
 
     Attributes:
         run: the run folder.
@@ -393,7 +393,7 @@ def _needs_restart(config: TrainConfig, processes: Processes | None) -> bool:
 def _restart(config: TrainConfig, processes: Processes | None, args: list[str]) -> NoReturn:
     """Begin this command again, joined with the other processes, or with more virtual devices.
 
-    JAX has looked for devices by now, as gymnax makes arrays when it is imported.
+    JAX has already looked for devices, as gymnax makes arrays when it is imported.
     """
     n_devices = -(-config.devices // (processes.number if processes else 1))
     environ = {**os.environ, _RESTARTED: "1"}

@@ -123,7 +123,7 @@ class _Checks:
                 was, became = (str(jax.typeof(x)) for x in (old, new))
                 assert was == became, (
                     f"{self.name}: {jax.tree_util.keystr(path)} was {was}, and became {became}: a "
-                    f"loop would compile anew."
+                    f"loop would compile again."
                 )
             before = state
         assert count == 1, f"{self.name}: three equal steps were traced {count} times."

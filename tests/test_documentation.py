@@ -163,7 +163,7 @@ def test_every_public_name_has_what_the_reference_shows(module):
 
 # ---------------------------------------------------------------- plain English
 
-#: Habits of translated prose, and what to write for them; see CONTRIBUTING.md if in doubt.
+#: Habits of translated prose, and what to write for them; the test names the lines.
 HABITS = {
     r"exactly so many|\bso many\b": "an exact number of; this many",
     r"\bpretends?\b": "as if",
@@ -181,7 +181,7 @@ HABITS = {
 
 @pytest.mark.parametrize("habit", HABITS)
 def test_prose_is_plain(habit):
-    sources = [*PAGES, *sorted(FOLDER.glob("*.ipynb")), ROOT / "benchmarks" / "SCALE.md"]
+    sources = [*SOURCES, ROOT / "benchmarks" / "SCALE.md"]
     sources += sorted((ROOT / "lrl_jax").rglob("*.py"))
     found = [
         f"{name_of(source)}:{number}: {line.strip()}"

@@ -427,7 +427,7 @@ def test_cost_refuses_what_does_not_fit():
         plan_cost(rollout, plans, use_termination=False, use_value=True)
     with pytest.raises(ValueError, match="horizon"):
         plan_cost(rollout, plans[:, :2])
-    with pytest.raises(ValueError, match="one number a plan"):
+    with pytest.raises(ValueError, match="one number per plan"):
         plan_cost(rollout, plans, use_termination=False, aux_rewards=((1.0, lambda r, p: r.rew),))
     with pytest.raises(ValueError, match=r"\(3,\)"):
         CEM(horizon=2, num_samples=3, elite_ratio=0.8).plan(

@@ -256,7 +256,7 @@ def test_a_process_of_a_vector_environment_that_is_lost(how, wrapped):
         outer = vector_wrappers.TransformReward(env, lambda rew: rew) if wrapped else env
         collector = lrl.Collector(lrl.RandomHierarchy(Steady()), outer)
         for _ in range(2):  # again, and at once
-            with pytest.raises(EnvError, match=f"environment 1 {WAYS[how]}.*anew") as caught:
+            with pytest.raises(EnvError, match=f"environment 1 {WAYS[how]}.*again") as caught:
                 collector.collect(n_steps=60)
             assert caught.value.index == 1
         assert collector.collect_step == 4 * 3
@@ -275,7 +275,7 @@ def test_a_process_of_an_asynchronous_collector_is_started_again(how):
     with lrl.AsyncCollector(hierarchy, fns, processes=True) as collector:
         assert signal.getsignal(signal.SIGINT) is heard
         for _ in range(2):
-            with pytest.raises(EnvError, match=f"environment 1 {WAYS[how]}.*makes it anew"):
+            with pytest.raises(EnvError, match=f"environment 1 {WAYS[how]}.*makes it again"):
                 collector.collect(n_total_steps=60)
             assert collector.collect(n_total_steps=6).n_collected_steps >= 6
 

@@ -50,7 +50,7 @@ def launches(sizes: Sizes) -> Found:
     n = sizes.launches
 
     def loop(x):
-        # A sort is a kernel of its own, whatever is fused.
+        # A sort is a separate kernel, whatever is fused.
         return jax.lax.fori_loop(0, n, lambda _, x: jnp.sort(-x), x)
 
     x = jnp.arange(64.0)

@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     packages = resolved(args.python, requirements(args.extras))
     done = closure(packages, args.there, args.python)
-    # A set of its own for each extra: the first is enough for all but physics.
+    # A separate set for each extra: the first is enough for all but physics.
     for name, extras in [("core", []), *((extra, [extra]) for extra in args.extras)]:
         needed = (Requirement(text).name for text in requirements(extras))
         found = closure(packages, needed, args.python) - done

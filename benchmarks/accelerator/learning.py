@@ -71,7 +71,7 @@ def chunk_and_test(trainer: Trainer) -> Callable:
 
 
 def seeds(n: int, sizes: Sizes) -> Found:
-    """Seconds of a chunk of so many vmapped agents, planning and learning."""
+    """Seconds of a chunk of vmapped agents, planning and learning."""
     config = config_of(
         "maze2d-medium-splates",
         sizes,

@@ -80,7 +80,7 @@ class Features:
         return sum(space.dim for space in self.spaces)
 
     def __call__(self, *values: jax.Array, batch_shape: Sequence[int] = ()) -> jax.Array:
-        """Map values [*batch_shape, *space.shape], one a space, to [*batch_shape, dim]."""
+        """Map values [*batch_shape, *space.shape], one per space, to [*batch_shape, dim]."""
         if len(values) != len(self.spaces):
             raise ValueError(f"expected {len(self.spaces)} values, got {len(values)}.")
         batch = tuple(batch_shape)

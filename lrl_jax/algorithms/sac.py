@@ -91,7 +91,7 @@ class SAC:
         gamma: discount of a decision, or of an environment step with `smdp_discount`.
         tau: rate of the target critics' moving average.
         learning_rate: of actor and critics, a number or a schedule of environment steps.
-        temperature: weight of the entropy at the start, or for good without `learn_temperature`.
+        temperature: weight of the entropy at the start, and throughout without `learn_temperature`.
         learn_temperature: whether the temperature is fitted to the target entropy.
         temperature_learning_rate: of the temperature, a number or a schedule.
         target_entropy: of the policy over actions in [-1, 1]; None for minus their number.

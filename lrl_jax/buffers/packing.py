@@ -113,7 +113,7 @@ def unpack(layout: tuple[Field, ...], words: jax.Array) -> dict[str, jax.Array]:
 
 
 def unpack_on_host(layout: tuple[Field, ...], words: np.ndarray) -> dict[str, np.ndarray]:
-    """What `unpack` does, in NumPy: nothing is compiled anew for each number of rows."""
+    """What `unpack` does, in NumPy: nothing is recompiled for each number of rows."""
     rows = {}
     for field in layout:
         dtype = np.dtype(jnp.dtype(field.dtype))

@@ -464,7 +464,7 @@ def sample_partial_trajectories(
         buffer: the rings.
         key: consumed.
         batch_size: number of pieces, B.
-        n_steps: rows a piece has at most.
+        n_steps: largest number of rows in a piece.
 
     Returns:
         Row ids int32 [n_steps, B] (after the end of a piece its last row is repeated), lengths
@@ -663,7 +663,7 @@ def redistribute(
     *,
     only_fresh: bool = False,
 ) -> Buffer:
-    """Lay stored rows out anew over another number of rings; the oldest are dropped (host).
+    """Redistribute stored rows over another number of rings; the oldest are dropped (host).
 
     Rows that followed one another stay neighbours where a ring has room; where a piece is cut, the
     next one is marked so that no trajectory runs across the seam. `fields` replace those of all

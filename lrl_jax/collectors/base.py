@@ -45,7 +45,7 @@ def checked_hierarchy(hierarchy: Any) -> Hierarchy:
 
 
 def warn_of_open(collected: Collected, stacklevel: int = 4) -> None:
-    """Say so where episodes were still open when a limit was reached."""
+    """Warn if episodes were still open when a limit was reached."""
     if collected.n_open:
         warnings.warn(
             f"{collected.n_open} episodes were still open after {collected.n_ticks} steps of each "
@@ -62,7 +62,7 @@ _COUNTS = ("collect_step", "collect_episode", "collect_time", "_n_env_steps")
 
 
 class BaseCollector:
-    """Collects with an engine; subclasses say how it is made and what may be asked for.
+    """Collects with an engine; subclasses make the engine and define what can be collected.
 
     Args:
         hierarchy: acts; in train mode it explores, stores and learns.
@@ -111,11 +111,11 @@ class BaseCollector:
         reset_buffer: bool = True,
         gym_reset_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        """Start a run: reset the environments, put the hierarchy back to level 0, count anew.
+        """Start a run: reset the environments, return the hierarchy to level 0, restart the counts.
 
         Args:
-            seed: of all random streams, those of the decisions included. None goes on with the
-                streams there are (at first those of the state given, 0 without one), so that
+            seed: of all random streams, those of the decisions included. None continues the
+                current streams (at first those of the state given, 0 without one), so that
                 environments start elsewhere each time. Learners and the levels' stored rows are
                 kept; with none yet they are initialised.
             reset_buffer: whether the collector's own buffer is emptied.
@@ -215,7 +215,7 @@ class BaseCollector:
         """Close what the collector has opened: nothing, where the environment was given."""
 
     def reset_env(self, gym_reset_kwargs: dict[str, Any] | None = None) -> None:
-        """Reset all environments in mid-episode: returns, lengths and trajectories begin anew.
+        """Reset all environments in mid-episode: returns, lengths and trajectories restart.
 
         Waits for pending steps and forgets them.
         """

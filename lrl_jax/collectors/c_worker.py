@@ -226,7 +226,7 @@ class CWorker:
             data_to_cpu: whether arrays are NumPy's; else they are on the worker's device.
 
         Returns:
-            Data: a dict of arrays, one row a sample (see `collect_train_data`), bytes for
+            Data: a dict of arrays, one row per sample (see `collect_train_data`), bytes for
             `decompress` where data is compressed; and info: Episodes, Returns, Lengths, Successes,
             Time, ActorVersion, NumberSamples, IndexWorker, and TestReturn where one was due.
         """
@@ -278,7 +278,7 @@ class CWorker:
         try:
             self._apply_pending()
             collector.state = _with_room(collector.state, target)
-            # What was reset since the last rollout begins anew before stamps are looked at.
+            # What was reset since the last rollout starts again before stamps are looked at.
             collector.settle()
             while taken < target:
                 if taken >= least and not self._told.isdisjoint(listen_to):

@@ -231,7 +231,7 @@ class DeviceEngine:
         Args:
             hierarchy: acts.
             state: of n instances; a new one if None.
-            seed: of all random streams; None goes on with those there are: the engine's, at
+            seed: of all random streams; None continues the current ones: the engine's, at
                 first those of `state`, without one 0.
             reset_kwargs: only a `seed` has a meaning here.
             key: of the environments, instead of a seed.

@@ -203,8 +203,8 @@ class HostEngine:
         Args:
             hierarchy: acts.
             state: of n instances; a new one if None.
-            seed: of all random streams, those of the environments included; None goes on with
-                those there are: the environments', at first those of `state`, without one 0.
+            seed: of all random streams, those of the environments included; None continues the
+                current ones: the environments', at first those of `state`, without one 0.
             reset_kwargs: further arguments of the environments' reset.
             key: of the environments, instead of a seed.
         """
@@ -517,7 +517,7 @@ class HostEngine:
         self._keep(run)
 
     def _keep(self, run: _Run) -> None:
-        """Store the last tick settled, and drop what is not needed any more."""
+        """Store the last tick settled, and drop what is no longer needed."""
         tick = run.ticks[-1] if run.ticks else None
         if tick is None or tick.is_kept:
             return

@@ -56,7 +56,7 @@ class Request:
         way: how ticks are taken.
         amount: ticks, steps or episodes still to be collected.
         start: number of the first tick.
-        limit: number of the tick that is not taken any more.
+        limit: number of the first tick that is not taken.
         log_interval, test_interval, checkpoint_interval: ticks, or None.
         n_test_steps, verbose, post_step_callback, video_logger, render, gym_reset_kwargs, nan: as
             given.
@@ -252,5 +252,5 @@ def carry_out(
                     break
     finally:  # also where a callback fails
         shown.end()
-        if way.random:  # the environments have moved on under the hierarchy: it starts anew
+        if way.random:  # the environments have moved on under the hierarchy: it starts afresh
             engine.set_state(hierarchy, hierarchy.reset(engine.state()))

@@ -226,7 +226,7 @@ class Futures:
 
 
 #: What is said instead of `ANEW` where the collector has the functions to do so.
-AGAIN = "The next call makes it anew."
+AGAIN = "The next call makes it again."
 
 
 def _deaf_to_interrupts(env_fn: Callable[[], Any]) -> Callable[[], Any]:

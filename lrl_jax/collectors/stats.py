@@ -215,7 +215,7 @@ def diverged(name: str, values: Any) -> str | None:
     level, _, metric = name.partition("/")
     return (
         f"the updates of {level} diverged: {metric} is {values[~np.isfinite(values)][0]}. Lower "
-        f"its learning rate or scale its rewards, and go on from an older checkpoint."
+        f"its learning rate or scale its rewards, and continue from an older checkpoint."
     )
 
 
@@ -240,7 +240,7 @@ def check_finite(metrics: dict[str, Any]) -> dict[str, Any]:
             f"finite at tick {ticks[agent]} of the rollout"
             + (f" of agent {agent}" if len(ticks) > 1 else "")
             + ": nothing of it was stored or learned from. Mend the environment; a Collector with "
-            'nan="drop" goes on without such steps.'
+            'nan="drop" continues without such steps.'
         )
     for name, values in metrics.items():
         wrong = diverged(name, values) if name.startswith("level") else None
@@ -386,7 +386,7 @@ class Collected:
         self._shown: dict[str, str | None] = {}
 
     def show(self, values: Mapping[str, float | None]) -> None:
-        """Let progress bars say something; None is left out."""
+        """Show values in progress bars; None is left out."""
         self._shown |= {name: number(x) for name, x in values.items() if x is not None}
 
     def shown(self) -> dict[str, str | None]:
@@ -429,7 +429,7 @@ class Collected:
             raise FloatingPointError(
                 f"{found.described()} at tick {start + found.tick}: that step was dropped and its "
                 f'episode cut, nothing of it was stored. Mend the environment, or pass nan="drop" '
-                f'to go on and count such steps (stats.n_nonfinite), or nan="allow".'
+                f'to continue and count such steps (stats.n_nonfinite), or nan="allow".'
             )
         for record in self.latest:
             for name, values in record.metrics.items():

@@ -80,7 +80,7 @@ class VideoLogger:
         self._seen += 1
 
     def save(self) -> Path:
-        """Write what was gathered and start anew; returns the file.
+        """Write the frames and start again; returns the file.
 
         Raises:
             ValueError: if there is no frame.

@@ -1,4 +1,4 @@
-"""Resets and steps of n JAX environments: protocols of before gymnax 1.0, parameters of each."""
+"""Resets and steps of n JAX environments, with older protocols and parameters per instance."""
 
 from __future__ import annotations
 

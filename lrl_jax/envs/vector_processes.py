@@ -21,7 +21,7 @@ class EnvError(RuntimeError):
     Attributes:
         index: of the instance.
         what: has happened to it.
-        died: whether its process has ended, so that it has to be made anew.
+        died: whether its process has ended, so that it has to be made again.
     """
 
     def __init__(self, index: int, what: str, died: bool = False):
@@ -80,7 +80,7 @@ class Processes:
             raise EnvError(found.index, found.what, died=True) from error
 
     def _gone(self, error: BaseException | None) -> EnvError | None:
-        """Which process cannot be asked any more, and why; None if all can."""
+        """Which process can no longer be asked, and why; None if all can."""
         vector = self._vector
         if vector.closed:
             return None
@@ -100,11 +100,11 @@ class Processes:
         self._lost = why
         for process in self._vector.processes:
             process.kill()
-        self._vector._state = AsyncState.DEFAULT  # nothing is pending any more
+        self._vector._state = AsyncState.DEFAULT  # nothing is pending now
         self._vector.close(terminate=True)
 
 
 ANEW = (
-    "The other processes were ended too: make the vector environment anew, and a collector with "
+    "The other processes were ended too: make the vector environment again, and a collector with "
     "state=collector.state continues."
 )

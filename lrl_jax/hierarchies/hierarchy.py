@@ -653,7 +653,7 @@ class Hierarchy:
 
     def _toggled(self) -> Hierarchy:
         if self._other_mode is None:
-            # A copy, not built anew: this may be called while tracing, where spaces cannot be read.
+            # A copy, not a new one: this may be called while tracing, where spaces cannot be read.
             other = copy.copy(self)
             other.training = not self.training
             other._compile()

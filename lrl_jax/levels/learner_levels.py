@@ -352,7 +352,7 @@ class TDMPC2Level(LearnerLevel):
     """Decides in a bounded Box by planning in a learned latent space (Hansen et al. 2024).
 
     Learns from pieces of trajectories of the horizon's length, which may cross the end of a stretch
-    of control but never that of an episode. The kept plan starts anew with every episode and every
+    of control but never that of an episode. The kept plan restarts with every episode and every
     stretch of control. See `LearnerLevel` for the other settings.
 
     Attributes:

@@ -201,7 +201,7 @@ class PlannerLevel(Level):
         use_value, use_termination: whether the value of the last state and the probability of
             termination enter the cost of a plan.
         hold: decisions that each action of a plan is held for. With more than one, plans look
-            `hold` times as far ahead and are made anew every `hold` decisions.
+            `hold` times as far ahead and are replanned every `hold` decisions.
         aux_rewards: pairs (weight, fn), fn(rollout, plans) -> [N], added to a plan's return.
         buffer_size: rows of the replay buffer, over all instances.
         update_interval, n_updates: updates owed: `n_updates` for each `update_interval` rows.

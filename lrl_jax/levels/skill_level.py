@@ -88,7 +88,7 @@ class SkillLevel(LearnerLevel):
         centre: whether the running mean is removed before; None for the backbone's default.
         momentum: of the running moments.
         offset: added to rewards after that; None for the backbone's default.
-        relabel_skills: fraction of sampled rows whose skill is drawn anew.
+        relabel_skills: fraction of sampled rows whose skill is drawn again.
         freeze_after_steps: environment steps after which skills learn no more, and policies act
             without noise, so that the model above sees what will be used; None for never.
     """

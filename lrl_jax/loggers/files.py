@@ -42,7 +42,7 @@ class CSV(Logger):
         self._unsaved = False
 
     def begin(self, run: Path, config: Mapping[str, Any], resume_at: int | None) -> None:
-        """Begin anew, or keep the rows up to `resume_at` of the file that is there."""
+        """Begin a new file, or keep the rows up to `resume_at` of the file that is there."""
         if self._path is None:
             self._path = Path(run) / "metrics.csv"
         if resume_at is None:
@@ -68,7 +68,7 @@ class CSV(Logger):
         self._save()
 
     def close(self) -> None:
-        """Write what a full disk has held up, if there is room by now."""
+        """Write what a full disk has held up, if there is room now."""
         if self._unsaved:
             self._save()
 
@@ -194,7 +194,7 @@ class TensorBoard(Logger):
         self.figure(step, name, file)
 
     def close(self) -> None:
-        """Write what a full disk has held up, if there is room by now."""
+        """Write what a full disk has held up, if there is room now."""
         if self._waiting:
             self._save()
 

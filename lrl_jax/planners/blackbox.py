@@ -89,7 +89,7 @@ def plan_cost(
         if extra.shape != cost.shape:
             raise ValueError(
                 f"auxiliary reward {getattr(fn, '__name__', fn)} has shape {extra.shape}, "
-                f"expected one number a plan, {cost.shape}."
+                f"expected one number per plan, {cost.shape}."
             )
         cost = cost - weight * extra
     return cost

@@ -18,7 +18,7 @@ _AGENTS = ("DQNAgent", "PlannerAgent", "SACAgent", "SkillAgent", "TDMPC2Agent")
 
 
 def __getattr__(name: str) -> object:
-    """Say what has taken the place of names of earlier versions."""
+    """Name the successors of names of earlier versions."""
     if name in _AGENTS:
         raise ImportError(
             f"{name} is gone: a run is of levels, lrl.TrainConfig(levels=(...), env=...). Presets "

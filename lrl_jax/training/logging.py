@@ -22,7 +22,7 @@ class RunLog:
     Args:
         folder: of the run; made if it is not there.
         resume_at: environment steps of the checkpoint that the run resumes from. Rows up to there
-            are kept, later ones dropped. None begins anew.
+            are kept, later ones dropped. None begins a new log.
         loggers: further loggers, or their names, see `lrl_jax.loggers.make`.
         config: settings of the run as plain JSON, for loggers.
 
@@ -75,7 +75,7 @@ class RunLog:
             )
 
     def close(self) -> None:
-        """Close the loggers; what a full disk has held up is written, if there is room by now."""
+        """Close the loggers; writes what a full disk has held up, if there is room now."""
         self._call([self._metrics, self._seeds, *self._loggers], lambda logger: logger.close())
 
     def __enter__(self) -> RunLog:

@@ -58,7 +58,7 @@ def register(*classes: Any) -> Any:
         if name is None:
             raise TypeError(f"register takes classes and functions, got {each!r}.")
         taken = {**_library(), **_registered}.get(name)
-        # A notebook's cell that is run again defines the same class anew.
+        # A notebook's cell that is run again defines the same class again.
         if taken is not None and getattr(taken, "__module__", None) != each.__module__:
             raise ValueError(f"{name} is taken by {taken}: give your class another name.")
         _registered[name] = each
