@@ -115,8 +115,8 @@ class AlgorithmLevel(Level):
 class LearnerLevel(AlgorithmLevel):
     """Abstract: a level that acts and learns as its algorithm does, at any place of a hierarchy.
 
-    In training it acts at random, and learns nothing, until the warm up is over; in evaluation it
-    is deterministic. A truncated row bootstraps from its next observation, the true final one; a
+    In training it acts at random and does not learn until the warm-up is over; in evaluation it is
+    deterministic. A truncated row bootstraps from its next observation, the true final one; a
     terminated row does not. Where control is handed back, the value after a row is that of the
     next row's input.
 
@@ -130,8 +130,8 @@ class LearnerLevel(AlgorithmLevel):
         hindsight: relabels sampled rows; None for none.
         control_interval: rows after which control goes back to the level above; None: never.
         level_input_space: what a level above sends, which conditions the networks. None: no input.
-        chunk_size: instances that a costly algorithm decides for at a time. None: all, where it is
-            cheap; where it plans, as many as have candidates enough to fill the device.
+        chunk_size: instances that a costly algorithm decides for at a time. None: all, if it is
+            cheap; if it plans, as many as it takes to fill the device with candidates.
         reward_discount: see `Level`.
         running_normaliser: whether entries of the observation without finite bounds are normalised
             by their running mean and std, see `RunningStatistics`.

@@ -142,8 +142,8 @@ class WithInput:
     def __call__(self, rows: Row, replay: Replay) -> Row:
         """The same rows, seen with their input.
 
-        What follows the rows of a piece [T, B], where values bootstrap, is seen with the input of
-        then; the model's rows [B] with their own.
+        In pieces [T, B], where values bootstrap, next observations are seen with the next row's
+        input; in the model's rows [B] with the row's own.
         """
         lead, following = rows.terminated.shape, rows.level_input
         if self.bootstraps and len(lead) == 2:
@@ -183,7 +183,7 @@ class PlannerLevel(Level):
     steps is below `warm_up_steps`, and plans from then on; with `alternate_with_noise` each
     instance tosses its own coins instead (see `switch_planner_prob`); with `only_noise` it never
     plans. Every episode starts in random mode, so with small switch probabilities and short
-    episodes little is planned. The predictor's reward is the reward per elapsed environment step.
+    episodes it rarely plans. The predictor's reward is the reward per elapsed environment step.
 
     With `pursues_input` it plans towards subgoals, latent states that the level above sends, rather
     than for the environment's reward. Its predictor's encoder then finds the subgoal appended to
@@ -211,8 +211,8 @@ class PlannerLevel(Level):
         no_planning_steps: total environment steps until which `alternate_with_noise` stays random.
         alternate_with_noise: whether instances alternate between planning and random actions.
         only_noise: whether training acts at random only.
-        switch_planner_prob: probability, a decision, to go from random to planning.
-        switch_random_prob: probability, a decision, to go from planning to random.
+        switch_planner_prob: probability per decision of switching from random to planning.
+        switch_random_prob: probability per decision of switching from planning to random.
         resample_random_action_prob: probability that random mode draws a new action; else the
             previous random action is held.
         resample_on_end: random mode draws a new action at the start of an episode only.
@@ -220,10 +220,10 @@ class PlannerLevel(Level):
             so that instances do not go through their episodes in lockstep.
         control_interval: rows after which control goes back to the level above; None: never.
         full_row_env_steps: environment steps of a full row; shorter rows that did not terminate
-            are left out of the model's loss. None: what the control intervals below make it;
+            are left out of the model's loss. None: derived from the control intervals below;
             1: all rows count.
-        chunk_size: instances that plan at a time. None: as many as have candidates enough, all
-            together, to fill the device.
+        chunk_size: instances that plan at a time. None: as many as it takes to fill the device
+            with candidates.
         level_input_space: what a level above sends, appended to the observation that the
             predictor sees (one-hot if Discrete). None: no input.
         pursues_input: whether the reward is minus the distance between the latent state after a
