@@ -203,6 +203,8 @@ class PlannerLevel(Level):
         hold: decisions that each action of a plan is held for. With more than one, plans look
             `hold` times as far ahead and are replanned every `hold` decisions.
         aux_rewards: pairs (weight, fn), fn(rollout, plans) -> [N], added to a plan's return.
+        eval_aux_rewards: in their place in evaluation, where exploration bonuses do not belong; None
+            for the same.
         buffer_size: rows of the replay buffer, over all instances.
         update_interval, n_updates: updates owed: `n_updates` for each `update_interval` rows.
         batch_size: partial trajectories in a batch of the value and the reward network.
@@ -245,6 +247,7 @@ class PlannerLevel(Level):
     use_termination: bool = False
     hold: int = 1
     aux_rewards: tuple[tuple[float, Callable], ...] = ()
+    eval_aux_rewards: tuple[tuple[float, Callable], ...] | None = None
     buffer_size: int = 100_000
     update_interval: int = 1
     n_updates: int = 1
@@ -281,7 +284,9 @@ class PlannerLevel(Level):
         put_checked(self, check_choice, ("mode",), ("heaviest", "mean"))
         put_checked(self, check_flag, _FLAGS)
         put_checked(self, optional(check_kind), ("level_input_space",), Box, Discrete)
-        object.__setattr__(self, "aux_rewards", check_aux_rewards(self.aux_rewards))
+        for name in ("aux_rewards", "eval_aux_rewards"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, check_aux_rewards(name, getattr(self, name)))
         if self.pursues_input and not isinstance(self.level_input_space, Box):
             raise TypeError(
                 f"level_input_space={self.level_input_space!r}: subgoals need a Box, of the size "
@@ -471,7 +476,7 @@ class PlannerLevel(Level):
 
         It plans in any mode: random decisions are made by `draft`.
         """
-        learner, planner = learner.at(ctx.env_steps), self._planner(learner)
+        learner, planner = learner.at(ctx.env_steps), self._planner(learner, ctx.training)
         seen = self._seen(learner, obs, ctx.level_input)
         s, c = learner.predictor.encode(learner.ps, seen[None])
         plan, plan_state, _ = planner.plan(
@@ -555,7 +560,10 @@ class PlannerLevel(Level):
         least = self.full_row_env_steps or spec.decision_env_steps or 1
         return FullRows(least) if least > 1 else None
 
-    def _planner(self, learner):
+    def _planner(self, learner, training):
+        aux_rewards = self.aux_rewards
+        if not training and self.eval_aux_rewards is not None:
+            aux_rewards = self.eval_aux_rewards
         rollout_fn = PredictorRollout(
             learner.predictor,
             self.deterministic,
@@ -565,7 +573,7 @@ class PlannerLevel(Level):
             self.hold,
         )
         return BlackboxPlanner(
-            self.optimizer, rollout_fn, self.aux_rewards, self.use_value, self.use_termination
+            self.optimizer, rollout_fn, aux_rewards, self.use_value, self.use_termination
         )
 
     def _seen(self, learner, obs, level_input):

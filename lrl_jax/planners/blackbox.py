@@ -130,18 +130,18 @@ def stillness(rollout: Any, plans: jax.Array) -> jax.Array:
     return total
 
 
-def check_aux_rewards(aux_rewards: Any) -> tuple[tuple[float, AuxReward], ...]:
+def check_aux_rewards(name: str, aux_rewards: Any) -> tuple[tuple[float, AuxReward], ...]:
     """Return pairs (weight, function) as a tuple of tuples; TypeError or ValueError otherwise."""
     pairs = []
     if not isinstance(aux_rewards, tuple | list):
-        raise TypeError(f"aux_rewards must be a tuple of (weight, function), got {aux_rewards!r}.")
+        raise TypeError(f"{name} must be a tuple of (weight, function), got {aux_rewards!r}.")
     for pair in aux_rewards:
         try:
             weight, fn = pair
         except (TypeError, ValueError):
-            raise TypeError(f"aux_rewards holds pairs (weight, function), got {pair!r}.") from None
-        fn = check_function("a function in aux_rewards", fn)
-        pairs.append((check_float("a weight in aux_rewards", weight), fn))
+            raise TypeError(f"{name} holds pairs (weight, function), got {pair!r}.") from None
+        fn = check_function(f"a function in {name}", fn)
+        pairs.append((check_float(f"a weight in {name}", weight), fn))
     return tuple(pairs)
 
 
@@ -180,7 +180,7 @@ class BlackboxPlanner:
     use_termination: bool | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "aux_rewards", check_aux_rewards(self.aux_rewards))
+        object.__setattr__(self, "aux_rewards", check_aux_rewards("aux_rewards", self.aux_rewards))
         put_checked(self, check_function, ("rollout_fn",))
         put_checked(self, check_optimizer, ("optimizer",), "init", "plan", "shift")
         put_checked(self, check_flag, ("use_value",))

@@ -26,7 +26,7 @@ from lrl_jax.levels import (
 from lrl_jax.models import ProbabilisticEnsemble
 from lrl_jax.nets import RewardFunction
 from lrl_jax.obs_maps import GoalParts
-from lrl_jax.planners import CEM, ICEM
+from lrl_jax.planners import CEM, ICEM, stillness
 from lrl_jax.predictors import (
     IndexEncoder,
     PiecewiseLogLinearSchedule,
@@ -59,6 +59,11 @@ _SEARCH = ICEM(
     shift_elites=0.5,
     return_mode="mean",
 )
+
+
+# The learned reward promises a little more somewhere else, also to a body at its goal. In training
+# such moves explore.
+_STAY = ((0.03, stillness),)
 
 
 def decayed(first: float, last: float, share: float = 0.5) -> PiecewiseLogLinearSchedule:
@@ -94,6 +99,7 @@ def planner(env: str = "Maze2D-Medium-v0") -> TrainConfig:
     top = PlannerLevel(
         goal_model(model, decayed(1e-3, 1e-4, 0.4), delta_standardizer=False),
         optimizer=dataclasses.replace(_SEARCH, sigma=1.0),  # with less, ways around are missed
+        eval_aux_rewards=_STAY,
         buffer_size=100_000,
         update_interval=64,
         n_updates=192,
@@ -133,6 +139,7 @@ def _planner_of_skills(symmetry_steps: float = 24_000) -> PlannerLevel:
             delta_standardizer_lr=1e-3,
         ),
         optimizer=_SEARCH,
+        eval_aux_rewards=_STAY,
         buffer_size=10_000,  # few enough to forget the random walk
         update_interval=64,
         n_updates=128,
