@@ -17,7 +17,7 @@ from lrl_jax.hierarchies.stepping import Rewards
 from lrl_jax.levels import Context
 from lrl_jax.levels.base import LevelSpec
 from lrl_jax.levels.planner_level import PlannerLevel, WithInput
-from lrl_jax.planners import CEM, ICEM, CategoricalCEM, Rollout
+from lrl_jax.planners import CEM, ICEM, CategoricalCEM, Rollout, stillness
 from lrl_jax.spaces import Box, Discrete
 
 OPTIMIZER = ICEM(horizon=4, num_samples=32, elite_ratio=0.125, n_iterations=2)
@@ -184,6 +184,22 @@ def test_act_plans_toward_the_goal_without_draft(training):
     np.testing.assert_allclose(states[-1], memory.plan.sum(0), rtol=1e-5)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_auxiliary_rewards_of_evaluation(training):
+    """A large cost of moving keeps the body where it is."""
+    settings = {"optimizer": CEM(4, 256, 0.125, n_iterations=8)}
+    for aux, stays in (
+        ({}, False),
+        ({"aux_rewards": ((1e3, stillness),)}, True),
+        ({"eval_aux_rewards": [(1e3, stillness)]}, not training),
+        ({"aux_rewards": ((1e3, stillness),), "eval_aux_rewards": ()}, training),
+    ):
+        level, learner = make(**settings, **aux)
+        memory, obs = level.init_memory(learner), jnp.array([0.0, 0.0, 0.6, -2.0])
+        action, _ = act(level, learner, memory, obs, jax.random.key(0), training)
+        assert (jnp.abs(action).max() < 0.2) == stays, aux
+
+
 def test_kept_plan_is_shifted_by_a_decision_and_reset_by_a_random_one():
     level, learner = make(optimizer=CEM(4, 32, 0.125, n_iterations=1, alpha=1.0))  # means stay
     ramp = jnp.linspace(-0.6, 0.6, 8).reshape(4, 2)
@@ -320,7 +336,8 @@ def test_chunks_fill_the_device(monkeypatch):
         ({"control_interval": 0}, ValueError, "control_interval"),
         ({"batch_size": 2.5}, ValueError, "batch_size must be a whole number"),
         ({"mode": "median"}, ValueError, "heaviest"),
-        ({"aux_rewards": [1.0]}, TypeError, "pairs"),
+        ({"aux_rewards": [1.0]}, TypeError, "^aux_rewards holds pairs"),
+        ({"eval_aux_rewards": [1.0]}, TypeError, "eval_aux_rewards holds pairs"),
         ({"level_input_space": 3}, TypeError, "a Box or a Discrete"),
     ],
 )

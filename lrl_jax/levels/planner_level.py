@@ -203,8 +203,6 @@ class PlannerLevel(Level):
         hold: decisions that each action of a plan is held for. With more than one, plans look
             `hold` times as far ahead and are replanned every `hold` decisions.
         aux_rewards: pairs (weight, fn), fn(rollout, plans) -> [N], added to a plan's return.
-        eval_aux_rewards: in their place in evaluation, where exploration bonuses do not belong; None
-            for the same.
         buffer_size: rows of the replay buffer, over all instances.
         update_interval, n_updates: updates owed: `n_updates` for each `update_interval` rows.
         batch_size: partial trajectories in a batch of the value and the reward network.
@@ -232,6 +230,8 @@ class PlannerLevel(Level):
             row and the level's input, not the environment's.
         reward_discount: see `Level`; the reward per environment step is divided by the sum of the
             weights.
+        eval_aux_rewards: in place of aux_rewards in evaluation, where bonuses for exploring do not
+            belong; None for the same.
         running_normaliser: whether the predictor sees entries of the observation without finite
             bounds normalised by their running mean and std, see `RunningStatistics`; latent states
             are in these units then.
@@ -247,7 +247,6 @@ class PlannerLevel(Level):
     use_termination: bool = False
     hold: int = 1
     aux_rewards: tuple[tuple[float, Callable], ...] = ()
-    eval_aux_rewards: tuple[tuple[float, Callable], ...] | None = None
     buffer_size: int = 100_000
     update_interval: int = 1
     n_updates: int = 1
@@ -268,6 +267,9 @@ class PlannerLevel(Level):
     level_input_space: Space | None = None
     pursues_input: bool = False
     reward_discount: Any = 1.0
+    eval_aux_rewards: tuple[tuple[float, Callable], ...] | None = dataclasses.field(
+        default=None, kw_only=True
+    )
     running_normaliser: bool = dataclasses.field(default=False, kw_only=True)
     reward_scaling: bool = dataclasses.field(default=False, kw_only=True)
     normaliser_clip: float = dataclasses.field(default=10.0, kw_only=True)
