@@ -152,7 +152,7 @@ TABLE = {
             "control_interval full_row_env_steps chunk_size",
             "real": "warm_up_steps no_planning_steps switch_planner_prob switch_random_prob "
             "resample_random_action_prob normaliser_clip",
-            "pairs": "aux_rewards",
+            "pairs": "aux_rewards eval_aux_rewards",
             "kind": "level_input_space",
             "discount": "reward_discount",
         },
@@ -315,7 +315,7 @@ TABLE = {
         {
             "widths": "hidden",
             "activation": "activation",
-            "flag": "use_context",
+            "flag": "use_context relative",
             "periods": "periods",
             "choice": "compute_dtype",
         },

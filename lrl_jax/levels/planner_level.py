@@ -287,7 +287,7 @@ class PlannerLevel(Level):
         put_checked(self, check_flag, _FLAGS)
         put_checked(self, optional(check_kind), ("level_input_space",), Box, Discrete)
         for name in ("aux_rewards", "eval_aux_rewards"):
-            if getattr(self, name) is not None:
+            if name == "aux_rewards" or getattr(self, name) is not None:
                 object.__setattr__(self, name, check_aux_rewards(name, getattr(self, name)))
         if self.pursues_input and not isinstance(self.level_input_space, Box):
             raise TypeError(
