@@ -279,7 +279,7 @@ def test_what_cannot_be_recorded_is_refused():
         collector.collect(n_steps=2, random=True, record_transitions="levels")
     fns = [functools.partial(ScriptedGym, 0, [5])]
     asynchronous = lrl.AsyncCollector(stacked(ScriptedGym(0, [5])), fns)
-    with asynchronous, pytest.raises(ValueError, match="under way.*use Collector"):
+    with asynchronous, pytest.raises(ValueError, match="still pending.*use Collector"):
         asynchronous.collect(n_total_steps=2, record_transitions="levels")
 
 

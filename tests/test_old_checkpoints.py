@@ -17,7 +17,8 @@ NAMES = sorted(p.name for p in RUNS.iterdir() if p.is_dir())
 
 
 def test_every_preset_of_that_version_is_there():
-    assert set(NAMES) == {name for name in PRESETS if "ppo" not in name}
+    later = {"cartpole-ppo", "swimmer-splates", "swimmer-planner"}
+    assert set(NAMES) == set(PRESETS) - later
 
 
 @pytest.mark.parametrize("name", NAMES)
