@@ -26,7 +26,7 @@ from lrl_jax.levels import (
 from lrl_jax.models import ProbabilisticEnsemble
 from lrl_jax.nets import RewardFunction
 from lrl_jax.obs_maps import GoalParts
-from lrl_jax.planners import CEM, ICEM, stillness
+from lrl_jax.planners import CEM, ICEM
 from lrl_jax.predictors import (
     IndexEncoder,
     PiecewiseLogLinearSchedule,
@@ -61,11 +61,6 @@ _SEARCH = ICEM(
 )
 
 
-# The learned reward promises a little more somewhere else, also to a body at its goal. In training
-# such moves explore.
-_STAY = ((0.03, stillness),)
-
-
 def decayed(first: float, last: float, share: float = 0.5) -> PiecewiseLogLinearSchedule:
     """A rate that is constant over a share of the run, then log-linear to the last."""
     return PiecewiseLogLinearSchedule((0.0, OfRun(share), OfRun(1.0)), (first, first, last))
@@ -98,8 +93,8 @@ def planner(env: str = "Maze2D-Medium-v0") -> TrainConfig:
     model = dataclasses.replace(_MODEL, running_std_momentum=0.01)
     top = PlannerLevel(
         goal_model(model, decayed(1e-3, 1e-4, 0.4), delta_standardizer=False),
-        optimizer=dataclasses.replace(_SEARCH, sigma=1.0),  # with less, ways around are missed
-        eval_aux_rewards=_STAY,
+        # With a smaller sigma ways around are missed, and a larger one takes longer to converge.
+        optimizer=dataclasses.replace(_SEARCH, sigma=1.0, n_iterations=16),
         buffer_size=100_000,
         update_interval=64,
         n_updates=192,
@@ -112,6 +107,7 @@ def planner(env: str = "Maze2D-Medium-v0") -> TrainConfig:
         switch_planner_prob=0.3,
         switch_random_prob=0.3,
     )
+    top = with_settings(top, {"predictor_factory.partial_rew_func.relative": True})
     return TrainConfig((top, ActionRepeatLevel(10)), env)
 
 
@@ -139,7 +135,6 @@ def _planner_of_skills(symmetry_steps: float = 24_000) -> PlannerLevel:
             delta_standardizer_lr=1e-3,
         ),
         optimizer=_SEARCH,
-        eval_aux_rewards=_STAY,
         buffer_size=10_000,  # few enough to forget the random walk
         update_interval=64,
         n_updates=128,
