@@ -47,12 +47,12 @@ _MODEL = ProbabilisticEnsemble(
     log_std_min=-2.0,
     learn_termination=False,
 )
-# Many iterations of few samples around the kept plan converge, which standing still at a goal asks
-# for: the same number of candidates in half as many iterations runs through it.
+# Standing still at a goal asks for a plan that has converged: with fewer iterations, also of more
+# samples each, the body runs through it.
 _SEARCH = ICEM(
     12,
     num_samples=32,
-    n_iterations=8,
+    n_iterations=16,
     elite_ratio=0.19,
     sigma=0.5,
     keep_elites=0.5,
@@ -94,7 +94,7 @@ def planner(env: str = "Maze2D-Medium-v0") -> TrainConfig:
     top = PlannerLevel(
         goal_model(model, decayed(1e-3, 1e-4, 0.4), delta_standardizer=False),
         # With a smaller sigma ways around are missed, and a larger one takes longer to converge.
-        optimizer=dataclasses.replace(_SEARCH, sigma=1.0, n_iterations=16),
+        optimizer=dataclasses.replace(_SEARCH, sigma=1.0),
         buffer_size=100_000,
         update_interval=64,
         n_updates=192,
@@ -107,7 +107,6 @@ def planner(env: str = "Maze2D-Medium-v0") -> TrainConfig:
         switch_planner_prob=0.3,
         switch_random_prob=0.3,
     )
-    top = with_settings(top, {"predictor_factory.partial_rew_func.relative": True})
     return TrainConfig((top, ActionRepeatLevel(10)), env)
 
 
@@ -233,6 +232,7 @@ def splates_reference() -> TrainConfig:
     top = {
         **{f"{factory}partial_model.{name}": value for name, value in model.items()},
         f"{factory}partial_rew_func.periods": (),
+        f"{factory}partial_rew_func.relative": False,
         f"{factory}partial_predictor.state_noise": 0.0,
         f"{factory}partial_predictor.model_lr": rate,
         f"{factory}partial_predictor.reward_lr": rate,
