@@ -1,4 +1,4 @@
-"""Signals that wait until what they would tear apart is whole again.
+"""Signals that wait until it is safe to raise.
 
 What a jitted call donates is lost if an exception keeps its results from being assigned, and a pipe
 that was half read does not fit its next question. Loops that do such things are `held`: handlers of
@@ -31,7 +31,7 @@ class _Gate:
         self.shut = False
 
     def install(self) -> None:
-        """Take the place of handlers written in Python: of those alone may one raise."""
+        """Replace the handlers written in Python, the only ones that can raise."""
         self._waiting.clear()
         for number in signal.valid_signals():
             handler = signal.getsignal(number)

@@ -161,6 +161,24 @@ def test_every_public_name_has_what_the_reference_shows(module):
             assert bool(is_commented) != has_entry, f"{module}.{name} needs one entry"
 
 
+def test_methods_of_bases_that_are_not_public_are_in_the_reference():
+    """Such as `Collector.save`: the page of their module asks Sphinx for inherited methods."""
+    for module in documented_modules():
+        loaded = importlib.import_module(module)
+        public = [getattr(loaded, name) for name in public_names(loaded)]
+        classes = [x for x in public if inspect.isclass(x) and x.__module__.startswith("lrl_jax")]
+        hidden = {
+            base
+            for cls in classes
+            for base in cls.__mro__[1:]
+            if base.__module__.startswith("lrl_jax.collectors") and base not in classes
+        }
+        if any(callable(x) and not n.startswith("_") for b in hidden for n, x in vars(b).items()):
+            pages = [page.read_text() for page in (FOLDER / "reference").glob("*.md")]
+            text = next(page for page in pages if f"automodule:: {module}\n" in page)
+            assert ":inherited-members:" in text, (module, hidden)
+
+
 # ---------------------------------------------------------------- plain English
 
 #: Habits of translated prose, and what to write for them; the test names the lines.

@@ -70,7 +70,7 @@ class Skills(struct.Node):
 
 @dataclasses.dataclass(frozen=True)
 class SkillLevel(LearnerLevel):
-    """Abstract: learns skills that the model above predicts and tells from one another.
+    """Abstract: learns skills that the model above can predict and distinguish.
 
     The level above must have a model over skills, as `PlannerLevel` has. Intrinsic rewards exist
     only when rows are sampled: they come from the parent's present model. See `LearnerLevel` for

@@ -32,8 +32,8 @@ class SPlaTESLevel(SkillLevel):
 
     The target bootstraps within a skill with (k + 1, s_0, z). At its end it takes the value
     averaged over skills: a skill is judged by where it leaves the agent for an unknown next one,
-    which makes skills chainable. On SAC the average is taken over a few fresh skills; on TD-MPC2 it
-    is a separate head, which plans, that end with the skill, bootstrap with as well. See
+    which makes skills chainable. On SAC the average is taken over a few fresh skills; on TD-MPC2 a
+    separate head learns it, and plans, which end with the skill, bootstrap with it too. See
     `SkillLevel` for the other settings.
 
     Attributes:
