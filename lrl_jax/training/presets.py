@@ -52,7 +52,7 @@ _MODEL = ProbabilisticEnsemble(
 _SEARCH = ICEM(
     12,
     num_samples=32,
-    n_iterations=16,
+    n_iterations=8,
     elite_ratio=0.19,
     sigma=0.5,
     keep_elites=0.5,
@@ -77,7 +77,7 @@ def goal_model(model: ProbabilisticEnsemble, rate: Any, **predictor: Any) -> Pre
     return PredictorFactory(
         partial_model=model,
         partial_val_func=None,
-        partial_rew_func=RewardFunction(hidden=model.hidden, periods=model.periods, relative=True),
+        partial_rew_func=RewardFunction(hidden=model.hidden, periods=model.periods),
         partial_encoder=IndexEncoder(state="state", context="desired_goal"),
         partial_predictor=RewardPredictor(
             learn_encoder=False, encoder_warm_up=0, model_lr=rate, reward_lr=rate, **predictor
@@ -94,7 +94,7 @@ def planner(env: str = "Maze2D-Medium-v0") -> TrainConfig:
     top = PlannerLevel(
         goal_model(model, decayed(1e-3, 1e-4, 0.4), delta_standardizer=False),
         # With a smaller sigma ways around are missed, and a larger one takes longer to converge.
-        optimizer=dataclasses.replace(_SEARCH, sigma=1.0),
+        optimizer=dataclasses.replace(_SEARCH, sigma=1.0, n_iterations=16),
         buffer_size=100_000,
         update_interval=64,
         n_updates=192,
@@ -107,6 +107,7 @@ def planner(env: str = "Maze2D-Medium-v0") -> TrainConfig:
         switch_planner_prob=0.3,
         switch_random_prob=0.3,
     )
+    top = with_settings(top, {"predictor_factory.partial_rew_func.relative": True})
     return TrainConfig((top, ActionRepeatLevel(10)), env)
 
 
@@ -232,7 +233,6 @@ def splates_reference() -> TrainConfig:
     top = {
         **{f"{factory}partial_model.{name}": value for name, value in model.items()},
         f"{factory}partial_rew_func.periods": (),
-        f"{factory}partial_rew_func.relative": False,
         f"{factory}partial_predictor.state_noise": 0.0,
         f"{factory}partial_predictor.model_lr": rate,
         f"{factory}partial_predictor.reward_lr": rate,
