@@ -21,6 +21,7 @@ from typing import Any
 import jax
 
 from lrl_jax.benchmark import Timing, device_name
+from lrl_jax.tables import aligned
 
 PACKAGES = ("lrl_jax", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
 
@@ -92,12 +93,8 @@ def table(rows: Sequence[Row]) -> str:
                 {None: "", True: "ok", False: "missed"}[row.met],
             )
         )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = [
-        "  ".join(x.ljust(w) for x, w in zip(line, widths, strict=True)).rstrip() for line in lines
-    ]
     notes = dict.fromkeys(row.note for row in rows if row.note)
-    return "\n".join([*text, *notes])
+    return "\n".join([aligned(lines), *notes])
 
 
 def _time(seconds: float) -> str:

@@ -9,7 +9,7 @@ run after another, or all seeds in one vmapped call:
 from __future__ import annotations
 
 import argparse
-import csv
+import contextlib
 import dataclasses
 import gc
 import json
@@ -23,6 +23,7 @@ import jax
 
 import benchmarks
 import lrl_jax as lrl
+from lrl_jax.loggers import read_table
 from lrl_jax.training import DEFAULT_PRESET, PRESETS, Summary, TrainConfig, to_json
 from lrl_jax.training.statistics import bootstrap_interval, interquartile_mean
 
@@ -30,10 +31,16 @@ RESULTS = Path(__file__).parent / "results"
 CURVE = ("env_steps", "seconds", "test_success", "test_success_at_end", "test_return")
 
 
-def one_seed(config: TrainConfig, progress: bool) -> dict[str, Any]:
-    """Train with the config's seed in a temporary folder; returns what it reached."""
-    summary, table = _run(config, progress)
-    return reached(summary, 0, table) | {
+def one_seed(config: TrainConfig, progress: bool, run: Path | None = None) -> dict[str, Any]:
+    """Train with the config's seed; returns what it reached.
+
+    Args:
+        config: what is trained.
+        progress: show a bar.
+        run: folder, which is resumed if it holds a part of the run; a temporary one if None.
+    """
+    summary, table = _run(config, progress, run)
+    return _reached(summary, 0, table) | {
         "train_seconds": summary.train_seconds,
         "steps_per_second": summary.steps_per_second,
         "test_seconds": summary.test_seconds,
@@ -44,7 +51,7 @@ def all_seeds(config: TrainConfig, progress: bool) -> tuple[list[dict[str, Any]]
     """Train the config's seeds in one call; returns what each reached, and the time of all."""
     summary, table = _run(config, progress)
     results = [
-        reached(summary, i, [row for row in table if int(row.get("agent", 0)) == i])
+        _reached(summary, i, [row for row in table if int(row.get("agent", 0)) == i])
         for i in range(config.seeds)
     ]
     return results, {
@@ -54,26 +61,22 @@ def all_seeds(config: TrainConfig, progress: bool) -> tuple[list[dict[str, Any]]
     }
 
 
-def _run(config: TrainConfig, progress: bool) -> tuple[Summary, list[dict[str, str]]]:
-    """Train in a temporary folder; returns the summary and the rows of the interim tests."""
+def _run(
+    config: TrainConfig, progress: bool, run: Path | None = None
+) -> tuple[Summary, list[dict[str, Any]]]:
+    """Train; returns the summary and the rows of the interim tests."""
     # Each run pays for its own compilation.
     jax.clear_caches()
-    with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        summary = lrl.train(config, run, progress=progress)
+    with contextlib.ExitStack() as stack:
+        if run is None:
+            run = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
+        summary = lrl.train(config, run, progress=progress, resume=True)
         table = read_table(run / ("seeds.csv" if config.seeds > 1 else "metrics.csv"))
     gc.collect()
     return summary, table
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Rows of a run's metrics.csv or seeds.csv."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def reached(summary: Summary, i: int, table: list[dict[str, str]]) -> dict[str, Any]:
-    """What agent i reached in the final test, and the rows of its interim tests."""
+def _reached(summary: Summary, i: int, table: list[dict[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {"seed": summary.seeds[i], "env_steps": summary.env_steps}
     if summary.success_of_seeds is not None:
         result["test_success"] = summary.success_of_seeds[i]

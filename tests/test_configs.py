@@ -16,6 +16,7 @@ import lrl_jax as lrl
 from lrl_jax import cli, setting_trees
 from lrl_jax.algorithms import SAC
 from lrl_jax.levels import ConstantLevel, PPOLevel, RandomLevel, SACLevel
+from lrl_jax.planners import ensemble_disagreement, stillness
 from lrl_jax.schedules import RampSchedule
 from lrl_jax.setting_trees import OfRun, with_settings
 from lrl_jax.spaces import Box
@@ -53,6 +54,20 @@ def test_odd_values_survive_json():
     settings = dict(again.env_settings)
     assert settings["nested"] == {"a": (1, None)} and math.isnan(settings["b"])
     assert dict(again.env_params) == {"max_steps_in_episode": 3}
+
+
+def test_functions_of_the_library_survive_json():
+    bonus = ((0.1, ensemble_disagreement),)
+    changes = {"levels.0.aux_rewards": bonus, "levels.0.eval_aux_rewards": ((0.2, stillness),)}
+    config = with_settings(SMOKE, changes)
+    assert from_json(to_json(config)) == config
+
+
+def test_what_the_library_itself_imports_is_no_name_of_its_own():
+    """`lrl_jax.spaces` and `lrl_jax.schedules` hold helpers of other modules and of Python."""
+    names = serial.known()
+    assert names["stillness"] is stillness and names["Box"] is Box
+    assert not {"check_float", "check_int", "field", "plain", "put_checked"} & set(names)
 
 
 def changed(config, change):

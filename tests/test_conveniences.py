@@ -10,28 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny import RANDOM
 
 import lrl_jax as lrl
 from lrl_jax import cli
 from lrl_jax.algorithms import SAC
 from lrl_jax.hierarchies.printing import n_parameters
-from lrl_jax.levels import ActionRepeatLevel, Decision, Level, RandomLevel, SACLevel
+from lrl_jax.levels import ActionRepeatLevel, Decision, Level, SACLevel
 from lrl_jax.loggers import CSV
-from lrl_jax.training import TrainConfig, load_trainer, report
+from lrl_jax.training import load_trainer, report
 from lrl_jax.training.folder import locked
 from lrl_jax.training.sessions import Session
 
-CONFIG = TrainConfig(
-    (RandomLevel(),),
-    "Pendulum-v1",
-    env_params={"max_steps_in_episode": 4},
-    n_env_instances=2,
-    round_ticks=4,
-    total_steps=40,
-    test_interval=8,
-    test_episodes=2,
-    final_test_episodes=2,
-)
+CONFIG = dataclasses.replace(RANDOM, total_steps=40)
 
 
 def scripted_tests(monkeypatch, returns, successes=None):

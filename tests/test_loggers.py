@@ -10,6 +10,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
+from tiny import RANDOM
 
 import lrl_jax as lrl
 from lrl_jax import cli, loggers
@@ -17,18 +18,6 @@ from lrl_jax.levels import RandomLevel
 from lrl_jax.loggers import CSV, Logger, MLflow, TensorBoard, Trackio, WandB, read_table
 from lrl_jax.training import TrainConfig, load_config
 from lrl_jax.training.logging import RunLog
-
-CONFIG = TrainConfig(
-    (RandomLevel(),),
-    "Pendulum-v1",
-    env_params={"max_steps_in_episode": 4},
-    n_env_instances=2,
-    round_ticks=4,
-    total_steps=24,
-    test_interval=8,
-    test_episodes=2,
-    final_test_episodes=2,
-)
 
 
 class Recorder(Logger):
@@ -60,7 +49,7 @@ def test_a_run_logs_to_several_at_once_and_goes_on_with_them(tmp_path):
     def stop(env_steps, state, row):
         return env_steps == 16
 
-    lrl.train(CONFIG, run, False, loggers=["tensorboard", first, other], callbacks=[stop])
+    lrl.train(RANDOM, run, False, loggers=["tensorboard", first, other], callbacks=[stop])
     assert first.calls == other.calls
     assert (run / "tensorboard").is_dir()
     begin, *rows, figure, close = first.calls
@@ -69,7 +58,7 @@ def test_a_run_logs_to_several_at_once_and_goes_on_with_them(tmp_path):
     assert [{"env_steps": step, **scalars} for _, step, scalars in rows] == read_table(
         run / "metrics.csv"
     )
-    lrl.train(CONFIG, run, False, loggers=[later], resume=True)
+    lrl.train(RANDOM, run, False, loggers=[later], resume=True)
     begin, row, figure, close = later.calls
     assert begin == ("begin", "run", 24, 16) and row[:2] == ("log", 24)
     assert len(read_table(run / "metrics.csv")) == 3
@@ -78,7 +67,7 @@ def test_a_run_logs_to_several_at_once_and_goes_on_with_them(tmp_path):
 def test_the_command_line_names_loggers(tmp_path, fakes):
     run = tmp_path / "run"
     options = ["--out", str(run), "--quiet", "--loggers", "csv", "wandb:mazes"]
-    cli.main(["train", f"{__name__}:CONFIG", *options])
+    cli.main(["train", f"{__name__}:RANDOM", *options])
     assert not (run / "tensorboard").exists() and (run / "metrics.csv").is_file()
     assert load_config(run).loggers == ("csv", "wandb:mazes")
     (made,) = fakes["wandb"].runs
@@ -117,7 +106,7 @@ class Silent(Logger):
 )
 def test_what_is_no_logger_is_refused_before_the_run(tmp_path, logger, match):
     with pytest.raises(TypeError, match=match):
-        lrl.train(CONFIG, tmp_path / "run", False, loggers=[logger])
+        lrl.train(RANDOM, tmp_path / "run", False, loggers=[logger])
     assert not (tmp_path / "run").exists()
 
 
@@ -125,7 +114,7 @@ def test_what_is_no_logger_is_refused_before_the_run(tmp_path, logger, match):
 def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=rf"pip install 'lrl_jax\[{name}\]'"):
-        lrl.train(CONFIG, tmp_path / "run", False, loggers=[name])
+        lrl.train(RANDOM, tmp_path / "run", False, loggers=[name])
     assert not (tmp_path / "run").exists()  # so that the same command works once it is installed
 
 

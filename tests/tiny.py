@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lrl_jax import setting_trees
+from lrl_jax.levels import RandomLevel
 from lrl_jax.planners import MPPI
 from lrl_jax.training import TrainConfig, preset, with_settings
 
@@ -40,6 +41,20 @@ RUN = {
     "test_episodes": 2,
     "final_test_episodes": 2,
 }
+
+
+#: A run that learns nothing.
+RANDOM = TrainConfig(
+    (RandomLevel(),),
+    "Pendulum-v1",
+    env_params={"max_steps_in_episode": 4},
+    n_env_instances=2,
+    round_ticks=4,
+    total_steps=24,
+    test_interval=8,
+    test_episodes=2,
+    final_test_episodes=2,
+)
 
 
 def tiny(name: str, **settings: Any) -> TrainConfig:

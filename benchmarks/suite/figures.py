@@ -17,13 +17,11 @@ from lrl_jax.training.statistics import bootstrap_interval, interquartile_mean
 TITLES = ("success at any step", "success at the last step")
 
 
-def _axes(n: int) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def _axes() -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6 * n, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, n, squeeze=False)[0]
+    figure = Figure(figsize=(9.2, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2)
     for ax, title in zip(axes, TITLES, strict=True):
         ax.set_title(title)
         ax.set_ylim(-0.03, 1.03)
@@ -33,7 +31,7 @@ def _axes(n: int) -> tuple[Any, Any]:
 
 def against_horizon(tasks: Sequence[str], path: Path, results: Path = RESULTS) -> Path:
     """Success of the best hierarchy and of the best flat agent, against the task's horizon."""
-    figure, axes = _axes(2)
+    figure, axes = _axes()
     for ax, kind in zip(axes, KINDS, strict=True):
         for hierarchy, label in ((True, "best hierarchy"), (False, "best flat agent")):
             points = []
@@ -60,7 +58,7 @@ def against_horizon(tasks: Sequence[str], path: Path, results: Path = RESULTS) -
 
 def profiles(tasks: Sequence[str], path: Path, results: Path = RESULTS) -> Path:
     """Performance profiles: the fraction of runs, over all tasks, above each success."""
-    figure, axes = _axes(2)
+    figure, axes = _axes()
     thresholds = np.linspace(0, 1, 201)
     for ax, kind in zip(axes, KINDS, strict=True):
         for name, agent in AGENTS.items():

@@ -9,15 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
 import benchmarks
-import lrl_jax as lrl
 from benchmarks import flops
-from benchmarks.success_over_seeds import reached, read_table
+from benchmarks.success_over_seeds import one_seed
 from benchmarks.suite.agents import AGENTS
 from benchmarks.suite.tasks import TASKS
-from lrl_jax.training import TrainConfig, to_json
+from lrl_jax.training import to_json
 
 RESULTS = Path(__file__).parent.parent / "results" / "suite"
 
@@ -67,18 +64,8 @@ def make(task: str, agent: str, seed: int, folder: Path, results: Path = RESULTS
             f"{agent} on {task} anew."
         )
     run = folder / task / f"{agent}-{seed}"
-    result = _trained(dataclasses.replace(config, seed=seed), run)
+    result = one_seed(dataclasses.replace(config, seed=seed), False, run)
     data["seeds"] = sorted([*data["seeds"], benchmarks.about() | result], key=lambda x: x["seed"])
     benchmarks.write_json(path_of(task, agent, results), data)
     shutil.rmtree(run)
     return result
-
-
-def _trained(config: TrainConfig, run: Path) -> dict[str, Any]:
-    jax.clear_caches()  # each run pays for its own compilation
-    summary = lrl.train(config, run, progress=False, resume=True)
-    return reached(summary, 0, read_table(run / "metrics.csv")) | {
-        "train_seconds": summary.train_seconds,
-        "test_seconds": summary.test_seconds,
-        "steps_per_second": summary.steps_per_second,
-    }

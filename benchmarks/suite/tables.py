@@ -61,7 +61,7 @@ def task_table(task: str, results: Path = RESULTS) -> str:
         "seconds",
         "TFLOP",
     )
-    lines = [head, ("---",) * len(head)]
+    lines: list[tuple[str, ...]] = [head]
     for name, agent in AGENTS.items():
         data = read(task, name, results)
         if data is None:
@@ -84,7 +84,7 @@ def task_table(task: str, results: Path = RESULTS) -> str:
             )
         )
     title = f"**{task}**: {TASKS[task].env}, horizon {TASKS[task].horizon:,} steps"
-    return "\n".join([title, "", *("| " + " | ".join(line) + " |" for line in lines)])
+    return f"{title}\n\n{_markdown(lines)}"
 
 
 def taken_together(
@@ -120,7 +120,7 @@ def best(task: str, kind: str, hierarchy: bool, results: Path = RESULTS) -> str 
 def comparison(tasks: Sequence[str], results: Path = RESULTS) -> str:
     """The best hierarchy against the best flat agent of each task, in Markdown."""
     head = ("task", "at", "best hierarchy", "best flat agent", "probability of improvement")
-    lines = [head, ("---",) * len(head)]
+    lines: list[tuple[str, ...]] = [head]
     for task in tasks:
         for kind, at in zip(KINDS, ("any step", "the last step"), strict=True):
             names = [best(task, kind, hierarchy, results) for hierarchy in (True, False)]
@@ -132,4 +132,11 @@ def comparison(tasks: Sequence[str], results: Path = RESULTS) -> str:
                 for name, x in zip(names, pair, strict=True)
             ]
             lines.append((task, at, *cells, f"{probability_of_improvement(*pair):.2f}"))
+    return _markdown(lines)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Rows, the first of which is the heading, as a table."""
+    head, *rest = rows
+    lines = [head, ["---"] * len(head), *rest]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

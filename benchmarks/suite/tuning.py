@@ -11,16 +11,14 @@ import argparse
 import dataclasses
 import json
 import statistics
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import benchmarks
-import lrl_jax as lrl
 from benchmarks.flops import per_step
-from benchmarks.success_over_seeds import reached, read_table
+from benchmarks.success_over_seeds import one_seed
 from benchmarks.suite.agents import TUNED, flat, from_trial
 from benchmarks.suite.tasks import TASKS
 
@@ -64,19 +62,9 @@ def search(name: str, n: int, steps: int, out: Path = TUNED) -> dict[str, Any]:
         if settings in done:
             continue
         config = from_trial(flat(task), settings)
-        with tempfile.TemporaryDirectory() as folder:
-            run = Path(folder) / "run"
-            summary = lrl.train(config, run, progress=False)
-            result = reached(summary, 0, read_table(run / "metrics.csv"))
-        held["trials"].append(
-            {
-                "settings": settings,
-                "score": score(result),
-                "flops_per_step": per_step(config),
-                "train_seconds": summary.train_seconds,
-                **result,
-            }
-        )
+        result = one_seed(config, False)
+        trial = {"settings": settings, "score": score(result), "flops_per_step": per_step(config)}
+        held["trials"].append(trial | result)
         best = max(held["trials"], key=lambda trial: trial["score"])
         held["best"], held["about"] = best["settings"], benchmarks.about()
         benchmarks.write_json(out, data)

@@ -286,9 +286,8 @@ class PlannerLevel(Level):
         put_checked(self, check_choice, ("mode",), ("heaviest", "mean"))
         put_checked(self, check_flag, _FLAGS)
         put_checked(self, optional(check_kind), ("level_input_space",), Box, Discrete)
-        for name in ("aux_rewards", "eval_aux_rewards"):
-            if name == "aux_rewards" or getattr(self, name) is not None:
-                object.__setattr__(self, name, check_aux_rewards(name, getattr(self, name)))
+        put_checked(self, check_aux_rewards, ("aux_rewards",))
+        put_checked(self, optional(check_aux_rewards), ("eval_aux_rewards",))
         if self.pursues_input and not isinstance(self.level_input_space, Box):
             raise TypeError(
                 f"level_input_space={self.level_input_space!r}: subgoals need a Box, of the size "

@@ -27,8 +27,9 @@ class _Tracker(Logger, abc.ABC):
 
     package: ClassVar[str]
 
-    def __init__(self, project: str = PROJECT):
-        self.project = project
+    def __init__(self, project: str = PROJECT, **settings: Any):
+        self.project, self._settings = project, settings
+        self._run: Any = None  # the package's run, or its client
         try:
             self._package: Any = importlib.import_module(self.package)
         except ImportError as error:
@@ -114,10 +115,6 @@ class WandB(_Tracker):
 
     package = "wandb"
 
-    def __init__(self, project: str = PROJECT, **settings: Any):
-        super().__init__(project)
-        self._settings, self._run = settings, None
-
     def _open(self, run: Path | None, config: Mapping[str, Any], known: str | None) -> str:
         place = {} if run is None else {"name": run.name, "dir": str(run)}
         again = {} if known is None else {"id": known, "resume": "allow"}
@@ -129,16 +126,13 @@ class WandB(_Tracker):
         return self._run.id
 
     def _log(self, step: int, scalars: dict[str, float]) -> None:
-        assert self._run is not None
         self._run.log({STEP: step, **scalars})
 
     def _media(self, step: int, name: str, file: Path, kind: str) -> None:
-        assert self._run is not None
         more = {"format": "gif"} if kind == "Video" else {}
         self._run.log({STEP: step, name: getattr(self._package, kind)(str(file), **more)})
 
     def _finish(self) -> None:
-        assert self._run is not None
         self._run.finish()
 
 
@@ -155,10 +149,6 @@ class Trackio(_Tracker):
 
     package = "trackio"
 
-    def __init__(self, project: str = PROJECT, **settings: Any):
-        super().__init__(project)
-        self._settings, self._run = settings, None
-
     def _open(self, run: Path | None, config: Mapping[str, Any], known: str | None) -> str:
         name = known if known is not None else None if run is None else run.name
         again = "never" if known is None else "allow"
@@ -167,15 +157,12 @@ class Trackio(_Tracker):
         return self._run.name
 
     def _log(self, step: int, scalars: dict[str, float]) -> None:
-        assert self._run is not None
         self._run.log(scalars, step=step)
 
     def _media(self, step: int, name: str, file: Path, kind: str) -> None:
-        assert self._run is not None
         self._run.log({name: getattr(self._package, kind)(str(file))}, step=step)
 
     def _finish(self) -> None:
-        assert self._run is not None
         self._run.finish()
 
 
@@ -195,10 +182,10 @@ class MLflow(_Tracker):
 
     def __init__(self, project: str = PROJECT, tracking_uri: str | None = None):
         super().__init__(project)
-        self._tracking_uri, self._client = tracking_uri, None
+        self._tracking_uri = tracking_uri
 
     def _open(self, run: Path | None, config: Mapping[str, Any], known: str | None) -> str:
-        client = self._client = self._package.MlflowClient(self._tracking_uri)
+        client = self._run = self._package.MlflowClient(self._tracking_uri)
         if known is not None:
             client.update_run(known, status="RUNNING")
             return known
@@ -214,16 +201,13 @@ class MLflow(_Tracker):
         return made
 
     def _log(self, step: int, scalars: dict[str, float]) -> None:
-        assert self._client is not None
         now = int(time.time() * 1000)
         metric = self._package.entities.Metric
         metrics = [metric(name, x, now, step) for name, x in scalars.items()]
-        self._client.log_batch(self._id, metrics=metrics)
+        self._run.log_batch(self._id, metrics=metrics)
 
     def _media(self, step: int, name: str, file: Path, kind: str) -> None:
-        assert self._client is not None
-        self._client.log_artifact(self._id, str(file), f"{kind.lower()}s/step_{step}")
+        self._run.log_artifact(self._id, str(file), f"{kind.lower()}s/step_{step}")
 
     def _finish(self) -> None:
-        assert self._client is not None
-        self._client.set_terminated(self._id)
+        self._run.set_terminated(self._id)

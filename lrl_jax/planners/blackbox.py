@@ -120,8 +120,9 @@ def stillness(rollout: Any, plans: jax.Array) -> jax.Array:
     """Auxiliary reward [N]: minus the squared predicted changes of state.
 
     Averaged over models and particles, summed over state entries and steps. A learned reward has
-    errors that differ from place to place, so near a goal it always promises a little more
-    somewhere else. With a small weight of this one a plan only moves where that pays.
+    errors that differ from place to place, and may promise a little more next to a goal than at it.
+    With a small weight on this one, a plan moves only where that pays; with a large one it does not
+    take detours.
     """
     total = jnp.zeros(plans.shape[0], jnp.float32)
     for state in jax.tree.leaves(rollout.state):
@@ -180,7 +181,7 @@ class BlackboxPlanner:
     use_termination: bool | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "aux_rewards", check_aux_rewards("aux_rewards", self.aux_rewards))
+        put_checked(self, check_aux_rewards, ("aux_rewards",))
         put_checked(self, check_function, ("rollout_fn",))
         put_checked(self, check_optimizer, ("optimizer",), "init", "plan", "shift")
         put_checked(self, check_flag, ("use_value",))

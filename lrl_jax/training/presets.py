@@ -66,18 +66,23 @@ def decayed(first: float, last: float, share: float = 0.5) -> PiecewiseLogLinear
     return PiecewiseLogLinearSchedule((0.0, OfRun(share), OfRun(1.0)), (first, first, last))
 
 
-def goal_model(model: ProbabilisticEnsemble, rate: Any, **predictor: Any) -> PredictorFactory:
+def goal_model(
+    model: ProbabilisticEnsemble, rate: Any, relative: bool = False, **predictor: Any
+) -> PredictorFactory:
     """A learned model and reward of the state, in the context of the desired goal.
 
     Args:
         model: the ensemble; its hidden layers and periods are also those of the reward network.
         rate: learning rate of both.
+        relative: whether the reward network sees the change from the state to the goal.
         predictor: further settings of the RewardPredictor.
     """
     return PredictorFactory(
         partial_model=model,
         partial_val_func=None,
-        partial_rew_func=RewardFunction(hidden=model.hidden, periods=model.periods),
+        partial_rew_func=RewardFunction(
+            hidden=model.hidden, periods=model.periods, relative=relative
+        ),
         partial_encoder=IndexEncoder(state="state", context="desired_goal"),
         partial_predictor=RewardPredictor(
             learn_encoder=False, encoder_warm_up=0, model_lr=rate, reward_lr=rate, **predictor
@@ -92,7 +97,7 @@ def planner(env: str = "Maze2D-Medium-v0") -> TrainConfig:
     """Planner over held actions in Maze2D-Medium, model and reward learned (minutes on a CPU)."""
     model = dataclasses.replace(_MODEL, running_std_momentum=0.01)
     top = PlannerLevel(
-        goal_model(model, decayed(1e-3, 1e-4, 0.4), delta_standardizer=False),
+        goal_model(model, decayed(1e-3, 1e-4, 0.4), relative=True, delta_standardizer=False),
         # With a smaller sigma ways around are missed, and a larger one takes longer to converge.
         optimizer=dataclasses.replace(_SEARCH, sigma=1.0, n_iterations=16),
         buffer_size=100_000,
@@ -107,7 +112,6 @@ def planner(env: str = "Maze2D-Medium-v0") -> TrainConfig:
         switch_planner_prob=0.3,
         switch_random_prob=0.3,
     )
-    top = with_settings(top, {"predictor_factory.partial_rew_func.relative": True})
     return TrainConfig((top, ActionRepeatLevel(10)), env)
 
 
@@ -319,7 +323,7 @@ def empty_dads() -> TrainConfig:
 
 
 def swimmer_splates() -> TrainConfig:
-    """SPlaTES in Swimmer-Open, where only skills get anywhere (minutes on a CPU)."""
+    """SPlaTES in Swimmer-Open, where held actions lead nowhere (minutes on a CPU; not tuned)."""
     top = with_settings(
         _planner_of_skills(symmetry_steps=65_000),
         {
@@ -344,7 +348,7 @@ def swimmer_splates() -> TrainConfig:
 
 
 def swimmer_planner() -> TrainConfig:
-    """Planner over actions held for 3 steps in Swimmer-Open: what skills have to beat."""
+    """Planner over actions held for 3 steps in Swimmer-Open (minutes on a CPU; not tuned)."""
     factory = "levels.0.predictor_factory."
     changes = {
         f"{factory}partial_encoder.state": None,  # all but the goal: position, heading, joints

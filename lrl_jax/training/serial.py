@@ -32,9 +32,9 @@ def _library() -> dict[str, Any]:
     """All settings classes of the library by name, and the functions that can be settings."""
     found: dict[str, Any] = {"OfRun": OfRun}
     for module in _OWN:
+        public = getattr(module, "__all__", ())
         for name, value in vars(module).items():
-            is_class = inspect.isclass(value) and dataclasses.is_dataclass(value)
-            if is_class or inspect.isfunction(value):
+            if _is_settings(value) or (inspect.isfunction(value) and name in public):
                 found[name] = value
     return found
 
