@@ -75,7 +75,10 @@ def test_tuned_settings_come_from_the_search(tuned, monkeypatch, tmp_path):
 def test_trials_are_the_preset_and_draws():
     found = tuning.trials(8)
     assert found[0] == tuning.FIRST and found == tuning.trials(9)[:8]
-    assert len({json.dumps(trial) for trial in found}) == 8
+    everything = tuning.trials(72)
+    assert len({json.dumps(trial, sort_keys=True) for trial in everything}) == 72
+    with pytest.raises(ValueError, match="at most 72"):
+        tuning.trials(73)
     assert all(trial[name] in tuning.SPACE[name] for trial in found for name in tuning.SPACE)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,14 @@ FIRST = {"updates": 1, "width": 128, "gamma": 0.99, "learning_rate": 3e-4, "hind
 
 
 def trials(n: int) -> list[dict[str, float]]:
-    """The preset's settings and draws from the space, none twice; the same for every task."""
+    """The preset's settings and draws from the space, none twice; the same for every task.
+
+    Raises:
+        ValueError: for more trials than there are settings.
+    """
+    size = math.prod(map(len, SPACE.values()))
+    if n > size:
+        raise ValueError(f"{n} trials of {size} settings: ask for at most {size}.")
     rng, found = np.random.default_rng(0), [FIRST]
     while len(found) < n:
         trial = {name: values[rng.integers(len(values))] for name, values in SPACE.items()}
