@@ -155,6 +155,7 @@ def wait_for_checkpoint(run, child, patience=300):
         time.sleep(0.02)
 
 
+@pytest.mark.extras
 def test_own_levels_and_environment_are_killed_resumed_loaded_and_tested(tmp_path, capsys):
     run, config = tmp_path / "run", own_agent.config()
     options = ("--out", run, "--quiet", "--total-steps", "4e6")
