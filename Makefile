@@ -7,7 +7,7 @@ EXTRAS ?= test
 ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: train test test-extras test-lowest test-pythons notebooks package bench rehearse accelerator-kit \
+.PHONY: train test test-extras test-lowest test-pythons package bench rehearse accelerator-kit \
 	docs docs-links lint format types clean
 
 $(BIN)/python:
@@ -28,10 +28,6 @@ test: $(VENV)/installed
 # installed are skipped, and named in the outcome.
 test-extras: $(VENV)/installed
 	$(BIN)/python -m pytest -m extras --outcome=benchmarks/results/test-extras.json $(PYTEST_ARGS)
-
-# Runs the notebooks from top to bottom; the site shows the outputs that are stored in them.
-notebooks: $(VENV)/installed
-	$(BIN)/python -m pytest -m notebooks tests/test_notebooks.py $(PYTEST_ARGS)
 
 # The oldest versions of the dependencies that pyproject.toml allows.
 test-lowest:
@@ -56,7 +52,7 @@ rehearse: $(VENV)/installed
 accelerator-kit: $(VENV)/installed
 	$(BIN)/python -m benchmarks.accelerator.kit $(ARGS)
 
-# Documentation, with warnings as errors. Notebooks are shown with the outputs they are stored with.
+# Documentation, with warnings as errors. Guides and notebooks run, and are shown with what they print.
 $(VENV)/docs: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
 	touch $@

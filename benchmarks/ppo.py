@@ -2,7 +2,7 @@
 
 PureJaxRL's settings (luchris429/purejaxrl, ppo.py), so that the rates can be compared with its own:
 CartPole-v1, rollouts of 128 steps, 4 epochs, tanh 64 x 64 actor and critic, the learning rate
-annealed. It is no dependency: run it on the same machine, and take it for the ratio.
+annealed. It is not a dependency: run it on the same machine, and take it for the ratio.
 """
 
 from __future__ import annotations

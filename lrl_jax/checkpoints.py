@@ -56,7 +56,7 @@ def write(path: str | os.PathLike, tree: Any, meta: dict[str, Any], *, kind: str
     Raises:
         ValueError: if anything else is at `path`, or next to it under the names that are needed
             while writing, or `path` is the working directory or holds it.
-        TypeError: if `meta` is no JSON.
+        TypeError: if `meta` is not JSON.
     """
     path = _resolved(path)
     text = json.dumps(meta)
@@ -125,7 +125,7 @@ def _refuse_foreign(place: Path) -> None:
             foreign = sorted(names)
     if foreign:
         raise ValueError(
-            f"{place} holds something that is no checkpoint ({', '.join(foreign[:5])}), and a "
+            f"{place} holds something that is not a checkpoint ({', '.join(foreign[:5])}), and a "
             f"checkpoint would replace it: save to another place, or move it away."
         )
 
@@ -357,7 +357,7 @@ def _manifest(path: str | os.PathLike, kind: str) -> tuple[Path, dict[str, Any]]
 def _parsed(file: Path) -> dict[str, Any]:
     digest, _, content = file.read_bytes().partition(b"\n")
     if digest + b"\n" == _UNFINISHED:
-        raise ValueError(f"{file.parent} is no whole checkpoint: writing it was cut short.")
+        raise ValueError(f"{file.parent} is not a whole checkpoint: writing it was cut short.")
     if hashlib.sha256(content).hexdigest().encode() != digest:
         raise ValueError(f"{file} is damaged: its checksum does not fit what it holds.")
     return json.loads(content)

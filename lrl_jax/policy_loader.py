@@ -123,7 +123,7 @@ def load_policy(path: Any) -> Policy:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no exported policy, or one of a later format.
+        ValueError: if it is not an exported policy, or one of a later format.
     """
     try:
         with zipfile.ZipFile(path) as file:
@@ -138,7 +138,7 @@ def load_policy(path: Any) -> Policy:
                 _read_arrays(file.read(f"{name}.bin"), about[name]) for name in ("weights", "start")
             )
     except (zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"{path} is no policy that export_policy wrote: {error}") from error
+        raise ValueError(f"{path} is not a policy that export_policy wrote: {error}") from error
     return Policy(exported, weights, start, about)
 
 

@@ -1,10 +1,12 @@
 """Settings of Sphinx for the documentation: `make docs` builds it into build/docs."""
 
+import os
 import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
 
 import lrl_jax
 
@@ -17,8 +19,17 @@ exclude_patterns = ["build", "**.ipynb_checkpoints"]
 html_theme = "furo"
 html_title = f"lrl_jax {release}"
 
-# Notebooks show the outputs that they are stored with; the tests execute them.
-nb_execution_mode = "off"
+# Guides and notebooks are executed, and a page that fails stops the build. Most of the time is
+# compilation, and what runs is small.
+nb_execution_mode = "force"
+nb_execution_in_temp = True
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
+nb_output_stderr = "remove"
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# One guide shows levels of the tests.
+paths = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
+os.environ["PYTHONPATH"] = os.pathsep.join(paths)
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 

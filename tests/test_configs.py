@@ -132,7 +132,7 @@ def test_a_function_that_is_known_is_never_called():
 
     data = json.loads(to_json(SMOKE))
     data["config"]["levels"][0] = {"class": forbidden.__qualname__}
-    with pytest.raises(ValueError, match=r"levels\.0 is a .*forbidden, which is no dataclass"):
+    with pytest.raises(ValueError, match=r"levels\.0 is a .*forbidden, which is not a dataclass"):
         from_json(json.dumps(data), classes=[forbidden])
 
 

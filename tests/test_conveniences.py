@@ -169,9 +169,27 @@ def test_statistics_print_as_a_short_table():
     stats = collector.collect(n_steps=8)
     lines = {line[:16].strip(): line[16:].strip() for line in str(stats).splitlines()}
     assert lines["episodes"] == "4" and lines["steps"] == "16"
+    low, high = stats.returns.min(), stats.returns.max()
     assert lines["return"].startswith(f"{stats['return']:.3f} +- ") and "success" in lines
+    assert lines["return"].endswith(f"({low:.3f} to {high:.3f})") and low < high
     assert len(lines) < 12
     assert "None" not in str(collector.collect(n_steps=1))  # in which no episode ended
+    assert repr(collector.hierarchy) == "<Hierarchy [RandomLevel] of Maze2D, train mode>"
+    assert "Collector of 2 instances" in repr(collector) and "18 steps" in repr(collector)
+
+
+def test_episodes_print_as_a_short_table():
+    env, params = lrl.make("Maze2D-Medium-v0", max_steps=4)
+    hierarchy = lrl.RandomHierarchy(env, env_params=params)
+    state = hierarchy.init(jax.random.key(0), 1)
+    played = lrl.evaluate(hierarchy, state, jax.random.key(0), 4)
+    lines = dict(re.split(r"  +", line, maxsplit=1) for line in str(played).splitlines())
+    assert lines["episodes"] == "4" and lines["success at end"] == "0.000"
+    assert lines["return"].startswith(f"{float(played.episode_return.mean()):.3f} +- ")
+    assert "unfinished" not in lines
+    cut = played.replace(finished=jnp.array([True, False, True, True]))
+    assert "unfinished      1" in str(cut) and str(cut).startswith("episodes        3")
+    jax.jit(lambda episodes: str(episodes) and episodes)(played)  # nothing to print: no error
 
 
 def test_a_progress_bar_shows_return_and_success(capsys):

@@ -1,4 +1,7 @@
-"""README and documentation: code runs, links lead somewhere, every public name is there."""
+"""README and documentation: code runs, links lead somewhere, every public name is there.
+
+Guides and notebooks run where the site is built, `make docs`.
+"""
 
 import importlib
 import inspect
@@ -56,9 +59,17 @@ def test_the_python_blocks_run(page, tmp_path, monkeypatch):
 def test_fences_are_closed_and_name_their_language(page):
     fences = re.findall(r"^(```.*)$", page.read_text(), re.MULTILINE)
     assert len(fences) % 2 == 0
-    known = r"```(python|bash|text|\{(image|toctree|include|literalinclude|eval-rst)\}.*)"
+    known = r"```(python|bash|text|\{(code-cell|image|toctree|include|literalinclude|eval-rst)\}.*)"
     assert [x for x in fences[::2] if not re.fullmatch(known, x)] == []
     assert set(fences[1::2]) <= {"```"}
+
+
+@pytest.mark.parametrize("page", sorted((FOLDER / "guides").glob("*.md")), ids=name_of)
+def test_guides_are_executed(page):
+    """All of their Python is in cells, and Sphinx takes the page for a notebook."""
+    text = page.read_text()
+    assert text.startswith("---\nfile_format: mystnb\nkernelspec:\n  name: python3\n---\n")
+    assert "```{code-cell} python\n" in text and not python_blocks(text)
 
 
 def test_the_readme_is_short_and_names_the_two_commands():

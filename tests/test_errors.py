@@ -577,7 +577,7 @@ TABLE = {
         ValueError,
         ("clip_grad_max_norm", "(0, inf]", "0"),
     ),
-    "part that is no function": (
+    "part that is not a function": (
         lambda s: PredictorFactory(3, None, None, dict, dict),
         TypeError,
         ("partial_model", "functools.partial", "3"),

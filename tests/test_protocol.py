@@ -425,9 +425,9 @@ MISTAKES = {
     ),
     "a nested store": (
         dict(act=lambda self, l, m, o, c: Decision(jnp.zeros(2), m, {"x": {"y": jnp.zeros(2)}})),
-        r"\.act stores \['x'\], which are no plain arrays",
+        r"\.act stores \['x'\], which are not plain arrays",
     ),
-    "a hand-back that is no bool": (
+    "a hand-back that is not a bool": (
         dict(act=still, after_transition=lambda self, l, m, r, c: (m, jnp.float32(0.3))),
         r"\.after_transition: hand_back has dtype float32",
     ),

@@ -73,7 +73,7 @@ REHEARSAL = Sizes(
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a job found: rows of a table, and facts that are no timings."""
+    """What a job found: rows of a table, and facts that are not timings."""
 
     rows: tuple[Row, ...] = ()
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -171,7 +171,7 @@ def from_unit(space: Box, unit: jax.Array) -> jax.Array:
 
 
 def check_box_actions(name: str, space: Space) -> None:
-    """Refuse action spaces that are no bounded Box.
+    """Refuse action spaces that are not a bounded Box.
 
     Raises:
         TypeError: for another kind of space.

@@ -104,6 +104,11 @@ class BaseCollector:
         self._n_learn_calls: dict[int, int] = {}  # of levels with their own writers
         self.reset_stat()
 
+    def __repr__(self) -> str:
+        counts = f"{self.collect_step:,} steps and {self.collect_episode:,} episodes collected"
+        n = self.n_env_instances
+        return f"<{type(self).__name__} of {n} instances, {self.hierarchy!r}, {counts}>"
+
     def reset(
         self,
         seed: int | None = None,

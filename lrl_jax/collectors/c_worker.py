@@ -538,7 +538,7 @@ def _check_whole_ticks(envs: Any, n: int, **samples: int) -> None:
     for name, number in samples.items():
         if is_gymnasium(envs) and number % n:
             raise ValueError(
-                f"{name}={number} samples are no whole number of steps of {n} instances, and a "
+                f"{name}={number} samples are not a whole number of steps of {n} instances, and a "
                 f"vector environment cannot pause some of them: use {number - number % n + n}."
             )
 

@@ -5,6 +5,7 @@ The same records hold NumPy arrays on the host and JAX arrays on the device.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import operator
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from lrl_jax import struct
 from lrl_jax.exact import Sum, module_of
+from lrl_jax.tables import aligned, number
 
 
 class Transitions(struct.Node):
@@ -59,6 +62,29 @@ class LevelTransitions(struct.Node):
     hands_back: Any = None
 
 
+@dataclasses.dataclass(frozen=True)
+class SequenceSummaryStats:
+    """Mean, population standard deviation, maximum and minimum of a sequence."""
+
+    mean: float
+    std: float
+    max: float
+    min: float
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> SequenceSummaryStats | None:
+        """Summarise values [N]; None if there are none."""
+        if not len(values):
+            return None
+        summaries = (np.mean, np.std, np.max, np.min)
+        return cls(*(float(of(np.asarray(values, np.float64))) for of in summaries))
+
+    def __str__(self) -> str:
+        """As in tables, the range in the order of numbers."""
+        mean, std, high, low = (number(x) for x in dataclasses.astuple(self))
+        return f"{mean} +- {std} ({low} to {high})"
+
+
 class Episodes(struct.Node):
     """An episode of each instance, [n] each.
 
@@ -77,6 +103,26 @@ class Episodes(struct.Node):
     success_at_end: Any
     finished: Any
     told: Any
+
+    def __str__(self) -> str:
+        """A short table of those that have finished; plain numbers only, as outside of a jit."""
+        if isinstance(self.finished, Tracer):
+            return repr(self)
+        ended = np.asarray(self.finished).ravel()
+        n, told = int(ended.sum()), np.any(np.asarray(self.told).ravel() & ended)
+        values = {
+            name: np.asarray(getattr(self, name)).ravel()[ended]
+            for name in ("episode_return", "length", "success", "success_at_end")
+        }
+        rows: list[tuple[str, Any]] = [
+            ("episodes", number(n)),
+            ("return", SequenceSummaryStats.of(values["episode_return"])),
+            ("length", SequenceSummaryStats.of(values["length"])),
+            ("success", number(float(values["success"].mean())) if told else None),
+            ("success at end", number(float(values["success_at_end"].mean())) if told else None),
+            ("unfinished", number(ended.size - n) if n < ended.size else None),
+        ]
+        return aligned([row for row in rows if row[1] is not None])
 
 
 class Sums(struct.Node):

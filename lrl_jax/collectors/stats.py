@@ -12,7 +12,12 @@ import numpy as np
 
 from lrl_jax import struct
 from lrl_jax.collectors.counting import Owed
-from lrl_jax.collectors.records import Episodes, LevelTransitions, Transitions
+from lrl_jax.collectors.records import (
+    Episodes,
+    LevelTransitions,
+    SequenceSummaryStats,
+    Transitions,
+)
 from lrl_jax.tables import aligned, number
 
 #: Words for what LayeredRL says otherwise, in statistics and in results of tests.
@@ -29,24 +34,6 @@ _SUMMARISED = ("return", "reward", "success", "success_at_end")  # of interim te
 def with_aliases(values: dict[str, Any]) -> dict[str, Any]:
     """The same values, also under LayeredRL's names."""
     return values | {old: values[new] for old, new in ALIASES.items() if new in values}
-
-
-@dataclasses.dataclass(frozen=True)
-class SequenceSummaryStats:
-    """Mean, population standard deviation, maximum and minimum of a sequence."""
-
-    mean: float
-    std: float
-    max: float
-    min: float
-
-    @classmethod
-    def of(cls, values: np.ndarray) -> SequenceSummaryStats | None:
-        """Summarise values [N]; None if there are none."""
-        if not len(values):
-            return None
-        summaries = (np.mean, np.std, np.max, np.min)
-        return cls(*(float(of(np.asarray(values, np.float64))) for of in summaries))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,8 +121,8 @@ class CollectStats(CollectStatsBase, Mapping):
         rows: list[tuple[str, Any]] = [
             ("episodes", number(self.n_collected_episodes)),
             ("steps", number(self.n_collected_steps)),
-            ("return", _summary(self.returns_stat)),
-            ("length", _summary(self.lens_stat)),
+            ("return", self.returns_stat),
+            ("length", self.lens_stat),
             ("success", number(values["success"])),
             ("success at end", number(values["success_at_end"])),
             ("mean reward", number(self.mean_reward)),
@@ -185,13 +172,6 @@ class CollectStats(CollectStatsBase, Mapping):
 
     def __len__(self) -> int:
         return len(self._mapping())
-
-
-def _summary(stat: SequenceSummaryStats | None) -> str | None:
-    if stat is None:
-        return None
-    mean, std, low, high = (number(x) for x in dataclasses.astuple(stat))
-    return f"{mean} +- {std} ({low} to {high})"
 
 
 def mean_over_updates(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class PlaygroundEnvironment(AdaptedEnvironment):
     Raises:
         ImportError: where Playground is not installed.
         ValueError: for a name that it does not know, or max_steps below 1.
-        TypeError: for names that its config does not have, or observations that are no vector.
+        TypeError: for names that its config does not have, or observations that are not a vector.
     """
 
     def __init__(

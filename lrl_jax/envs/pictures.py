@@ -77,7 +77,7 @@ def as_image(drawn: Any, name: str) -> np.ndarray:
     """What a renderer returned as uint8 [height, width, 3]; Matplotlib's figures are closed.
 
     Raises:
-        ValueError: for anything that is no picture.
+        ValueError: for anything that is not a picture.
     """
     figure = _figure(drawn)
     if figure is not None:

@@ -165,7 +165,7 @@ def _refuse_earlier_formats(path: str | os.PathLike) -> None:
     try:
         written = json.loads(file.read_bytes()).get("format", 1)
     except (ValueError, AttributeError):
-        raise ValueError(f"{file} is damaged: it is no JSON object.") from None
+        raise ValueError(f"{file} is damaged: it is not JSON object.") from None
     version, commit = ("0.1", "07b2f20") if written == 1 else ("0.2 before its release", "b770d6f")
     raise ValueError(
         f"the checkpoint at {path} was written by lrl_jax {version}, whose levels kept other "

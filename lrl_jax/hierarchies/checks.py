@@ -383,7 +383,7 @@ def stored_names(name: str, store: Any) -> None:
         raise ValueError(f"{name} stores {taken}, which rows have already: use other names.")
     deep = sorted(k for k, x in store.items() if not _is_plain(x))
     if deep:
-        raise TypeError(f"{name} stores {deep}, which are no plain arrays of numbers.")
+        raise TypeError(f"{name} stores {deep}, which are not plain arrays of numbers.")
     odd = sorted(k for k in store if not isinstance(k, str) or k.startswith("_") or "/" in k)
     if odd:
         raise ValueError(f"{name} stores {odd}: use names without '/' and a leading '_'.")

@@ -170,6 +170,11 @@ class Hierarchy:
         ]
         return math.gcd(*ticks) if ticks else None
 
+    def __repr__(self) -> str:
+        levels = ", ".join(type(level).__name__ for level in self.levels)
+        mode = "train" if self.training else "eval"
+        return f"<Hierarchy [{levels}] of {type(self.env).__name__}, {mode} mode>"
+
     def __str__(self) -> str:
         """The stack as a table: spaces, how long decisions last, replay, numbers learned."""
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self.n_levels))

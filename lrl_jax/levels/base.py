@@ -373,7 +373,7 @@ def as_level(level: Any) -> Any:
     """Give a level that does not inherit from Level the defaults of the protocol.
 
     Raises:
-        TypeError: if it is no frozen dataclass, has no `act`, or methods of another protocol.
+        TypeError: if it is not a frozen dataclass, has no `act`, or methods of another protocol.
     """
     name = type(level).__name__
     if isinstance(level, type) or not dataclasses.is_dataclass(level):

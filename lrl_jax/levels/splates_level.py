@@ -68,7 +68,7 @@ class SPlaTESLevel(SkillLevel):
 
     @property
     def candidates(self) -> int:
-        """One pass through a network is no plan."""
+        """One pass through a network is not a plan."""
         return super().candidates if self.act_by == "mppi" else 0
 
     def _backbone_defaults(self, on_sac: bool) -> dict[str, Any]:

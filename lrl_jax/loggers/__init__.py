@@ -28,7 +28,7 @@ def check_names(loggers: Any) -> tuple[str, ...]:
     """Return names of loggers as a tuple.
 
     Raises:
-        ValueError, TypeError: for what is no name, see `make`.
+        ValueError, TypeError: for what is not a name, see `make`.
     """
     if isinstance(loggers, str) or not isinstance(loggers, Sequence):
         raise TypeError(f'loggers must be a tuple of names, ("tensorboard",), got {loggers!r}.')
@@ -56,7 +56,7 @@ def make(loggers: Sequence[str | Logger]) -> list[Logger]:
 
     Raises:
         ImportError: if the package of one is not installed, with the extra that brings it.
-        ValueError, TypeError: for other names, and what is no logger.
+        ValueError, TypeError: for other names, and what is not a logger.
     """
     if isinstance(loggers, str) or not isinstance(loggers, Sequence):
         raise TypeError(f"loggers must be a list of names and loggers, got {loggers!r}.")

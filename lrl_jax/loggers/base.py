@@ -57,7 +57,7 @@ def check_logger(logger: Any) -> Any:
     lacking = [name for name in METHODS if not callable(getattr(logger, name, None))]
     if isinstance(logger, type) or lacking:
         raise TypeError(
-            f"{logger!r} is no logger: "
+            f"{logger!r} is not a logger: "
             + ("it is a class, make one" if isinstance(logger, type) else f"it has no {lacking}")
             + ". Inherit from lrl_jax.loggers.Logger and define log(step, scalars)."
         )

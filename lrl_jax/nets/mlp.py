@@ -40,7 +40,7 @@ def check_hidden(hidden: Any, name: str = "hidden") -> tuple[int, ...]:
 
     Raises:
         ValueError: if a width is not a positive integer.
-        TypeError: if they are no tuple.
+        TypeError: if they are not a tuple.
     """
     if isinstance(plain(name, hidden), int):
         hidden = (hidden,)

@@ -143,7 +143,7 @@ def compare(*runs: str | Path, measure: str | None = None) -> Comparison:
             else test_return.
 
     Raises:
-        FileNotFoundError: for a folder that is no run, or has no interim test yet.
+        FileNotFoundError: for a folder that is not a run, or has no interim test yet.
         ValueError: without a run, or for a measure that one of them does not have.
     """
     if not runs:

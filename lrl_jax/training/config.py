@@ -380,11 +380,11 @@ def load_config(run: str | Path, classes: Iterable[Any] = (), env: Any = None) -
     """Read the config of a run folder; see `from_json`."""
     path = Path(run) / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f"{run} is no run folder: it has no {CONFIG}.")
+        raise FileNotFoundError(f"{run} is not a run folder: it has no {CONFIG}.")
     try:
         return from_json(path.read_text(), classes, env)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}.") from None
+        raise ValueError(f"{path} is not JSON: {error}.") from None
 
 
 def differences(there: TrainConfig, here: TrainConfig) -> list[str]:

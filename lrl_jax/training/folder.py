@@ -73,11 +73,11 @@ def raw_config(run: Path) -> dict[str, Any]:
     """The config of a run folder as plain JSON.
 
     Raises:
-        FileNotFoundError: if it is no run folder.
+        FileNotFoundError: if it is not a run folder.
     """
     path = run / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f"{run} is no run folder: it has no {CONFIG}.")
+        raise FileNotFoundError(f"{run} is not a run folder: it has no {CONFIG}.")
     return json.loads(path.read_text())["config"]
 
 

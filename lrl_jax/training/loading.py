@@ -51,7 +51,7 @@ def load_run(
         env: the environment of a run that was given an object.
 
     Raises:
-        FileNotFoundError: if it is no run folder, or has no such checkpoint.
+        FileNotFoundError: if it is not a run folder, or has no such checkpoint.
         ValueError: if the run has no such agent, or names classes that are not known.
     """
     trainer, state = load_trainer(path, seed, checkpoint=checkpoint, classes=classes, env=env)

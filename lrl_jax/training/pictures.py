@@ -83,7 +83,7 @@ def _record(hierarchy, env, n, n_ticks, params, state, key):
             plan_of = functools.partial(planned, level.learner)
             # A maze's latent states begin with the position.
             plans = jax.vmap(plan_of)(level.memory, obs)[..., :2]
-            if holds:  # an action that is held again is no new plan
+            if holds:  # an action that is held again is not a new plan
                 before &= level.memory.n_held == 1
         return carry, (transitions.obs_next[:, :2], plans, before, episodes.success)
 

@@ -34,7 +34,7 @@ def report(run: str | Path, *, classes: Iterable[Any] = (), env: Any = None) -> 
         classes, env: see `load_run`.
 
     Raises:
-        FileNotFoundError: if it is no run folder.
+        FileNotFoundError: if it is not a run folder.
     """
     run = Path(run)
     raw = folder.raw_config(run)

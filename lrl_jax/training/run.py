@@ -121,11 +121,12 @@ def train(
                 devices.wait_for_processes(f"run {run} to go back")
             return _run(trainer, run, progress, callbacks, log_to, first_total, settings)
     if config is None:
-        raise FileNotFoundError(f"{run} is no run folder: it has no {CONFIG}.")
+        raise FileNotFoundError(f"{run} is not a run folder: it has no {CONFIG}.")
     _check_processes(config)
     if (run / CONFIG).exists():
         raise FileExistsError(
-            f"{run} already holds a run: choose another folder, or continue it (resume=True)."
+            f"{run} already holds a run: choose another folder, or continue it with "
+            f"`lrl-jax resume {run}` or resume=True."
         )
     log_to = make_loggers(config.loggers if loggers is None else loggers)
     known = [*classes, *own_classes(config)]

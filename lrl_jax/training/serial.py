@@ -160,7 +160,7 @@ def _record(fields: dict[str, Any], names: Mapping[str, Any], where: str) -> Any
     name = fields.pop("class")
     cls: Any = _named(name, names, where)
     if not _is_settings(cls):
-        raise ValueError(f"{where} is a {name}, which is no dataclass here: {cls!r}.")
+        raise ValueError(f"{where} is a {name}, which is not a dataclass here: {cls!r}.")
     there = {f.name for f in dataclasses.fields(cls) if f.init}
     unknown = sorted(set(fields) - there)
     if unknown:

@@ -81,7 +81,7 @@ def follow_skills(
     interval = hierarchy.levels[place].control_interval
     n_steps = interval if n_steps is None else n_steps
     if n_steps % interval:
-        raise ValueError(f"n_steps={n_steps} is no multiple of a skill's {interval} steps.")
+        raise ValueError(f"n_steps={n_steps} is not a multiple of a skill's {interval} steps.")
     starts = jnp.asarray(starts, jnp.float32)
     skills = jnp.asarray(skills)
     when, by = (-1, jnp.zeros_like(starts)) if push is None else (push[0], jnp.asarray(push[1]))

@@ -75,7 +75,7 @@ def _refuse_others(hierarchy: Hierarchy, path: str) -> None:
     """Refuse settings that are not numbers."""
     value = get(Levels(hierarchy.levels), path)
     if not callable(value) and not is_number(value):
-        raise ValueError(f"{path} cannot be swept: it is no number, but {value!r}.")
+        raise ValueError(f"{path} cannot be swept: it is not a number, but {value!r}.")
     if callable(value):
         raise ValueError(
             f"{path} cannot be swept by number: it is a schedule, {value}. Sweep its parts, or "
