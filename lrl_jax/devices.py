@@ -30,9 +30,19 @@ LARGE_LEAF = 2**24
 
 
 def resolve_device(device: Any) -> Any:
-    """A device or sharding; a string such as "cpu" or "gpu:1" names one."""
-    if not isinstance(device, str):
+    """A device or sharding; a string such as "cpu" or "gpu:1" names one.
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: if there is no such device.
+    """
+    if device is None or isinstance(device, jax.Device | jax.sharding.Sharding):
         return device
+    if not isinstance(device, str):
+        raise TypeError(
+            f'device must be a string such as "cpu" or "gpu:1", a jax.Device or a Sharding, got a '
+            f"{type(device).__name__}."
+        )
     platform, _, index = device.partition(":")
     platform = {"gpu": "cuda"}.get(platform, platform)
     found = jax.devices(platform)

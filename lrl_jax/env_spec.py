@@ -244,6 +244,36 @@ def _as_box(space: gymnasium.Space) -> gymnasium.spaces.Box:
     return box
 
 
+def check_params(env: Any, env_params: Any) -> None:
+    """Refuse what is not parameters of the environment.
+
+    Raises:
+        TypeError: for observation maps, or parameters of another kind than the environment's own.
+        ValueError: for parameters of a Gymnasium environment, which has none.
+    """
+    is_map = callable(env_params) and not dataclasses.is_dataclass(env_params)
+    if type(env_params) in (list, tuple) or is_map:
+        raise TypeError(
+            f"env_params is {env_params!r}: give maps of observations by name, "
+            f"Hierarchy(levels, env, env_obs_maps=...)."
+        )
+    if env_params is not None and is_gymnasium(env):
+        raise ValueError("env_params are for gymnax environments: this one is Gymnasium's.")
+    default = getattr(env, "default_params", None)
+    kind, own = type(env_params), type(default)
+    if env_params is None or not dataclasses.is_dataclass(default):
+        return
+    lacking = [f.name for f in dataclasses.fields(default) if not hasattr(env_params, f.name)]
+    is_other = dataclasses.is_dataclass(kind) and own not in kind.__mro__
+    if lacking or is_other:
+        given = f"a {kind.__name__}" if is_other else repr(env_params)
+        lacks = f", which lacks {lacking}" if lacking else ""
+        raise TypeError(
+            f"env_params is {given}{lacks}: give parameters such as env.default_params, "
+            f"a {own.__name__}."
+        )
+
+
 def goal_indices(env: Any) -> dict[str, tuple[int, int]]:
     """Where the parts of a goal-based environment's flat observation are.
 
@@ -264,10 +294,11 @@ def goal_indices(env: Any) -> dict[str, tuple[int, int]]:
     space = _gymnasium_space(env)
     order: Any = sorted
     if isinstance(space, gymnasium.spaces.Box):
-        # gymnasium.wrappers.FlattenObservation hides a Dict and keeps the Dict's own order. A
-        # wrapper that also changes the size moves the parts.
+        # gymnasium.wrappers.FlattenObservation hides a Dict and keeps the Dict's own order. Other
+        # wrappers may move the parts, or scale them.
         inner = _gymnasium_space(getattr(env, "unwrapped", None))
-        if inner is not None and _flat_size(inner) == _flat_size(space):
+        fits = inner is not None and _flat_size(inner) == _flat_size(space)
+        if fits and not _changes_observations(env):
             space, order = inner, list
     if isinstance(space, gymnasium.spaces.Dict):  # noqa: SIM102
         if {"achieved_goal", "desired_goal"} <= set(space.spaces):
@@ -283,6 +314,20 @@ def goal_indices(env: Any) -> dict[str, tuple[int, int]]:
         f"space with achieved_goal and desired_goal. For an environment of your own set "
         f"env.goal_indices = {{'achieved_goal': (0, 2), 'desired_goal': (2, 4), ...}}."
     )
+
+
+def _changes_observations(env: Any) -> bool:
+    """Whether a wrapper other than FlattenObservation changes what is observed."""
+    wrappers = (gymnasium.ObservationWrapper, gymnasium.vector.VectorObservationWrapper)
+    flattens = (
+        gymnasium.wrappers.FlattenObservation,
+        gymnasium.wrappers.vector.FlattenObservation,
+    )
+    while isinstance(env, gymnasium.Wrapper | gymnasium.vector.VectorWrapper):
+        if isinstance(env, wrappers) and not isinstance(env, flattens):
+            return True
+        env = env.env
+    return False
 
 
 def _gymnasium_space(env: Any) -> Any:

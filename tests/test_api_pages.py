@@ -5,6 +5,7 @@ Each row is a call and a part of the answer: an error that names the way, or a v
 
 import dataclasses
 import functools
+import threading
 
 import gymnasium
 import jax
@@ -17,10 +18,16 @@ from scripted_gym import ScriptedGym
 import lrl_jax as lrl
 from lrl_jax import buffers, predictors, spaces
 from lrl_jax.collectors.ray_pool import checked_config
+from lrl_jax.envs import goal_indices
 from lrl_jax.levels import ActionRepeatLevel, ConstantLevel, PlannerLevel, RandomLevel
 from lrl_jax.models import ProbabilisticEnsemble
 from lrl_jax.planners import CEM
-from lrl_jax.predictors import PredictorFactory, RewardPredictor, StaticPredictor
+from lrl_jax.predictors import (
+    IndexEncoder,
+    PredictorFactory,
+    RewardPredictor,
+    StaticPredictor,
+)
 
 KEY = jax.random.key(0)
 ENV = Scripted()
@@ -58,10 +65,13 @@ def predictor(val_func=value_function, kind=RewardPredictor, encoder=encode, **m
     return kind(model, val_func, None, encoder, 2, 1, **more)
 
 
+ENCODER = IndexEncoder(state=(0, 2), context=(2, 3))
+
+
 def factory(**parts):
     names = ("model", "val_func", "rew_func", "encoder", "predictor")
     usual = dict(
-        zip(names, (ProbabilisticEnsemble(), None, None, encode, RewardPredictor()), strict=True)
+        zip(names, (ProbabilisticEnsemble(), None, None, ENCODER, RewardPredictor()), strict=True)
     )
     built = PredictorFactory(*(usual | parts).values(), latent_state_dim=2, context_dim=1)
     return built((3,), spaces.Box(-1, 1, (1,)))
@@ -294,3 +304,84 @@ def test_async_collectors_take_a_device():
     with async_collector(device="cpu") as collecting:
         assert collecting.device == jax.devices("cpu")[0]
         assert collecting.collect(n_episodes=2).n_collected_episodes == 2
+
+
+def test_asynchronous_environments_are_shown_in_their_own_thread():
+    drawn = []
+
+    class Drawn(ScriptedGym):
+        def render(self):
+            drawn.append((self.index, self.time, threading.get_ident()))
+            return super().render()
+
+        def step(self, action):
+            self.thread = threading.get_ident()
+            return super().step(action)
+
+    envs = [Drawn(i, [2, 3], render_mode="rgb_array") for i in range(2)]
+    with lrl.AsyncCollector(AGENT, [functools.partial(lambda e: e, e) for e in envs]) as collector:
+        collector.collect(n_total_steps=10, render=0.0)
+        shown = list(drawn)
+        collector.collect(n_total_steps=4)
+    # Every step of the first, those that end episodes too, before the reset.
+    assert [time for _, time, _ in shown] == [1, 2, 1, 2, 3] and drawn == shown
+    assert {(index, thread) for index, _, thread in shown} == {(0, envs[0].thread)}
+
+
+@pytest.mark.parametrize("where", ["hierarchy", "collector", "test", "loop"])
+def test_parameters_of_another_environment_are_refused(where):
+    maze, params = lrl.make("Maze2D-Simple-v0")
+    other = lrl.make("CartPole-v1")[1]
+    agent = lrl.RandomHierarchy(maze, env_params=params)
+    calls = {
+        "hierarchy": lambda wrong: lrl.RandomHierarchy(maze, env_params=wrong),
+        "collector": lambda wrong: lrl.Collector(agent, env_params=wrong),
+        "test": lambda wrong: lrl.Collector(agent, test_env_params=wrong),
+        "loop": lambda wrong: lrl.init_carry(agent, KEY, 2, env_params=wrong),
+    }
+    for wrong in (other, 3):
+        with pytest.raises(TypeError, match="env.default_params, a Maze2DParams"):
+            calls[where](wrong)
+
+
+@pytest.mark.parametrize("steps", [-1, 0, 2.5, "5", True, None])
+def test_parameters_given_to_make_are_checked(steps):
+    for env_id in ("CartPole-v1", "Maze2D-Simple-v0"):
+        with pytest.raises((ValueError, TypeError), match="max_steps_in_episode must be"):
+            lrl.make(env_id, max_steps_in_episode=steps)
+    assert lrl.make("Pendulum-v1", g=9)[1].g == 9.0
+    assert lrl.make("Pendulum-v1", g=jnp.array([1.0, 5.0]))[1].g.shape == (2,)
+
+
+def test_devices_are_no_functions():
+    for call in (
+        lambda: lrl.Collector(AGENT, ENV, None, abs),
+        lambda: lrl.RandomHierarchy(ENV, abs),
+    ):
+        with pytest.raises(TypeError, match='device must be a string such as "cpu"'):
+            call()
+    with pytest.raises(TypeError):  # Tianshou's third is the buffer
+        lrl.AsyncCollector(AGENT, [gym_env], 2)
+
+
+def test_goals_under_wrappers_that_change_what_is_observed_are_not_guessed():
+    wrappers = gymnasium.wrappers
+
+    class Goal(gymnasium.Env):
+        box = gymnasium.spaces.Box(-9, 9, (2,), np.float32)
+        observation_space = gymnasium.spaces.Dict({"desired_goal": box, "achieved_goal": box})
+        action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    flat = wrappers.FlattenObservation(Goal())
+    assert goal_indices(flat) == {"achieved_goal": (0, 2), "desired_goal": (2, 4)}
+    assert goal_indices(wrappers.TimeLimit(flat, 9)) == goal_indices(flat)
+    box = gymnasium.spaces.Box(-9, 9, (4,), np.float32)
+    turned = wrappers.TransformObservation(flat, lambda obs: obs[::-1], box)
+    low, high = np.float32(-1), np.float32(1)
+    for env in (
+        turned,
+        wrappers.RescaleObservation(flat, low, high),
+        wrappers.TimeLimit(turned, 9),
+    ):
+        with pytest.raises(ValueError, match="not goal based"):
+            goal_indices(env)

@@ -41,7 +41,12 @@ def check_rows(rows, n, gaps=False):
 def test_no_row_mixes_instances(wait_num, timeout):
     fns = functions(delays=(0.0, 0.001, 0.004))
     with lrl.AsyncCollector(
-        hierarchy(), fns, wait_num, timeout, buffer=4000, exploration_noise=True
+        hierarchy(),
+        fns,
+        wait_num=wait_num,
+        timeout=timeout,
+        buffer=4000,
+        exploration_noise=True,
     ) as collector:
         collector.reset(seed=0)
         stats, batch = collector.collect(n_total_steps=150, record_transitions=True)
@@ -126,7 +131,7 @@ def test_random_steps_under_way_do_not_disturb_learning():
 
 def test_errors_in_an_environment_surface():
     fns = functions(n=2, fail_at=3)
-    collector = lrl.AsyncCollector(lrl.RandomHierarchy(ScriptedGym(0, [5])), fns, 1)
+    collector = lrl.AsyncCollector(lrl.RandomHierarchy(ScriptedGym(0, [5])), fns, wait_num=1)
     with collector:
         with pytest.raises(EnvError, match="environment [01] raised RuntimeError: the env.* broke"):
             collector.collect(n_total_steps=50)
@@ -144,7 +149,7 @@ def test_the_user_function_sees_who_is_ready():
 
     fns = functions(n=3)
     with lrl.AsyncCollector(
-        lrl.RandomHierarchy(ScriptedGym(0, [5])), fns, 1, preprocess_fn=change
+        lrl.RandomHierarchy(ScriptedGym(0, [5])), fns, wait_num=1, preprocess_fn=change
     ) as collector:
         stats = collector.collect(n_episodes=6)
         assert stats.lens.tolist() == [2] * 6
@@ -194,8 +199,8 @@ def test_wrong_calls_are_refused():
             ({"n_total_steps": 3, "n_episodes": 3}, "exactly one"),
             ({"n_episodes": 0}, "n_episodes"),
             ({"n_total_steps": 3, "max_steps": 2}, "goes with n_episodes"),
-            ({"n_episodes": 1, "render": 0.1}, "rendered"),
-            ({"n_episodes": 1, "no_grad": False}, "differentiated"),
+            ({"n_episodes": 1, "render": -0.1}, "render, the seconds"),
+            ({"n_episodes": 1, "no_grad": False}, "no gradients"),
             ({"n_episodes": 1, "random": True, "learn": True}, "cannot learn"),
         ):
             with pytest.raises(ValueError, match=message):

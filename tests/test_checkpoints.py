@@ -239,7 +239,7 @@ def test_nothing_foreign_is_replaced(tmp_path, monkeypatch, place):
     (tmp_path / "c" / "arrays").mkdir(parents=True)
     (tmp_path / "c" / "arrays" / "data.npy").write_text("mine")
     before = snapshot(tmp_path)
-    with pytest.raises(ValueError, match=r"no checkpoint|working directory|ends with"):
+    with pytest.raises(ValueError, match=r"not a checkpoint|working directory|ends with"):
         write(place)
     assert snapshot(tmp_path) == before
 

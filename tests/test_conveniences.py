@@ -281,7 +281,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
         lrl.compare()
     with pytest.raises(SystemExit) as ended:
         cli.main(["compare", str(tmp_path)])
-    assert ended.value.code == 2 and "no run folder" in capsys.readouterr().err
+    assert ended.value.code == 2 and "not a run folder" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError, match="no interim test yet"):
         lrl.compare(write_run(tmp_path / "a", []))
 

@@ -278,5 +278,5 @@ def test_what_cannot_be_exported_or_called_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError):
         lrl.load_policy(tmp_path / "none.zip")
     (tmp_path / "text.zip").write_text("text")
-    with pytest.raises(ValueError, match="no policy"):
+    with pytest.raises(ValueError, match="not a policy"):
         lrl.load_policy(tmp_path / "text.zip")

@@ -171,7 +171,7 @@ def test_wrong_hierarchies_are_refused(splates):
     with pytest.raises(TypeError, match="none of the hierarchy's levels"):
         follow_skills(flat, state, starts, skills, jax.random.key(0))
     hierarchy, _, params, state, _ = splates
-    with pytest.raises(ValueError, match="no multiple"):
+    with pytest.raises(ValueError, match="not a multiple"):
         follow_skills(hierarchy, state, starts, skills, jax.random.key(0), 15)
     flat_car = lrl.RandomHierarchy(lrl.make("MountainCarContinuous-v0")[0])
     with pytest.raises(TypeError, match="only in a Maze2D"):

@@ -181,8 +181,8 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path, capsys):
 
 def test_a_folder_that_holds_no_run_is_refused(tmp_path, capsys):
     error = refused(capsys, "test", tmp_path)
-    assert error.count("\n") == 1 and "no run folder" in error
-    with pytest.raises(FileNotFoundError, match="no run folder"):
+    assert error.count("\n") == 1 and "not a run folder" in error
+    with pytest.raises(FileNotFoundError, match="not a run folder"):
         load_run(tmp_path)
 
 

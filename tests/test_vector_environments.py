@@ -235,7 +235,7 @@ def test_each_environment_lives_in_one_thread():
         def close(self):
             self.threads.append(threading.get_ident())
 
-    with lrl.AsyncCollector(lrl.RandomHierarchy(Steady()), [Threaded] * 3, 1) as collector:
+    with lrl.AsyncCollector(lrl.RandomHierarchy(Steady()), [Threaded] * 3, wait_num=1) as collector:
         collector.collect(n_total_steps=60)
     assert [len(set(env.threads)) for env in made] == [1] * 3
     assert len({env.threads[0] for env in made}) == 3

@@ -64,9 +64,9 @@ class AsyncCollector(BaseCollector, contextlib.AbstractContextManager):
         self,
         hierarchy: Hierarchy,
         env: Any,
+        *,
         wait_num: int | None = None,
         timeout: float | None = None,
-        *,
         buffer: int | Buffer | None = None,
         preprocess_fn: Callable[..., Any] | None = None,
         exploration_noise: bool = False,
@@ -160,7 +160,9 @@ class AsyncCollector(BaseCollector, contextlib.AbstractContextManager):
             n_total_steps: number of steps, summed over instances.
             n_episodes: number of episodes, summed over instances.
             random: act uniformly at random; the hierarchy neither sees nor stores anything.
-            render, no_grad: only their defaults have a meaning here.
+            render: seconds between frames of the first environment, which shows them as its
+                `render_mode` says, in its own thread; None for no display. Not for envpool.
+            no_grad: only its default has a meaning here.
             gym_reset_kwargs: `options` of the resets on the way.
             learn: make the updates owed after each batch of steps received.
             record_transitions: also return the transitions, leaves [batches, n, ...].
@@ -169,11 +171,10 @@ class AsyncCollector(BaseCollector, contextlib.AbstractContextManager):
         Returns:
             CollectStats, or (CollectStats, Transitions).
         """
-        if render is not None or not no_grad:
-            raise ValueError(
-                "environments that step on their own are neither rendered nor differentiated: use "
-                "Collector for render and no_grad=False."
-            )
+        if not no_grad:
+            raise ValueError("no_grad=False: Gymnasium environments have no gradients.")
+        if render is not None:
+            check_float("render, the seconds between frames,", render, 0.0)
         if record_transitions == "levels":
             raise ValueError(
                 'record_transitions="levels": steps are still pending at the end of a call, so '
@@ -192,5 +193,9 @@ class AsyncCollector(BaseCollector, contextlib.AbstractContextManager):
             gym_reset_kwargs=gym_reset_kwargs,
         )
         collected = request.begun(self.n_env_instances)
-        stats = self._collect(request, collected)
+        self._source.shown_for(render)
+        try:
+            stats = self._collect(request, collected)
+        finally:
+            self._source.shown_for(None)
         return self._returned(request, collected, stats)

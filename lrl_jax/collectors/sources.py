@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,6 +41,8 @@ class _Seat:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, f"environment-{index}")
         self._env: HostEnv | None = None
         self._reset_kwargs: dict[str, Any] = {}
+        #: Seconds for which a frame is shown after each step; None for no display.
+        self.shown_for: float | None = None
 
     def begin(self, name: str, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
         """Call a method of the environment, a HostEnv, without waiting for it."""
@@ -58,13 +61,23 @@ class _Seat:
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         try:
-            return getattr(self._made(), name)(*args, **kwargs)
+            env = self._made()
+            env.before_reset = None if self.shown_for is None else self._show
+            out = getattr(env, name)(*args, **kwargs)
+            if name == "step" and not (out.terminated | out.truncated)[0]:
+                self._show()
+            return out
         except EnvError as error:  # the first of one
             self._env = None if error.died else self._env
             what = error.what.removesuffix(ANEW) + AGAIN
             raise EnvError(self._index, what) from error.__cause__
         except BaseException as error:
             raise EnvError(self._index, raised(error)) from error
+
+    def _show(self) -> None:
+        if self._env is not None and self.shown_for is not None:
+            self._env.vector.render()
+            time.sleep(self.shown_for)
 
     def set_reset_kwargs(self, kwargs: dict[str, Any]) -> None:
         """Arguments of resets on the way, also of one that a pending step may bring."""
@@ -186,6 +199,10 @@ class Futures:
         self._resetting = resets = [self._seats[i].begin("reset", seeds[i], **kwargs) for i in ids]
         _wait(resets)
         return np.concatenate([future.result() for future in resets])
+
+    def shown_for(self, seconds: float | None) -> None:
+        """Show frames of the first environment for so long each; None for none."""
+        self._seats[0].shown_for = seconds
 
     def send(self, action: np.ndarray, mask: np.ndarray | None) -> None:
         """Begin steps of the idle instances in the mask."""
@@ -314,6 +331,11 @@ class Envpool:
     def reset_kwargs(self, kwargs: dict[str, Any]) -> None:
         if kwargs:
             raise ValueError(f"envpool's resets take no arguments, got {sorted(kwargs)}.")
+
+    def shown_for(self, seconds: float | None) -> None:
+        """Refused: envpool draws nothing."""
+        if seconds is not None:
+            raise ValueError("render: envpool's environments cannot be shown; leave it None.")
 
     def reset_some(self, mask: np.ndarray) -> np.ndarray:
         """Refused: envpool resets an instance where its episode ends, or all."""

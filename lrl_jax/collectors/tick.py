@@ -25,7 +25,7 @@ from lrl_jax.collectors.records import (
     decisions,
     zeroed,
 )
-from lrl_jax.env_spec import env_spec, is_gymnasium
+from lrl_jax.env_spec import check_params, env_spec, is_gymnasium
 from lrl_jax.envs.stepping import reset_all, step_all, success_of
 from lrl_jax.hierarchies import Hierarchy, HierarchyState, checks
 from lrl_jax.hierarchies.gating import select
@@ -90,10 +90,8 @@ def own_env(hierarchy: Hierarchy, env: Any = None, env_params: Any = None) -> tu
         ValueError, TypeError: if the hierarchy was not built for such an environment.
     """
     env = hierarchy.env if env is None else env
-    if is_gymnasium(env):
-        if env_params is not None:
-            raise ValueError("env_params are for gymnax environments: this one is Gymnasium's.")
-    elif env_params is None:
+    check_params(env, env_params)
+    if env_params is None and not is_gymnasium(env):
         own = hierarchy.env_params if env is hierarchy.env else None
         env_params = getattr(env, "default_params", None) if own is None else own
     check_env(hierarchy, env, env_params)

@@ -10,11 +10,14 @@ from typing import Any
 
 import gymnasium
 import gymnax
+import jax
+import numpy as np
 
 from lrl_jax.envs.adapters import LIBRARIES
 from lrl_jax.envs.layouts import BUILTIN, U_MAZE
 from lrl_jax.envs.maze2d import Maze2D
 from lrl_jax.envs.swimmer import Swimmer
+from lrl_jax.settings import MAX_INT, check_flag, check_float, check_int
 
 GYMNASIUM = "gymnasium/"
 """Prefix of the ids of Gymnasium's environments."""
@@ -138,13 +141,23 @@ def _make_with_params(env_id: str, factory: Any, settings: dict[str, Any]) -> tu
             f"{env_id} does not have all of the settings {sorted(rest)}: {error}. "
             f"Its parameters have {', '.join(fields) or 'no fields'}; {constructor}."
         ) from error
-    chosen = {k: _like(getattr(params, k), v) for k, v in settings.items() if k in fields}
+    chosen = {k: _like(k, getattr(params, k), v) for k, v in settings.items() if k in fields}
     return env, dataclasses.replace(env.default_params, **chosen)
 
 
-def _like(default: Any, value: Any) -> Any:
-    """A whole number as a float where the default is one: some environments look at the type."""
-    return float(value) if isinstance(default, float) and type(value) is int else value
+def _like(name: str, default: Any, value: Any) -> Any:
+    """A value of the default's kind: some environments look at the type. Arrays pass, for sweeps.
+
+    Raises:
+        ValueError, TypeError: for another kind, and for episodes without a step.
+    """
+    if isinstance(value, np.ndarray | jax.Array) or not isinstance(default, bool | int | float):
+        return value
+    if isinstance(default, bool):
+        return check_flag(name, value)
+    if isinstance(default, float):
+        return check_float(name, value)
+    return check_int(name, value, 1 if name.startswith("max_steps") else -MAX_INT)
 
 
 def _is_of_arguments(error: TypeError) -> bool:

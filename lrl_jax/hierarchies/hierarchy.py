@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from lrl_jax import buffers
 from lrl_jax.buffers import Control, Row
 from lrl_jax.buffers.rows import FIRST_CHILD, N_CHILDREN, to_fields
 from lrl_jax.devices import resolve_device
-from lrl_jax.env_spec import env_spec, is_gymnasium
+from lrl_jax.env_spec import check_params, env_spec, is_gymnasium
 from lrl_jax.exact import Counter
 from lrl_jax.hierarchies import checkpoint, checks, printing, stepping
 from lrl_jax.hierarchies.gating import select
@@ -82,7 +81,7 @@ class Hierarchy:
     ):
         if not isinstance(levels, Sequence) or not levels:
             raise ValueError(f"levels must be a non-empty list of levels, got {levels!r}.")
-        _check_params(env, env_params)
+        check_params(env, env_params)
         self.levels = tuple(as_level(level) for level in levels)
         self.frozen = checks.frozen_levels(frozen, len(self.levels))
         self.env, self.env_params = env, env_params
@@ -724,27 +723,6 @@ def RandomHierarchy(env: Any, device: Any = None, *, env_params: Any = None) -> 
         env_params: parameters of a gymnax environment, its defaults if None.
     """
     return Hierarchy([RandomLevel()], env, env_params, device=device)
-
-
-def _check_params(env: Any, env_params: Any) -> None:
-    """Refuse observation maps, and parameters of environments that have none."""
-    is_map = callable(env_params) and not dataclasses.is_dataclass(env_params)
-    if type(env_params) in (list, tuple) or is_map:
-        raise TypeError(
-            f"env_params, the third argument, is {env_params!r}: give maps of observations by "
-            f"name, Hierarchy(levels, env, env_obs_maps=...)."
-        )
-    if env_params is not None and is_gymnasium(env):
-        raise ValueError("env_params are for gymnax environments: this one is Gymnasium's.")
-    default = getattr(env, "default_params", None)
-    if env_params is None or not dataclasses.is_dataclass(default):
-        return
-    lacking = [f.name for f in dataclasses.fields(default) if not hasattr(env_params, f.name)]
-    if lacking:
-        raise TypeError(
-            f"env_params, the third argument, is {env_params!r}, which lacks {lacking}: give "
-            f"parameters such as env.default_params, {default}."
-        )
 
 
 def _names(signals: Sequence[str]) -> tuple[str, ...]:

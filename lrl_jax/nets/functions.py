@@ -79,28 +79,20 @@ class ValueFunction(nn.Module):
     Attributes:
         hidden, activation: of the network.
         periods: of the Fourier features of the state, in its units; none by default.
-        relative: for contexts that are goals, in units of the state's first C entries: whether the
-            change from these to the goal is an input, and the goal has Fourier features too.
         compute_dtype: as in `RewardFunction`.
     """
 
     hidden: tuple[int, ...] = (128, 128)
     activation: str | Callable = "relu"
     periods: tuple[float, ...] = ()
-    relative: bool = False
     compute_dtype: str = "float32"
 
     def __post_init__(self):
         _check(self)
-        self.relative = check_flag("relative", self.relative)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, state: jax.Array, context: jax.Array) -> jax.Array:
         """Map state [..., D] and context [..., C] to the value [...]."""
-        parts = [fourier_features(state, self.periods), context]
-        if self.relative:
-            parts[1:] = [
-                fourier_features(x, self.periods) for x in (context, _change(state, context))
-            ]
-        return MLP(self.hidden, 1, self.activation)(jnp.concatenate(parts, -1))[..., 0]
+        x = jnp.concatenate([fourier_features(state, self.periods), context], -1)
+        return MLP(self.hidden, 1, self.activation)(x)[..., 0]
