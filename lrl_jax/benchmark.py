@@ -66,7 +66,7 @@ def compare(
         ValueError: if there is nothing to time, or for numbers out of range.
     """
     if not functions:
-        raise ValueError("there is not a function to time: pass {name: (function, arguments)}.")
+        raise ValueError("there is no function to time: pass {name: (function, arguments)}.")
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}.")
     if not math.isfinite(min_seconds) or min_seconds < 0:

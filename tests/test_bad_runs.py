@@ -116,7 +116,7 @@ CALLS = {
     "run is missing": lambda: lrl.train(PENDULUM, resume=True),
     'settings must be "kept" or "new"': lambda: lrl.train(PENDULUM, "x", settings="old"),
     "is not a run folder": lambda: lrl.train(None, "nowhere", resume=True),
-    "no run folder": lambda: lrl.load_run("nowhere"),
+    "nowhere is not a run folder": lambda: lrl.load_run("nowhere"),
     "register takes classes": lambda: lrl.register(3),
     "SAC is taken by": lambda: lrl.register(type("SAC", (), {})),
     "buffer_size=0": lambda: Trainer.build(
