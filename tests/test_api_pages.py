@@ -353,7 +353,7 @@ def test_parameters_given_to_make_are_checked(steps):
     assert lrl.make("Pendulum-v1", g=jnp.array([1.0, 5.0]))[1].g.shape == (2,)
 
 
-def test_devices_are_no_functions():
+def test_what_is_not_a_device_is_refused():
     for call in (
         lambda: lrl.Collector(AGENT, ENV, None, abs),
         lambda: lrl.RandomHierarchy(ENV, abs),

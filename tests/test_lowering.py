@@ -52,17 +52,7 @@ def of_training(config: TrainConfig, platforms: tuple[str, ...] = PLATFORMS) -> 
     return lowered(between, *args, platforms=platforms)
 
 
-#: The same programs as others in other environments, or with other sizes.
-SIMILAR = (
-    "maze2d-simple-planner",
-    "maze2d-large-splates",
-    "maze2d-empty-splates",
-    "maze2d-empty-dads",
-    "gymnasium-pendulum-sac",
-)
-
-
-@pytest.mark.parametrize("name", [name for name in PRESETS if name not in SIMILAR])
+@pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_lowers_and_stays_on_the_accelerator(name):
     config = tiny(name)
     if name == "halfcheetah-sac" and importlib.util.find_spec("mujoco") is None:
